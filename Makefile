@@ -1,0 +1,35 @@
+# Targets install what they need into .venv; PYTHON picks the interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV ?= .venv-$(notdir $(PYTHON))
+RUN := $(VENV)/bin/python
+DEMO ?= runs/demo
+METHODS := lw_fedssl layerwise prog_fedssl end_to_end
+comma := ,
+space := $(subst ,, )
+
+.PHONY: demo test lint clean
+
+# Installed once per change of the packaging files; a half-made environment is made anew.
+$(VENV)/installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
+
+# The four methods on scikit-learn's digits, then a table and a picture. An interrupted demo goes on where it was.
+demo: $(VENV)/installed
+	@for method in $(METHODS); do \
+	  $(RUN) -m experiments.pretrain --flagfile=experiments/presets/quickstart.flags \
+	    --method=$$method --workdir=$(DEMO)/$$method --resume || exit; \
+	done
+	@$(RUN) -m experiments.report --output=$(DEMO)/report \
+	  --workdirs=$(subst $(space),$(comma),$(addprefix $(DEMO)/,$(METHODS)))
+
+lint: $(VENV)/installed
+	$(RUN) -m ruff check .
+	$(VENV)/bin/lint-imports
+
+test: lint
+	$(RUN) -m pytest --cov --cov-report=term:skip-covered
+
+clean:
+	rm -rf .venv-* runs .pytest_cache .ruff_cache .import_linter_cache

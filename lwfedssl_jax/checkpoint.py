@@ -1,0 +1,89 @@
+"""Checkpoints: orbax writes them, a digest of our own says whether what comes back is what was saved."""
+
+import os
+from typing import Any, NamedTuple
+
+import jax
+from absl import logging
+
+from lwfedssl_jax import trees
+from lwfedssl_jax.base import Params, UsageError
+
+FOLDER = 'checkpoints'
+
+
+class Restored(NamedTuple):
+  """A sound checkpoint: parameters after `rounds_done` rounds."""
+
+  params: Params
+  rounds_done: int
+
+
+class Checkpoints:
+  """The newest checkpoints of a run, one per saved round, written in the background."""
+
+  def __init__(self, workdir: str, keep: int):
+    import orbax.checkpoint as ocp  # half a second to import; only runs that save need it
+
+    self._ocp = ocp
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True)
+    self._manager = ocp.CheckpointManager(os.path.abspath(os.path.join(workdir, FOLDER)), options=options)
+
+  def save(self, params: Params, rounds_done: int) -> None:
+    """Starts saving; returns once the parameters may change."""
+    args = self._ocp.args
+    meta = {'rounds_done': rounds_done, 'params_sha256': trees.sha256(params)}
+    saved = self._manager.save(
+        rounds_done, args=args.Composite(params=args.StandardSave(params), meta=args.JsonSave(meta)))
+    if not saved:
+      raise RuntimeError(f'checkpoint {rounds_done} was not written: one of that number or later exists')
+
+  def restore_newest(self, like: Params) -> Restored | None:
+    """Returns the newest checkpoint whose digest is right, or None if none was ever saved.
+
+    Args:
+      like: a parameter tree of the same structure, shapes and dtypes (arrays or ShapeDtypeStructs).
+
+    Raises:
+      UsageError: there are checkpoints, but none is sound.
+    """
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    for step in steps:
+      try:
+        restored = self._restore(step, like)
+      except Exception as error:  # orbax raises many types for damaged files, bare Exception among them
+        restored, reason = None, str(error).splitlines()[0][:200]
+      else:
+        reason = 'its digest does not match'
+      if restored is not None:
+        for damaged in (s for s in steps if s > step):
+          self._manager.delete(damaged)
+        return restored
+      logging.warning('checkpoint %d is damaged and passed over: %s', step, reason)
+    if steps:
+      raise UsageError(f'{self._manager.directory}: expected a sound checkpoint, all {len(steps)} are damaged')
+    return None
+
+  def _restore(self, step: int, like: Params) -> Restored | None:
+    args = self._ocp.args
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_sharding()), like)
+    out = self._manager.restore(
+        step, args=args.Composite(params=args.StandardRestore(abstract), meta=args.JsonRestore()))
+    sound = trees.sha256(out['params']) == out['meta']['params_sha256'] and out['meta']['rounds_done'] == step
+    return Restored(out['params'], step) if sound else None
+
+  def close(self) -> None:
+    """Waits for saves under way and stops the background threads."""
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+  def __enter__(self) -> 'Checkpoints':
+    return self
+
+  def __exit__(self, *exception: Any) -> None:
+    self.close()
+
+
+def _sharding() -> Any:
+  return jax.sharding.SingleDeviceSharding(jax.devices()[0])

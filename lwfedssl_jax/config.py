@@ -1,0 +1,300 @@
+"""Frozen, validated experiment configuration. Imports no jax.
+
+Every field carries its own help text, choices and range, so the command line
+(`experiments/flags.py`), the checks here and the saved `config.json` are three
+views of one table. Field names are unique across groups: a flag is a field.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from lwfedssl_jax.base import UsageError
+
+METHODS = ('end_to_end', 'layerwise', 'lw_fedssl', 'prog_fedssl', 'centralized')
+OBJECTIVES = ('moco_v3', 'byol', 'simclr')
+
+
+class EncoderSize(typing.NamedTuple):
+  """Sizes of a vision transformer: token width, blocks, attention heads, MLP expansion."""
+
+  width: int
+  depth: int
+  num_heads: int
+  mlp_ratio: int
+
+
+# vit_tiny: the paper's encoder (arXiv 2401.11647). vit_micro: ours, for CPUs and tests.
+ENCODER_SIZES = {
+    'vit_tiny': EncoderSize(width=192, depth=12, num_heads=3, mlp_ratio=4),
+    'vit_micro': EncoderSize(width=64, depth=4, num_heads=2, mlp_ratio=4),
+}
+
+# Widths of projector and predictor (192-512-512-256 and 256-512-256 for ViT-Tiny, as in MoCo v3's shape).
+HEAD_HIDDEN = 512
+PROJECTION_SIZE = 256
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+  """Declares one configuration field with its help text, choices and range."""
+  metadata = {'help': help, 'choices': choices, 'at_least': at_least, 'above': above, 'at_most': at_most}
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+def value_type(annotation: Any) -> tuple[type, bool, int]:
+  """Splits a field's annotation into (scalar type, may be None, tuple length or 0)."""
+  optional = isinstance(annotation, types.UnionType)
+  if optional:
+    annotation = next(t for t in typing.get_args(annotation) if t is not type(None))
+  members = typing.get_args(annotation)
+  return (members[0], optional, len(members)) if members else (annotation, optional, 0)
+
+
+def _check_value(name: str, value: Any, annotation: Any, limits: Mapping[str, Any]) -> None:
+  """Raises UsageError unless `value` has the annotated type and lies in its range."""
+  kind, optional, length = value_type(annotation)
+  if value is None and optional:
+    return
+  if length and (not isinstance(value, tuple) or len(value) != length):
+    raise UsageError(f'--{name}: expected {length} comma-separated values, got {value!r}')
+  for item in value if length else (value,):
+    number = kind in (int, float)
+    accepted = (int, float) if kind is float else (kind,)
+    if not isinstance(item, accepted) or (number and isinstance(item, bool)):
+      raise UsageError(f'--{name}: expected {kind.__name__}, got {item!r}')
+    if number and not math.isfinite(item):
+      raise UsageError(f'--{name}: expected a finite number, got {item!r}')
+    if limits['choices'] and item not in limits['choices']:
+      raise UsageError(f'--{name}: expected one of {", ".join(limits["choices"])}, got {item!r}')
+    if limits['at_least'] is not None and item < limits['at_least']:
+      raise UsageError(f'--{name}: expected at least {limits["at_least"]}, got {item}')
+    if limits['above'] is not None and item <= limits['above']:
+      raise UsageError(f'--{name}: expected more than {limits["above"]}, got {item}')
+    if limits['at_most'] is not None and item > limits['at_most']:
+      raise UsageError(f'--{name}: expected at most {limits["at_most"]}, got {item}')
+
+
+class _Validated:
+  """Checks every field of a dataclass against its declared type, choices and range."""
+
+  def __post_init__(self):
+    annotations = typing.get_type_hints(type(self))
+    for field in dataclasses.fields(self):
+      _check_value(field.name, getattr(self, field.name), annotations[field.name], field.metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(_Validated):
+  encoder: str = option('vit_micro', 'encoder architecture', choices=tuple(ENCODER_SIZES))
+  image_size: int = option(0, 'side of the square images, pixels; 0: as the data set has them', at_least=0)
+  patch_size: int = option(4, 'side of a patch, pixels; divides the image size', at_least=1)
+  position_init: str = option(
+      'random', 'initial position table, learned from there: normal of deviation 0.02, or 2-D sines and cosines',
+      choices=('random', 'sincos'))
+  compute_dtype: str = option(
+      'float32', 'type of activations and matrix products; parameters stay float32',
+      choices=('float32', 'bfloat16'))
+
+  @property
+  def size(self) -> EncoderSize:
+    return ENCODER_SIZES[self.encoder]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig(_Validated):
+  objective: str = option('moco_v3', 'self-supervised objective', choices=OBJECTIVES)
+  temperature: float = option(0.05, 'softmax temperature of the contrastive losses', above=0)
+  target_decay: float = option(0.99, 'decay mu of the target branch, per step', at_least=0, at_most=1)
+  representation_alignment: bool | None = option(
+      None, 'keep local projections near the received global model\'s; unset: on for lw_fedssl')
+  alignment_kind: str = option(
+      'contrastive', 'form of the alignment regulariser', choices=('contrastive', 'cosine'))
+  alignment_weight: float = option(1.0, 'weight of the alignment term', at_least=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MethodConfig(_Validated):
+  method: str = option('lw_fedssl', 'what is trained when, and what travels', choices=METHODS)
+  blocks_per_stage: int = option(1, 'encoder blocks that a stage adds', at_least=1)
+  rounds_per_stage: int = option(
+      15, 'rounds of a layer-wise stage; a method of one stage runs as many rounds in all as a '
+      'layer-wise one (depth / blocks_per_stage * rounds_per_stage)', at_least=1)
+  new_block_init: str = option(
+      'random', 'initial weights of a new block: random, or a copy of the block below',
+      choices=('random', 'previous'))
+  server_calibration: bool | None = option(
+      None, 'end-to-end training on the server after aggregation; unset: on for lw_fedssl')
+  calibration_epochs: int = option(1, 'epochs over the auxiliary images per round', at_least=1)
+  calibration_batch_size: int = option(0, 'images a calibration step; 0: batch_size', at_least=0)
+  calibration_learning_rate: float = option(
+      0.0, 'base learning rate of calibration per 256 images; 0: learning_rate', at_least=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(_Validated):
+  dataset: str = option('digits', 'digits, tfds:NAME, folder:PATH or npz:PATH')
+  data_dir: str = option('', 'folder of prepared TFDS data sets; empty: the TFDS default')
+  cache_dir: str = option('', 'where decoded images are kept; empty: the user cache folder')
+  max_train_images: int = option(0, 'use only so many training images, drawn by a fixed seed; 0: all', at_least=0)
+  auxiliary_dataset: str = option('', 'data set of the server\'s images; empty: held back from the training split')
+  auxiliary_fraction: float = option(
+      0.1, 'share of the training images held back for the server, whatever the method, so that '
+      'clients hold the same images under every method', at_least=0, at_most=0.9)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PartitionConfig(_Validated):
+  num_clients: int = option(10, 'simulated clients', at_least=1)
+  partition: str = option('iid', 'how images are dealt to clients', choices=('iid', 'dirichlet', 'shards'))
+  dirichlet_beta: float = option(0.5, 'concentration of the Dirichlet partition over labels', above=0)
+  shards_per_client: int = option(2, 'label-sorted shards a client gets under --partition=shards', at_least=1)
+  client_size_sigma: float = option(
+      0.0, 'spread of client sizes under --partition=iid: sigma of a log-normal; 0: equal', at_least=0, at_most=3)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClientConfig(_Validated):
+  clients_per_round: int = option(0, 'clients sampled each round; 0: all', at_least=0)
+  client_dropout: float = option(0.0, 'probability that a sampled client does not return', at_least=0, at_most=1)
+  client_chunk: int = option(0, 'clients computed side by side (vmapped); 0: chosen for the backend', at_least=0)
+  local_epochs: int = option(3, 'epochs over a client\'s images per round', at_least=1)
+  batch_size: int = option(512, 'images a client step', at_least=2)
+  learning_rate: float = option(1.5e-4, 'base learning rate of AdamW per 256 images (times batch_size / 256)', above=0)
+  weight_decay: float = option(
+      1e-5, 'AdamW weight decay of matrices; biases, norms and positions have none', at_least=0)
+  block_learning_rate_decay: float = option(
+      1.0, 'factor on the learning rate for each block below the newest active one', above=0, at_most=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentConfig(_Validated):
+  crop_area: tuple[float, float] = option(
+      (0.08, 1.0), 'least and greatest share of the area a crop keeps', above=0, at_most=1)
+  flip_probability: float = option(0.5, 'probability of a horizontal flip', at_least=0, at_most=1)
+  jitter_probability: float = option(0.8, 'probability of colour jitter', at_least=0, at_most=1)
+  jitter_strength: tuple[float, float, float, float] = option(
+      (0.4, 0.4, 0.2, 0.1), 'brightness, contrast, saturation, hue', at_least=0, at_most=1)
+  grayscale_probability: float = option(0.2, 'probability of conversion to gray', at_least=0, at_most=1)
+  blur_probability: tuple[float, float] = option(
+      (1.0, 0.1), 'probability of a Gaussian blur, per view', at_least=0, at_most=1)
+  blur_sigma: tuple[float, float] = option(
+      (0.1, 2.0), 'least and greatest blur, in pixels of a 224-pixel image (scaled to the image size)', above=0)
+  solarize_probability: tuple[float, float] = option(
+      (0.0, 0.2), 'probability of solarization, per view', at_least=0, at_most=1)
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name in ('crop_area', 'blur_sigma'):
+      low, high = getattr(self, name)
+      if low > high:
+        raise UsageError(f'--{name}: expected the lower bound first, got {low},{high}')
+    if self.jitter_strength[3] > 0.5:
+      raise UsageError(f'--jitter_strength: expected a hue of at most 0.5, got {self.jitter_strength[3]}')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(_Validated):
+  seed: int = option(0, 'seed of every random choice', at_least=0, at_most=2**31 - 1)
+  workdir: str = option('', 'folder the run writes to')
+  resume: bool = option(False, 'go on from the newest checkpoint in --workdir')
+  stop_after_round: int = option(0, 'stop once this many rounds of the run are done; 0: at its end', at_least=0)
+  checkpoint_every: int = option(1, 'rounds between checkpoints; a stage\'s last round is always saved', at_least=1)
+  keep_checkpoints: int = option(2, 'newest checkpoints kept', at_least=1)
+  knn_bank_images: int = option(10_000, 'labelled training images the kNN monitor searches; 0: all', at_least=0)
+  knn_test_images: int = option(10_000, 'test images the kNN monitor classifies; 0: all', at_least=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """One pretraining run, complete: whatever decides its result is a field of one of these groups."""
+
+  model: ModelConfig = ModelConfig()
+  objective: ObjectiveConfig = ObjectiveConfig()
+  method: MethodConfig = MethodConfig()
+  data: DataConfig = DataConfig()
+  partition: PartitionConfig = PartitionConfig()
+  client: ClientConfig = ClientConfig()
+  augment: AugmentConfig = AugmentConfig()
+  run: RunConfig = RunConfig()
+
+  def __post_init__(self):
+    size, model = self.model.size, self.model
+    if model.image_size and model.image_size % model.patch_size:
+      raise UsageError(
+          f'--patch_size: expected a divisor of --image_size={model.image_size}, got {model.patch_size}')
+    if size.depth % self.method.blocks_per_stage:
+      raise UsageError(
+          f'--blocks_per_stage: expected a divisor of the {size.depth} blocks of {model.encoder}, '
+          f'got {self.method.blocks_per_stage}')
+    if self.client.clients_per_round > self.num_clients:
+      raise UsageError(
+          f'--clients_per_round: expected at most --num_clients={self.num_clients}, '
+          f'got {self.client.clients_per_round}')
+    if self.server_calibration and not self.data.auxiliary_dataset and not self.data.auxiliary_fraction:
+      raise UsageError('--auxiliary_fraction: expected more than 0 with --server_calibration, got 0')
+
+  @property
+  def is_federated(self) -> bool:
+    """Whether anything travels; `centralized` is one client that holds all the data."""
+    return self.method.method != 'centralized'
+
+  @property
+  def num_clients(self) -> int:
+    return self.partition.num_clients if self.is_federated else 1
+
+  @property
+  def clients_per_round(self) -> int:
+    return self.client.clients_per_round or self.num_clients
+
+  @property
+  def server_calibration(self) -> bool:
+    chosen = self.method.server_calibration
+    return self.method.method == 'lw_fedssl' if chosen is None else chosen
+
+  @property
+  def representation_alignment(self) -> bool:
+    chosen = self.objective.representation_alignment
+    return self.method.method == 'lw_fedssl' if chosen is None else chosen
+
+
+GROUPS: dict[str, type] = {f.name: f.type for f in dataclasses.fields(Config)}
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+  """Returns `config` with the named fields replaced, whatever group they are in.
+
+  Raises:
+    UsageError: a name is not a field, or the result is not valid.
+  """
+  left, groups = dict(values), {}
+  for group, group_type in GROUPS.items():
+    names = {f.name for f in dataclasses.fields(group_type)} & left.keys()
+    groups[group] = dataclasses.replace(getattr(config, group), **{n: left.pop(n) for n in names})
+  if left:
+    raise UsageError(f'config: unknown field {sorted(left)[0]!r}')
+  return Config(**groups)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+  """Returns {field: value} over all groups, in declaration order."""
+  return {
+      field.name: getattr(getattr(config, group), field.name)
+      for group, group_type in GROUPS.items()
+      for field in dataclasses.fields(group_type)
+  }
+
+
+def from_flat(values: Mapping[str, Any]) -> Config:
+  """Inverse of `flatten`; accepts JSON's lists for tuples. Raises UsageError."""
+  return with_values(Config(), {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

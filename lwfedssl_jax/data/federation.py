@@ -1,0 +1,90 @@
+"""A data set dealt out: who holds which images. Everything a user can get wrong about data fails here."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from lwfedssl_jax import rng
+from lwfedssl_jax.base import UsageError
+from lwfedssl_jax.config import Config
+from lwfedssl_jax.data import sources
+from lwfedssl_jax.data.partition import MIN_CLIENT_IMAGES, partition_images
+from lwfedssl_jax.data.sources import ImageDataset
+
+
+class Federation(NamedTuple):
+  """A data set and its holders.
+
+  Attributes:
+    dataset: the images and labels.
+    client_images: one sorted int array per client, of indices into the training images.
+    server_ids: sorted int array of the server's own, disjoint from the clients'.
+    server_images: (A, S, S, 3) uint8, the server's images, from an auxiliary data set where one is given.
+  """
+
+  dataset: ImageDataset
+  client_images: list[np.ndarray]
+  server_ids: np.ndarray
+  server_images: np.ndarray
+
+  @property
+  def image_size(self) -> int:
+    return self.dataset.train_images.shape[1]
+
+  @property
+  def max_client_images(self) -> int:
+    return max(map(len, self.client_images))
+
+  def client_table(self) -> tuple[np.ndarray, np.ndarray]:
+    """Returns indices (N, M) int32, padded with 0, and numbers of images (N,) int32."""
+    table = np.zeros((len(self.client_images), self.max_client_images), np.int32)
+    for row, ids in zip(table, self.client_images):
+      row[:len(ids)] = ids
+    return table, np.array([len(ids) for ids in self.client_images], np.int32)
+
+
+def deal(dataset: ImageDataset, config: Config, auxiliary: np.ndarray | None = None) -> Federation:
+  """Deals a data set's training images to the server and the clients.
+
+  The server's share is set apart whatever the method, so that clients hold the same images under every method.
+
+  Args:
+    dataset: the images.
+    config: the run's configuration.
+    auxiliary: the server's images (A, S, S, 3) uint8 from elsewhere; then none are taken from the data set.
+
+  Raises:
+    UsageError: the images cannot be dealt or cut into patches or batches as asked.
+  """
+  size = dataset.train_images.shape[1]
+  if size % config.model.patch_size:
+    raise UsageError(f'--patch_size: expected a divisor of the image size {size} of {dataset.name}, '
+                     f'got {config.model.patch_size}')
+  generator = np.random.Generator(np.random.Philox(key=[config.run.seed, int(rng.Stream.PARTITION)]))
+  count, limit = len(dataset.train_images), config.data.max_train_images
+  used = np.random.Generator(np.random.Philox(key=[0, 0])).permutation(count)[:limit or None]
+  num_server = 0 if auxiliary is not None else round(config.data.auxiliary_fraction * len(used))
+  used = generator.permutation(used)
+  server_ids, client_ids = np.sort(used[:num_server]), np.sort(used[num_server:])
+  labels = None if dataset.train_labels is None else dataset.train_labels[client_ids]
+  parts = partition_images(labels, len(client_ids), config.num_clients, config.partition, config.run.seed)
+  largest = max(map(len, parts))
+  if config.client.batch_size > largest:
+    raise UsageError(f'--batch_size: expected at most {largest}, the images of the largest client, '
+                     f'got {config.client.batch_size}')
+  server_images = dataset.train_images[server_ids] if auxiliary is None else auxiliary
+  if config.server_calibration and len(server_images) < MIN_CLIENT_IMAGES:
+    raise UsageError(f'--auxiliary_fraction: expected at least {MIN_CLIENT_IMAGES} images for the server, '
+                     f'got {len(server_images)}')
+  return Federation(dataset, [client_ids[part] for part in parts], server_ids, server_images)
+
+
+def load(config: Config) -> Federation:
+  """Loads the configured data and deals it out. Raises UsageError."""
+  folders = {'data_dir': config.data.data_dir, 'cache_dir': config.data.cache_dir}
+  dataset = sources.load(config.data.dataset, image_size=config.model.image_size, **folders)
+  auxiliary = None
+  if config.data.auxiliary_dataset:
+    size = dataset.train_images.shape[1]
+    auxiliary = sources.load(config.data.auxiliary_dataset, image_size=size, **folders).train_images
+  return deal(dataset, config, auxiliary)

@@ -1,0 +1,155 @@
+"""Image folders: one sub-folder per class, or images alone; with or without train and test folders."""
+
+import os
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+
+from lwfedssl_jax.base import UsageError
+from lwfedssl_jax.data import images
+
+TEST_FOLDERS = ('test', 'val', 'validation')
+HOLDOUT_SHARE = 0.1
+UNREADABLE_SHARE = 0.01
+
+
+class _Listing(NamedTuple):
+  paths: list[str]
+  labels: list[int]  # all 0 without classes
+  class_names: tuple[str, ...]  # empty without classes
+
+
+def stratified_holdout(labels: np.ndarray, count: int) -> np.ndarray:
+  """Chooses `count` items with every class in proportion, always the same ones.
+
+  At least one item of every class stays. NumPy's legacy generator is used because its stream is frozen.
+
+  Args:
+    labels: int (N,).
+    count: number of items wanted; fewer are chosen where the classes are too small.
+
+  Returns:
+    bool (N,), True for the chosen items.
+  """
+  random = np.random.RandomState(0)
+  classes, sizes = np.unique(labels, return_counts=True)
+  quota = count * sizes / max(1, sizes.sum())
+  taken = np.minimum(np.floor(quota).astype(int), sizes - 1)
+  for index in np.argsort(-(quota - taken), kind='stable'):
+    if taken.sum() < count and taken[index] < sizes[index] - 1:
+      taken[index] += 1
+  chosen = np.zeros(len(labels), bool)
+  for label, number in zip(classes, taken):
+    chosen[random.permutation(np.flatnonzero(labels == label))[:number]] = True
+  return chosen
+
+
+def _scan(folder: str) -> tuple[list[str], list[str]]:
+  """Returns (sub-folders, image files) of a folder, sorted by name, hidden ones left out."""
+  try:
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    visible = [e for e in entries if not e.name.startswith(('.', '__MACOSX'))]
+    folders = [e.path for e in visible if e.is_dir()]
+    suffixes = images.extensions()
+    files = [e.path for e in visible if os.path.splitext(e.name)[1].lower() in suffixes and e.is_file()]
+  except OSError as e:
+    raise UsageError(f'{folder}: expected a folder that can be read: {e.strerror}') from e
+  return folders, files
+
+
+def _images_below(folder: str, visited: set[str]) -> list[str]:
+  """Returns all images below a folder; links are followed, but no real folder is entered twice."""
+  found, pending = [], [folder]
+  while pending:
+    current = pending.pop()
+    real = os.path.realpath(current)
+    if real in visited:
+      continue
+    visited.add(real)
+    folders, files = _scan(current)
+    found += files
+    pending += folders
+  return sorted(found)
+
+
+def _list(folder: str) -> _Listing:
+  """Lists one split."""
+  folders, files = _scan(folder)
+  root = os.path.realpath(folder)
+  by_class = {os.path.basename(path): _images_below(path, {root}) for path in folders}
+  by_class = {name: paths for name, paths in by_class.items() if paths}
+  if not by_class:
+    return _Listing(files, [0] * len(files), ())
+  if files:
+    logging.warning('%s: ignored %d images beside the class folders', folder, len(files))
+  paths = [path for paths in by_class.values() for path in paths]
+  labels = [label for label, paths in enumerate(by_class.values()) for _ in paths]
+  return _Listing(paths, labels, tuple(by_class))
+
+
+def _split_folders(path: str) -> tuple[str, list[str]]:
+  """Returns (folder of the training images, candidate folders of the test images)."""
+  names = {os.path.basename(folder): folder for folder in _scan(path)[0]}
+  tests = [names[name] for name in TEST_FOLDERS if name in names]
+  if 'train' in names and (tests or len(names) == 1):
+    return names['train'], tests
+  return path, []
+
+
+def _with_classes_of(train: _Listing, test: _Listing, folder: str) -> _Listing:
+  """Returns the test listing with the training split's class numbers."""
+  unknown = sorted(set(test.class_names) - set(train.class_names))
+  if unknown and train.class_names:
+    raise UsageError(f'{os.path.join(folder, unknown[0])}: expected the class folders of the training images')
+  numbers = {name: number for number, name in enumerate(train.class_names)}
+  labels = [numbers.get(test.class_names[label], 0) if test.class_names else 0 for label in test.labels]
+  return test._replace(labels=labels)
+
+
+def _to_split(listing: _Listing, labelled: bool) -> images.Split:
+  paths, labels = listing.paths, listing.labels
+  return images.Split(
+      len(paths), lambda indices: [(paths[i], labels[i]) for i in indices], lambda i: paths[i], labelled)
+
+
+def open_folder(argument: str, data_dir: str) -> images.Source:
+  """Lists the images of `folder:PATH`; `data_dir` is not used.
+
+  PATH holds a sub-folder per class (with images at any depth), or images alone (no labels); or it holds `train` and
+  one of `test`, `val`, `validation`, each of which does. Without the latter a tenth is held out, the same every time.
+  Hidden files and files that are no images are ignored.
+
+  Raises:
+    UsageError: no such folder, nothing in it, or test classes that the training images lack.
+  """
+  del data_dir
+  path = os.path.abspath(os.path.expanduser(argument))
+  if not os.path.isdir(path):
+    raise UsageError(f'--dataset=folder:{argument}: expected a folder of images, found none')
+  train_folder, test_folders = _split_folders(path)
+  train = _list(train_folder)
+  if not train.paths:
+    raise UsageError(f'--dataset=folder:{argument}: expected images (png, jpg, ...) in {train_folder}, found none')
+  listed = [(folder, _list(folder)) for folder in test_folders]
+  listed = sorted((item for item in listed if item[1].paths), key=lambda item: not item[1].class_names)
+  labelled = bool(train.class_names)
+  if listed:
+    folder, test = listed[0]
+    test = _with_classes_of(train, test, folder)
+    test_labelled = labelled and bool(test.class_names)
+  else:
+    train, test = _hold_out(train)
+    test_labelled = labelled
+  opened = images.Opened(
+      _to_split(train, labelled), _to_split(test, test_labelled), train.class_names, UNREADABLE_SHARE)
+  return images.Source((*train.paths, *test.paths), lambda: opened)
+
+
+def _hold_out(listing: _Listing) -> tuple[_Listing, _Listing]:
+  """Splits a listing into (training, test)."""
+  number = len(listing.paths)
+  held = stratified_holdout(np.array(listing.labels), max(1, round(HOLDOUT_SHARE * number)))
+  pick = lambda mask: listing._replace(
+      paths=[listing.paths[i] for i in np.flatnonzero(mask)], labels=[listing.labels[i] for i in np.flatnonzero(mask)])
+  return pick(~held), pick(held)

@@ -1,0 +1,181 @@
+"""Data sets by name: `digits`, `tfds:NAME`, `folder:PATH` or `npz:PATH`, as uint8 images in one shape."""
+
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lwfedssl_jax.base import UsageError
+from lwfedssl_jax.data import cache, folder, images, tfds_source
+
+_DIGITS_TEST_IMAGES = 360
+_MAX_CLASSES = 1 << 16
+
+
+class ImageDataset(NamedTuple):
+  """A data set, decoded. Its arrays are read-only, and may be mapped from files.
+
+  Attributes:
+    name: the specification it was loaded from, e.g. 'tfds:cifar10'.
+    train_images: uint8 (N, S, S, 3), N at least 1.
+    train_labels: int32 (N,), 0 .. len(class_names) - 1; None where there are no labels.
+    test_images: uint8 (M, S, S, 3); M may be 0.
+    test_labels: int32 (M,), or None.
+    class_names: empty where there are no labels.
+  """
+
+  name: str
+  train_images: np.ndarray
+  train_labels: np.ndarray | None
+  test_images: np.ndarray
+  test_labels: np.ndarray | None
+  class_names: tuple[str, ...]
+
+
+def load(spec: str, *, data_dir: str = '', cache_dir: str = '', image_size: int = 0) -> ImageDataset:
+  """Loads a data set, from the cache of decoded images where it can.
+
+  Nothing is downloaded. Gray images get three equal channels; transparency becomes white.
+
+  Args:
+    spec: `digits`, `tfds:NAME`, `folder:PATH` or `npz:PATH`.
+    data_dir: folder of prepared TFDS data sets; empty for TFDS's default.
+    cache_dir: where decoded images are kept; empty for the user's cache folder.
+    image_size: side of the images, pixels: shorter side resized to it, centre cut out. 0: as the data has them,
+      which must then be one square size.
+
+  Raises:
+    UsageError: one line that names the flag or the file and what was expected.
+  """
+  kind, colon, argument = spec.partition(':')
+  if kind not in READERS or (kind == 'digits') == bool(colon) or (colon and not argument):
+    raise UsageError(f'--dataset: expected digits, tfds:NAME, folder:PATH or npz:PATH, got {spec!r}')
+  source = READERS[kind](argument, data_dir)
+  path = ''
+  if source.files:
+    identity = (spec, data_dir and os.path.abspath(data_dir), image_size)
+    path = cache.entry_path(cache.cache_root(cache_dir), identity, source.files)
+    if cached := cache.load(path):
+      return _to_dataset(spec, *cached)
+  opened = source.open()
+  side = image_size or images.image_side(opened.train)
+  if not opened.train.size or not side:
+    raise UsageError(f'--dataset={spec}: expected training images, found none')
+  num_bytes = (opened.train.size + opened.test.size) * side * side * 3
+  decode = lambda allocate: images.decode_all(opened, side, bool(image_size), allocate)
+  dataset = _to_dataset(spec, cache.decode_into(path, decode, opened.class_names, num_bytes), opened.class_names)
+  if not len(dataset.train_images):
+    raise UsageError(f'--dataset={spec}: expected training images, found none that can be read')
+  return dataset
+
+
+def _to_dataset(spec: str, decoded: images.Decoded, class_names: tuple[str, ...]) -> ImageDataset:
+  for array in decoded:
+    if array is not None:
+      array.flags.writeable = False
+  labelled = decoded.train_labels is not None or decoded.test_labels is not None
+  return ImageDataset(spec, *decoded, class_names if labelled else ())
+
+
+def describe(dataset: ImageDataset) -> str:
+  """Returns one plain line: name, numbers of images, size, classes."""
+  side = dataset.train_images.shape[1]
+  classes = f'{len(dataset.class_names)} classes' if dataset.class_names else 'no labels'
+  return (
+      f'{dataset.name}: {len(dataset.train_images)} training and {len(dataset.test_images)} test images, '
+      f'{side}x{side}, {classes}')
+
+
+def _array_split(values: np.ndarray, labels: np.ndarray | None, name: str) -> images.Split:
+  numbers = np.zeros(len(values), np.int32) if labels is None else labels
+  return images.Split(
+      len(values), lambda indices: [(values[i], int(numbers[i])) for i in indices], lambda i: f'{name}[{i}]',
+      labels is not None)
+
+
+def _open_digits(argument: str, data_dir: str) -> images.Source:
+  """Scikit-learn's 1,797 digits, 8x8; 360 of them, always the same and every class in proportion, are the tests."""
+  del argument, data_dir
+  try:
+    from sklearn import datasets
+  except ImportError as e:
+    raise UsageError('--dataset=digits: expected the package scikit-learn (pip install scikit-learn)') from e
+  bunch = datasets.load_digits()
+  values, labels = np.round(bunch.images * (255 / 16)).astype(np.uint8), bunch.target
+  test = folder.stratified_holdout(labels, _DIGITS_TEST_IMAGES)
+  opened = images.Opened(
+      _array_split(values[~test], labels[~test], 'digits'), _array_split(values[test], labels[test], 'digits'),
+      tuple(str(name) for name in bunch.target_names))
+  return images.Source((), lambda: opened)
+
+
+def _open_npz(argument: str, data_dir: str) -> images.Source:
+  """`npz:PATH` in MedMNIST's layout: train_images, train_labels, and the same of test (or else of val)."""
+  del data_dir
+  path = os.path.abspath(os.path.expanduser(argument))
+  if not os.path.isfile(path):
+    raise UsageError(f'--dataset=npz:{argument}: expected an .npz file, found none')
+  return images.Source((path,), lambda: _read_npz(path))
+
+
+def _read_npz(path: str) -> images.Opened:
+  try:
+    with np.load(path, allow_pickle=False) as archive:
+      test = next((name for name in ('test', 'val') if f'{name}_images' in archive), 'test')
+      names = [f'{split}_{what}' for split in ('train', test) for what in ('images', 'labels')]
+      arrays = {name: archive[name] for name in names if name in archive}
+  except Exception as e:  # a crafted or damaged file makes NumPy raise nearly anything
+    why = images.one_line(e)
+    why = 'it holds pickled objects, which could run code' if 'pickle' in why else why
+    raise UsageError(f'{path}: expected an .npz file of plain arrays: {why}') from e
+  if 'train_images' not in arrays:
+    raise UsageError(f'{path}: expected an array train_images, found none')
+  for split in ('train', test):
+    _check_npz_split(path, split, arrays)
+  splits = {
+      split: _array_split(arrays[f'{split}_images'], arrays.get(f'{split}_labels'), f'{path}: {split}_images')
+      for split in ('train', test) if f'{split}_images' in arrays}
+  largest = max((int(v.max()) for k, v in arrays.items() if k.endswith('labels') and v.size), default=-1)
+  return images.Opened(
+      splits['train'], splits.get(test, images.EMPTY_SPLIT), tuple(str(number) for number in range(largest + 1)))
+
+
+def _check_npz_split(path: str, split: str, arrays: dict[str, Any]) -> None:
+  """Checks one split's arrays and replaces its labels by int32 (N,)."""
+  values, labels = arrays.get(f'{split}_images'), arrays.get(f'{split}_labels')
+  if values is None:
+    arrays.pop(f'{split}_labels', None)
+    return
+  name = f'{path}: {split}_images'
+  if values.ndim not in (3, 4) or (values.ndim == 4 and values.shape[3] not in (1, 3)):
+    raise UsageError(f'{name}: expected shape (N, H, W), (N, H, W, 1) or (N, H, W, 3), got {values.shape}')
+  if len(values) and not values.size:
+    raise UsageError(f'{name}: expected images of at least one pixel, got {values.shape}')
+  if values.size:
+    try:
+      for start in range(0, len(values), 1024):
+        images.to_uint8(values[start:start + 1024])
+    except images.UnreadableImageError as e:
+      raise UsageError(f'{name}: {e}') from e
+  if labels is None:
+    return
+  name = f'{path}: {split}_labels'
+  if labels.ndim == 2 and labels.shape[1] == 1:
+    labels = labels[:, 0]
+  if labels.ndim != 1:
+    raise UsageError(f'{name}: expected one label an image, shape (N,) or (N, 1), got {labels.shape}')
+  if len(labels) != len(values):
+    raise UsageError(f'{name}: expected {len(values)} labels, as many as images, got {len(labels)}')
+  if labels.dtype.kind not in 'iub' or (labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < _MAX_CLASSES):
+    raise UsageError(f'{name}: expected whole numbers from 0 to {_MAX_CLASSES - 1}')
+  arrays[f'{split}_labels'] = labels.astype(np.int32)
+
+
+# Each takes what follows the colon and the TFDS folder, and returns a source that is listed but not yet decoded.
+READERS: dict[str, Callable[[str, str], images.Source]] = {
+    'digits': _open_digits,
+    'tfds': tfds_source.open_tfds,
+    'folder': folder.open_folder,
+    'npz': _open_npz,
+}

@@ -1,0 +1,48 @@
+"""Pooled embeddings of many images, in batches, by one executable whatever the depth."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lwfedssl_jax.base import Encoder, Params
+from lwfedssl_jax.data import augment
+
+
+def make_embedder(encoder: Encoder, batch_size: int = 256) -> Callable[[Params, np.ndarray, int], np.ndarray]:
+  """Builds (params, images (N, S, S, 3) uint8, depth) -> embeddings (N, D) float32 after `depth` blocks."""
+
+  @jax.jit
+  def embed_batch(params, images, depth):
+    tokens = encoder.embed(params['embedding'], augment.normalize(augment.to_float(images)))
+    return encoder.pool(params['norm'], encoder.prefix(params['blocks'], tokens, depth))
+
+  def embed(params, images, depth):
+    parts = []
+    for first in range(0, len(images), batch_size):
+      batch = images[first:first + batch_size]
+      padding = [(0, batch_size - len(batch))] + [(0, 0)] * 3
+      parts.append(np.asarray(embed_batch(params, np.pad(batch, padding), jnp.int32(depth)))[:len(batch)])
+    return np.concatenate(parts) if parts else np.zeros((0, encoder.width), np.float32)
+
+  return embed
+
+
+def spread(embeddings: np.ndarray) -> dict[str, float]:
+  """Collapse monitors of embeddings (N, D).
+
+  Returns:
+    `embedding_std`: mean over dimensions of the standard deviation of the l2-normalised rows, times sqrt(D): near 1
+      for directions spread evenly, 0 for a collapse to one point (SimSiam, arXiv 2011.10566).
+    `effective_rank`: exp of the entropy of the normalised singular values of the centred rows, between 1 and D
+      (RankMe, arXiv 2210.02885, on centred rows).
+  """
+  rows = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+  singular = np.linalg.svd(embeddings - embeddings.mean(axis=0), compute_uv=False)
+  shares = singular / max(singular.sum(), 1e-12)
+  entropy = -np.sum(shares * np.log(np.maximum(shares, 1e-12)))
+  return {
+      'embedding_std': float(rows.std(axis=0).mean() * np.sqrt(rows.shape[1])),
+      'effective_rank': float(np.exp(entropy)),
+  }

@@ -1,0 +1,42 @@
+"""Weighted k-nearest-neighbour classification on frozen embeddings (Wu et al. 2018, arXiv 1805.01978)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+NEIGHBOURS = 200
+TEMPERATURE = 0.1
+QUERY_BATCH = 256
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _votes(bank, bank_labels, queries, neighbours, num_classes):
+  similarity, index = jax.lax.top_k(queries @ bank.T, neighbours)
+  weights = jnp.exp(similarity / TEMPERATURE)
+  return jnp.einsum('qk,qkc->qc', weights, jax.nn.one_hot(bank_labels[index], num_classes)).argmax(axis=1)
+
+
+def knn_predict(bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, num_classes: int) -> np.ndarray:
+  """Classifies queries (Q, D) by the labelled bank (N, D): cosine, k = min(200, N), weights exp(similarity / 0.1).
+
+  Returns:
+    (Q,) int predicted labels.
+  """
+  unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+  bank, queries = jnp.asarray(unit(bank)), unit(queries)
+  parts = []
+  for first in range(0, len(queries), QUERY_BATCH):
+    batch = queries[first:first + QUERY_BATCH]
+    padded = np.pad(batch, [(0, QUERY_BATCH - len(batch)), (0, 0)])
+    votes = _votes(bank, jnp.asarray(bank_labels), padded, min(NEIGHBOURS, len(bank)), num_classes)
+    parts.append(np.asarray(votes)[:len(batch)])
+  return np.concatenate(parts)
+
+
+def knn_accuracy(
+    bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, query_labels: np.ndarray, num_classes: int
+) -> float:
+  """Share of queries that `knn_predict` gets right, in [0, 1]."""
+  return float((knn_predict(bank, bank_labels, queries, num_classes) == query_labels).mean())

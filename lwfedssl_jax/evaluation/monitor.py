@@ -1,0 +1,57 @@
+"""The kNN monitor: what the encoder's embeddings are worth at the end of a stage, beside random weights."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from lwfedssl_jax import rng
+from lwfedssl_jax.base import Encoder, Params
+from lwfedssl_jax.config import RunConfig
+from lwfedssl_jax.data.sources import ImageDataset
+from lwfedssl_jax.evaluation import embeddings, knn
+
+
+class _Subset(NamedTuple):
+  images: np.ndarray
+  labels: np.ndarray | None
+
+
+class Monitor:
+  """Measures kNN accuracy and collapse on a fixed, seeded choice of training (bank) and test images."""
+
+  def __init__(self, encoder: Encoder, dataset: ImageDataset, config: RunConfig):
+    generator = np.random.Generator(np.random.Philox(key=[0, int(rng.Stream.MONITOR)]))
+
+    def choose(images, labels, limit):
+      ids = np.sort(generator.permutation(len(images))[:limit or None])
+      return _Subset(images[ids], None if labels is None else labels[ids])
+
+    self._bank = choose(dataset.train_images, dataset.train_labels, config.knn_bank_images)
+    self._test = choose(dataset.test_images, dataset.test_labels, config.knn_test_images)
+    self._num_classes = len(dataset.class_names)
+    self._embed = embeddings.make_embedder(encoder)
+
+  @property
+  def has_labels(self) -> bool:
+    """Whether kNN accuracy can be measured at all."""
+    return self._bank.labels is not None and self._test.labels is not None and len(self._test.images) > 0
+
+  def measure(self, params: Params, depth: int) -> dict[str, float | None]:
+    """Returns knn_accuracy (None without labels), embedding_std and effective_rank of the first `depth` blocks."""
+    bank = self._embed(params, self._bank.images, depth)
+    accuracy = None
+    if self.has_labels:
+      test = self._embed(params, self._test.images, depth)
+      accuracy = self._accuracy(bank, test)
+    return {'knn_accuracy': accuracy, **embeddings.spread(bank)}
+
+  def raw_pixel_accuracy(self) -> float | None:
+    """KNN accuracy of the pixels themselves, the mean image taken out; None without labels."""
+    if not self.has_labels:
+      return None
+    flat = lambda images: images.reshape(len(images), -1).astype(np.float32) / 255
+    bank, test = flat(self._bank.images), flat(self._test.images)
+    return self._accuracy(bank - bank.mean(axis=0), test - bank.mean(axis=0))
+
+  def _accuracy(self, bank: np.ndarray, test: np.ndarray) -> float:
+    return knn.knn_accuracy(bank, self._bank.labels, test, self._test.labels, self._num_classes)

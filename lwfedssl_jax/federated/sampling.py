@@ -1,0 +1,35 @@
+"""Who takes part in a round, and who of them returns: pure functions of (seed, round, client)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lwfedssl_jax import rng
+
+
+class Participation(NamedTuple):
+  """Rounds R, clients a round K.
+
+  Attributes:
+    client_ids: (R, K) int32, each row sorted and without repetition.
+    returned: (R, K) bool; a client that did not return has paid its download, not its upload.
+  """
+
+  client_ids: np.ndarray
+  returned: np.ndarray
+
+
+def plan_participation(
+    seed: int, num_rounds: int, num_clients: int, clients_per_round: int, client_dropout: float) -> Participation:
+  """Draws the participants of every round of a run, uniformly without replacement, and their returns."""
+
+  def one_round(round_num):
+    order = jax.random.permutation(rng.key(seed, rng.Stream.SAMPLING, round_num), num_clients)
+    ids = jnp.sort(order[:clients_per_round])
+    draw = jax.vmap(lambda client: jax.random.uniform(rng.key(seed, rng.Stream.DROPOUT, round_num, client)))
+    return ids, draw(ids) >= client_dropout
+
+  ids, returned = jax.jit(jax.vmap(one_round))(jnp.arange(num_rounds))
+  return Participation(np.asarray(ids), np.asarray(returned))

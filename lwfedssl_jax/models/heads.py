@@ -1,0 +1,52 @@
+"""Projector and predictor: MLPs with batch normalisation over the client's own batch.
+
+MoCo v3 (arXiv 2104.02057), with LW-FedSSL's widths. Linear layers have no bias; the last normalisation
+has neither scale nor bias. The heads are thrown away after training, so batch statistics are the only ones.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+BATCH_NORM_EPSILON = 1e-5
+
+
+def masked_mean(values: jax.Array, mask: jax.Array, axis: int = -2) -> jax.Array:
+  """Mean over the valid samples of (..., B, F), kept as an axis of length 1; mask is (B,) bool."""
+  weights = mask.astype(values.dtype)[:, None]
+  return (values * weights).sum(axis, keepdims=True) / jnp.maximum(weights.sum(), 1)
+
+
+class MaskedBatchNorm(nn.Module):
+  """Normalises (..., B, F) by the mean and (biased) variance of the valid samples; float32."""
+
+  affine: bool = True
+
+  @nn.compact
+  def __call__(self, x, mask):
+    x = x.astype(jnp.float32)
+    centred = x - masked_mean(x, mask)
+    x = centred * jax.lax.rsqrt(masked_mean(jnp.square(centred), mask) + BATCH_NORM_EPSILON)
+    if self.affine:
+      x = x * self.param('scale', nn.initializers.ones, x.shape[-1:])
+      x = x + self.param('bias', nn.initializers.zeros, x.shape[-1:])
+    return x
+
+
+class Head(nn.Module):
+  """Linear-BN-ReLU for each hidden width, then Linear-BN: (..., B, F) -> (..., B, output) float32."""
+
+  hidden: tuple[int, ...]
+  output: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, mask):
+    for index, width in enumerate((*self.hidden, self.output)):
+      last = index == len(self.hidden)
+      x = nn.Dense(width, use_bias=False, dtype=self.dtype, name=f'linear{index + 1}')(x)
+      x = MaskedBatchNorm(affine=not last, name=f'norm{index + 1}')(x, mask)
+      x = x if last else nn.relu(x)
+    return x

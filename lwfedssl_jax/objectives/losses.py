@@ -1,0 +1,72 @@
+"""Pairwise losses on l2-normalised rows; every reduction honours a sample mask.
+
+No (B, B, P) tensor is ever built: similarities come from one matrix product.
+"""
+
+import jax
+import jax.numpy as jnp
+
+NORM_EPSILON = 1e-12
+
+
+def l2_normalize(x: jax.Array) -> jax.Array:
+  """Scales rows (..., P) to unit length, in float32; a zero row stays zero, with a finite gradient."""
+  x = x.astype(jnp.float32)
+  return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), NORM_EPSILON))
+
+
+def mean_over(values: jax.Array, mask: jax.Array) -> jax.Array:
+  """Mean of values (B,) over the valid samples of mask (B,) bool; 0 if there is none."""
+  return jnp.where(mask, values, 0).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def _cross_entropy(logits: jax.Array, positives: jax.Array, excluded: jax.Array, mask: jax.Array) -> jax.Array:
+  logits = jnp.where(excluded, -jnp.inf, logits)
+  # A padded row may exclude everything: give it one finite entry, so that its (unused) gradient is finite.
+  logits = jnp.where(mask[:, None], logits, 0)
+  return mean_over(jax.nn.logsumexp(logits, axis=1) - positives, mask)
+
+
+def info_nce(queries: jax.Array, keys: jax.Array, temperature: float, mask: jax.Array) -> jax.Array:
+  """-mean_i log softmax_j(q_i . k_j / temperature)[i], keys under stop-gradient.
+
+  LW-FedSSL's Eq. 2 (arXiv 2401.11647): without the 2 * temperature factor of MoCo v3's code.
+
+  Args:
+    queries: (B, P), normalised here.
+    keys: (B, P), normalised here.
+    temperature: > 0.
+    mask: (B,) bool, the valid samples.
+
+  Returns:
+    Scalar float32.
+  """
+  queries, keys = l2_normalize(queries), l2_normalize(jax.lax.stop_gradient(keys))
+  logits = queries @ keys.T / temperature
+  return _cross_entropy(logits, jnp.diagonal(logits), ~mask[None, :], mask)
+
+
+def nt_xent(projections: jax.Array, temperature: float, mask: jax.Array) -> jax.Array:
+  """SimCLR's loss (arXiv 2002.05709, Eq. 1) over 2B rows, each with 2B - 2 negatives.
+
+  Args:
+    projections: (2, B, P), the two views; normalised here.
+    temperature: > 0.
+    mask: (B,) bool.
+
+  Returns:
+    Scalar float32, mean over the 2B valid rows.
+  """
+  batch = projections.shape[1]
+  rows = l2_normalize(projections).reshape(2 * batch, -1)
+  row_mask = jnp.concatenate([mask, mask])
+  logits = rows @ rows.T / temperature
+  index = jnp.arange(2 * batch)
+  positives = logits[index, (index + batch) % (2 * batch)]
+  return _cross_entropy(logits, positives, ~row_mask[None, :] | (index[:, None] == index), row_mask)
+
+
+def cosine_distance(x: jax.Array, y: jax.Array, mask: jax.Array) -> jax.Array:
+  """Mean of 1 - cos(x_i, y_i) over the valid rows of (B, P), y under stop-gradient."""
+  cosine = (l2_normalize(x) * l2_normalize(jax.lax.stop_gradient(y))).sum(-1)
+  return mean_over(1 - cosine, mask)

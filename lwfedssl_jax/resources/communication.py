@@ -1,0 +1,307 @@
+"""Bytes that a client downloads and uploads: predicted in the paper's conventions, or accounted for exactly.
+
+Paper: arXiv 2401.11647. Two conventions predict, from the stage plans alone, what a client exchanges that takes part in
+every round. Neither charges a block's hand-over at the start of a stage, nor a late client's catch-up.
+
+  paper_v4  versions 4 and 5, Table 2: blocks, heads, final norm and embedding.
+  paper_v1  versions 1 to 3: encoder blocks only.
+
+The third, `actual`, is a ledger of who holds which version of what: a sampled client is charged the components that it
+needs and lacks. Bytes are those of the float32 parameters themselves; a transport's framing is not included.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lwfedssl_jax.base import UsageError
+from lwfedssl_jax.config import HEAD_HIDDEN, PROJECTION_SIZE, Config
+from lwfedssl_jax.stages import StagePlan, block_name, changes, make_plans, needs, uploads
+
+CHANNELS = 3
+BYTES_PER_PARAM = 4  # float32, whatever the compute type
+PAPER_GB_BYTES = 1000 * 2**20  # the paper's "GB" is 1000 MiB: only so do its numbers come out
+PAPER_CONVENTIONS = ('paper_v4', 'paper_v1')
+
+_WITH_PREDICTOR = ('moco_v3', 'byol')
+
+
+def paper_gb(num_bytes: int) -> float:
+  """Converts bytes to the paper's GB of 1000 MiB."""
+  return num_bytes / PAPER_GB_BYTES
+
+
+def num_tokens(config: Config, image_size: int) -> int:
+  """Returns the patch tokens of an image of `image_size` pixels a side; there is no class token.
+
+  Raises:
+    UsageError: the patch size does not divide the image size.
+  """
+  if image_size % config.model.patch_size:
+    raise UsageError(
+        f'--patch_size: expected a divisor of the image size {image_size}, got {config.model.patch_size}')
+  return (image_size // config.model.patch_size) ** 2
+
+
+def head_widths(config: Config) -> dict[str, tuple[int, ...]]:
+  """Returns the widths of each head, from input to output: {'projector': (D, ..), 'predictor': ..}."""
+  widths = {'projector': (config.model.size.width, HEAD_HIDDEN, HEAD_HIDDEN, PROJECTION_SIZE)}
+  if config.objective.objective in _WITH_PREDICTOR:
+    widths['predictor'] = (PROJECTION_SIZE, HEAD_HIDDEN, PROJECTION_SIZE)
+  return widths
+
+
+def head_names(config: Config) -> tuple[str, ...]:
+  """Returns the heads that are trained and exchanged."""
+  return tuple(head_widths(config))
+
+
+def component_params(config: Config, image_size: int) -> dict[str, int]:
+  """Counts the parameters of each component.
+
+  Args:
+    config: the run.
+    image_size: side of the images, pixels; it sets the length of the position table.
+
+  Returns:
+    {component: parameters}: 'embedding', 'block_00' .. , 'norm', and the heads.
+  """
+  d, _, _, mlp_ratio = config.model.size
+  patch = CHANNELS * config.model.patch_size**2
+  attention = (d + 1) * 3 * d + (d + 1) * d
+  mlp = (d + 1) * mlp_ratio * d + (mlp_ratio * d + 1) * d
+  norm = 2 * d
+  params = {'embedding': (patch + 1) * d + num_tokens(config, image_size) * d}
+  params |= {block_name(i): attention + mlp + 2 * norm for i in range(config.model.size.depth)}
+  params['norm'] = norm
+  for name, widths in head_widths(config).items():
+    linear = sum(a * b for a, b in itertools.pairwise(widths))
+    params[name] = linear + 2 * sum(widths[1:-1])  # scale and bias of every batch norm but the last
+  return params
+
+
+class Payload(NamedTuple):
+  """What can travel in a run.
+
+  Attributes:
+    sizes_bytes: {component: bytes}, in the order of the columns of every per-component array here. All 0 for a run
+      that has no network (`centralized`).
+    head_names: the heads among them.
+  """
+
+  sizes_bytes: dict[str, int]
+  head_names: tuple[str, ...]
+
+
+def make_payload(config: Config, image_size: int) -> Payload:
+  """Builds the payload of a run; `image_size` in pixels."""
+  per_param = BYTES_PER_PARAM if config.is_federated else 0
+  sizes = {name: per_param * count for name, count in component_params(config, image_size).items()}
+  return Payload(sizes, head_names(config))
+
+
+# The paper's conventions.
+
+
+class StageTraffic(NamedTuple):
+  """What one client exchanges in a stage, taking part in all its rounds.
+
+  Attributes:
+    stage: 0-based.
+    num_rounds: rounds in the stage.
+    round_downloads: {component: bytes} downloaded each round.
+    round_uploads: {component: bytes} uploaded each round.
+  """
+
+  stage: int
+  num_rounds: int
+  round_downloads: dict[str, int]
+  round_uploads: dict[str, int]
+
+  @property
+  def download_bytes(self) -> int:
+    """All that is downloaded in the stage."""
+    return self.num_rounds * sum(self.round_downloads.values())
+
+  @property
+  def upload_bytes(self) -> int:
+    """All that is uploaded in the stage."""
+    return self.num_rounds * sum(self.round_uploads.values())
+
+
+class Traffic(NamedTuple):
+  """Bytes of one client over a whole run."""
+
+  download_bytes: int
+  upload_bytes: int
+
+  @property
+  def total_bytes(self) -> int:
+    """Both directions."""
+    return self.download_bytes + self.upload_bytes
+
+  @property
+  def total_paper_gb(self) -> float:
+    """Both directions, in the paper's GB of 1000 MiB."""
+    return paper_gb(self.total_bytes)
+
+
+def stage_traffic(
+    config: Config, image_size: int, convention: str, *, worst_case_download: bool = False
+) -> tuple[StageTraffic, ...]:
+  """Predicts a client's traffic, stage by stage, in one of the paper's conventions.
+
+  Args:
+    config: the run.
+    image_size: side of the images, pixels.
+    convention: one of PAPER_CONVENTIONS.
+    worst_case_download: the client downloads all components that exist at the stage every round, not only those that
+      the round before changed. Uploads are the same.
+
+  Raises:
+    UsageError: the convention is not one of PAPER_CONVENTIONS.
+  """
+  if convention not in PAPER_CONVENTIONS:
+    raise UsageError(f'--convention: expected one of {", ".join(PAPER_CONVENTIONS)}, got {convention!r}')
+  payload = make_payload(config, image_size)
+  blocks_only = convention == 'paper_v1'
+  sizes = {k: v for k, v in payload.sizes_bytes.items() if k.startswith('block_') or not blocks_only}
+  pick = lambda names: {name: sizes[name] for name in names if name in sizes}
+  downloads = needs if worst_case_download else changes
+  return tuple(
+      StageTraffic(
+          stage=plan.stage,
+          num_rounds=plan.num_rounds,
+          round_downloads=pick(downloads(plan, payload.head_names)),
+          round_uploads=pick(uploads(plan, payload.head_names)),
+      ) for plan in make_plans(config))
+
+
+def total_traffic(stages: Sequence[StageTraffic]) -> Traffic:
+  """Sums a client's traffic over stages."""
+  return Traffic(sum(s.download_bytes for s in stages), sum(s.upload_bytes for s in stages))
+
+
+# The exact account.
+
+
+class Ledger(NamedTuple):
+  """Who holds what. Columns follow `Payload.sizes_bytes`.
+
+  Attributes:
+    held: int64 (clients, components), the version that each client holds; -1: none.
+    version: int64 (components,), the global model's version; 0 as initialised.
+  """
+
+  held: np.ndarray
+  version: np.ndarray
+
+
+class RoundTraffic(NamedTuple):
+  """Traffic of one round's K sampled clients, bytes, int64 (K, components); rows in the order of the client ids."""
+
+  download_bytes: np.ndarray
+  upload_bytes: np.ndarray
+
+
+class RunTraffic(NamedTuple):
+  """Traffic of a run's rounds.
+
+  Attributes:
+    download_bytes: int64 (stages, clients).
+    upload_bytes: int64 (stages, clients).
+    ledger: after the last round; more rounds can be charged to it.
+  """
+
+  download_bytes: np.ndarray
+  upload_bytes: np.ndarray
+  ledger: Ledger
+
+
+def start_ledger(payload: Payload, num_clients: int) -> Ledger:
+  """Returns the ledger before the first round: no client holds anything."""
+  components = len(payload.sizes_bytes)
+  return Ledger(np.full((num_clients, components), -1, np.int64), np.zeros(components, np.int64))
+
+
+def _is_among(payload: Payload, names: Sequence[str]) -> np.ndarray:
+  return np.array([name in names for name in payload.sizes_bytes])
+
+
+def charge_round(
+    ledger: Ledger, payload: Payload, plan: StagePlan, client_ids: np.ndarray, returned: np.ndarray
+) -> tuple[Ledger, RoundTraffic]:
+  """Accounts for one round.
+
+  A sampled client downloads those components it needs whose global version is not the one it holds; from then on it
+  holds them, whether or not it returns. A client that returns uploads the active components. If any returns, all that
+  the round can change gets a new version; otherwise the global model stays as it is. A new block's initial weights are
+  downloaded like any others.
+
+  Args:
+    ledger: before the round; not modified.
+    payload: what can travel.
+    plan: of the round's stage.
+    client_ids: int (K,), the sampled clients, each at most once.
+    returned: bool (K,), whether each sends its update back.
+
+  Returns:
+    The ledger after the round, and its traffic.
+
+  Raises:
+    ValueError: a client occurs twice, is not in the ledger, or the shapes differ.
+  """
+  client_ids, returned = np.asarray(client_ids, np.int64), np.asarray(returned, bool)
+  if client_ids.ndim != 1 or client_ids.shape != returned.shape:
+    raise ValueError(f'expected (K,) ids and (K,) returned, got {client_ids.shape} and {returned.shape}')
+  if len(np.unique(client_ids)) != len(client_ids):
+    raise ValueError(f'a client is sampled twice in one round: {client_ids.tolist()}')
+  if client_ids.size and not 0 <= client_ids.min() <= client_ids.max() < len(ledger.held):
+    raise ValueError(f'expected client ids from 0 to {len(ledger.held) - 1}, got {client_ids.tolist()}')
+  sizes = np.array(list(payload.sizes_bytes.values()), np.int64)
+  stale = _is_among(payload, needs(plan, payload.head_names)) & (ledger.held[client_ids] != ledger.version)
+  active = _is_among(payload, uploads(plan, payload.head_names))
+  held = ledger.held.copy()
+  held[client_ids] = np.where(stale, ledger.version, held[client_ids])
+  changed = _is_among(payload, changes(plan, payload.head_names)) & returned.any()
+  return Ledger(held, ledger.version + changed), RoundTraffic(stale * sizes, (returned[:, None] & active) * sizes)
+
+
+def charge_run(
+    payload: Payload,
+    plans: Sequence[StagePlan],
+    num_clients: int,
+    client_ids: np.ndarray,
+    returned: np.ndarray,
+) -> RunTraffic:
+  """Accounts for a run's rounds, from the first on.
+
+  Args:
+    payload: what can travel.
+    plans: of all stages.
+    num_clients: clients in all.
+    client_ids: int (rounds, K), the clients sampled in each round; a run may stop before its last round.
+    returned: bool (rounds, K), whether each sends its update back.
+
+  Raises:
+    ValueError: more rounds than the plans have, or as `charge_round`.
+  """
+  rounds = [plan for plan in plans for _ in range(plan.num_rounds)]
+  if len(client_ids) > len(rounds) or len(client_ids) != len(returned):
+    raise ValueError(f'expected ids and returned of up to {len(rounds)} rounds, got {len(client_ids)}, {len(returned)}')
+  downloads = np.zeros((len(plans), num_clients), np.int64)
+  sent = np.zeros_like(downloads)
+  ledger = start_ledger(payload, num_clients)
+  for plan, ids, back in zip(rounds, client_ids, returned):
+    ledger, traffic = charge_round(ledger, payload, plan, ids, back)
+    downloads[plan.stage, ids] += traffic.download_bytes.sum(axis=1)
+    sent[plan.stage, ids] += traffic.upload_bytes.sum(axis=1)
+  return RunTraffic(downloads, sent, ledger)
+
+
+def full_participation(config: Config) -> tuple[np.ndarray, np.ndarray]:
+  """Returns (client ids, returned) of shape (rounds, clients) for a run whose clients all take part and return."""
+  shape = (sum(plan.num_rounds for plan in make_plans(config)), config.num_clients)
+  return np.broadcast_to(np.arange(shape[1]), shape), np.ones(shape, bool)

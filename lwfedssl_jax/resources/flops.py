@@ -1,0 +1,198 @@
+"""Floating-point operations of a client: in the paper's convention, and as our program executes them.
+
+Two counts that must not be mixed. `paper_*` is the convention of arXiv 2401.11647 v4, Table 2, found from its numbers:
+one image, one view (SimCLR: both), online branch only, a multiply-add counts 1. `executed_flops` counts the matrix
+products of one training step, all branches and views, a multiply-add counting 2.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from lwfedssl_jax.config import PROJECTION_SIZE, Config
+from lwfedssl_jax.resources.communication import CHANNELS, head_widths, num_tokens
+from lwfedssl_jax.stages import StagePlan, make_plans
+
+LAYER_NORM_OPERATIONS = 5  # per element, paper convention
+
+_PAPER_VIEWS = {'moco_v3': 1, 'byol': 1, 'simclr': 2}
+_WITH_TARGET_BRANCH = ('moco_v3', 'byol')
+
+
+class _Products(NamedTuple):
+  """Multiply-adds of one image's forward pass, by component."""
+
+  embedding: int
+  block: int
+  projector: int
+  predictor: int  # 0 where the objective has none
+
+
+def _products(config: Config, image_size: int) -> _Products:
+  d, _, _, mlp_ratio = config.model.size
+  tokens = num_tokens(config, image_size)
+  linear = tokens * (4 + 2 * mlp_ratio) * d * d
+  attention = 2 * tokens * tokens * d  # scores, and the weighted sum of values; the same for any number of heads
+  heads = {name: sum(a * b for a, b in itertools.pairwise(w)) for name, w in head_widths(config).items()}
+  return _Products(
+      embedding=tokens * CHANNELS * config.model.patch_size**2 * d,
+      block=linear + attention,
+      projector=heads['projector'],
+      predictor=heads.get('predictor', 0))
+
+
+# The paper's convention.
+
+
+class StageFlops(NamedTuple):
+  """Operations per image of a client in a stage, paper convention.
+
+  Attributes:
+    stage: 0-based.
+    epochs: local epochs over all rounds of the stage.
+    forward_flops: one epoch's forward pass, frozen and trained.
+    backward_flops: one epoch's backward pass, twice the forward pass of what is trained.
+  """
+
+  stage: int
+  epochs: int
+  forward_flops: int
+  backward_flops: int
+
+  @property
+  def total_flops(self) -> int:
+    """All epochs of the stage."""
+    return self.epochs * (self.forward_flops + self.backward_flops)
+
+
+def paper_stage_flops(config: Config, image_size: int, *, depth_dropout_keep: int = 0) -> tuple[StageFlops, ...]:
+  """Counts the operations of a client stage by stage, as arXiv 2401.11647 v4 does.
+
+  Linear layers, the two attention products and 5 operations per element of a layer norm count; biases, the position
+  table, activations, softmax, batch norms and the loss do not. Embedding, final norm and heads count in every stage,
+  the frozen embedding forward only.
+
+  Args:
+    config: the run.
+    image_size: side of the images, pixels.
+    depth_dropout_keep: blocks that a client keeps at most under depth dropout, the newest among them (Guo et al. 2023);
+      0: all.
+  """
+  products = _products(config, image_size)
+  layer_norm = LAYER_NORM_OPERATIONS * num_tokens(config, image_size) * config.model.size.width
+  block = products.block + 2 * layer_norm
+  ends = layer_norm + products.projector + products.predictor
+  views = _PAPER_VIEWS[config.objective.objective]
+  stages = []
+  for plan in make_plans(config):
+    kept = min(plan.stop, depth_dropout_keep or plan.stop)
+    trained = min(plan.stop - plan.start, kept) * block + ends + plan.trains_embedding * products.embedding
+    stages.append(
+        StageFlops(
+            stage=plan.stage,
+            epochs=plan.num_rounds * config.client.local_epochs,
+            forward_flops=views * (products.embedding + kept * block + ends),
+            backward_flops=views * 2 * trained,
+        ))
+  return tuple(stages)
+
+
+def total_flops(stages: Sequence[StageFlops]) -> int:
+  """Sums a client's operations per image over stages."""
+  return sum(stage.total_flops for stage in stages)
+
+
+# What our program executes.
+
+
+class StepFlops(NamedTuple):
+  """Operations of one training step, both views, by part; a multiply-add counts 2.
+
+  Attributes:
+    prefix_flops: frozen embedding and blocks, once per view, shared by all branches.
+    online_forward_flops: active blocks, and the embedding where it is trained.
+    online_backward_flops: of the same.
+    target_forward_flops: the same of the target branch; 0 where the objective has none.
+    received_forward_flops: the same of the received global model; 0 without representation alignment.
+    heads_forward_flops: projector of all branches, predictor of the online one.
+    heads_backward_flops: of the online branch.
+    similarity_flops: similarity matrices of objective and alignment, forward and backward.
+  """
+
+  prefix_flops: int
+  online_forward_flops: int
+  online_backward_flops: int
+  target_forward_flops: int
+  received_forward_flops: int
+  heads_forward_flops: int
+  heads_backward_flops: int
+  similarity_flops: int
+
+  @property
+  def total_flops(self) -> int:
+    """The whole step."""
+    return sum(self)
+
+
+def _similarity_flops(config: Config, batch_size: int, aligned: bool) -> int:
+  one = 2 * batch_size * batch_size * PROJECTION_SIZE
+  # info_nce has a constant side: a matrix for each of two views, forward and one gradient. NT-Xent compares all 2B
+  # projections with each other and has both gradients. BYOL's and the cosine alignment are row-wise, no matrix.
+  info_nce = 2 * one * 2
+  objective = {'moco_v3': info_nce, 'byol': 0, 'simclr': 4 * one * 3}[config.objective.objective]
+  return objective + (info_nce if aligned and config.objective.alignment_kind == 'contrastive' else 0)
+
+
+def _step_flops(
+    config: Config,
+    image_size: int,
+    plan: StagePlan,
+    batch_size: int,
+    *,
+    start: int,
+    trains_embedding: bool,
+    aligned: bool,
+) -> StepFlops:
+  products = _products(config, image_size)
+  pair = 2 * 2 * batch_size  # two operations a multiply-add, two views
+  embedding = products.embedding if trains_embedding else 0
+  active = (plan.stop - start) * products.block
+  has_target = config.objective.objective in _WITH_TARGET_BRANCH
+  branches = 1 + has_target + aligned
+  return StepFlops(
+      prefix_flops=pair * (products.embedding - embedding + start * products.block),
+      online_forward_flops=pair * (embedding + active),
+      online_backward_flops=pair * (embedding + 2 * active),  # no gradient of the image
+      target_forward_flops=has_target * pair * (embedding + active),
+      received_forward_flops=aligned * pair * (embedding + active),
+      heads_forward_flops=pair * (branches * products.projector + products.predictor),
+      heads_backward_flops=pair * 2 * (products.projector + products.predictor),
+      similarity_flops=_similarity_flops(config, batch_size, aligned))
+
+
+def executed_flops(config: Config, image_size: int, plan: StagePlan, batch_size: int) -> StepFlops:
+  """Counts the matrix products of one client step, as our program executes them.
+
+  Linear layers, the two attention products and the similarity matrices count, whatever is element-wise does not. The
+  backward pass is twice the forward pass of what is trained, except for the patch projection, whose input gradient
+  nobody needs. Where the embedding is frozen no product is saved in this way: the lowest active block begins with a
+  layer norm, whose scale and bias need the input gradient of the product above it. No part is counted as recomputed.
+
+  Args:
+    config: the run.
+    image_size: side of the images, pixels.
+    plan: of the stage.
+    batch_size: images in the step, padding included.
+  """
+  return _step_flops(
+      config, image_size, plan, batch_size, start=plan.start, trains_embedding=plan.trains_embedding,
+      aligned=config.representation_alignment)
+
+
+def calibration_flops(config: Config, image_size: int, plan: StagePlan, batch_size: int) -> StepFlops:
+  """Counts the matrix products of one step of server-side calibration.
+
+  The server trains all blocks of the stage and the embedding end to end by the objective alone, without alignment. Same
+  rules as `executed_flops`; nothing is frozen. Counts a step whether or not `plan` calibrates.
+  """
+  return _step_flops(config, image_size, plan, batch_size, start=0, trains_embedding=True, aligned=False)

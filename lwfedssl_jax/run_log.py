@@ -1,0 +1,209 @@
+"""What a run writes and who may write it: lock, config.json, metrics.jsonl, TensorBoard events, lines or a bar."""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from absl import logging
+
+from lwfedssl_jax import config as configs
+from lwfedssl_jax.base import UsageError
+from lwfedssl_jax.config import Config
+from lwfedssl_jax.version import __version__
+
+FORMAT = 1
+CONFIG, METRICS, SUMMARY, LOCK = 'config.json', 'metrics.jsonl', 'summary.json', '.lock'
+# Fields that do not decide a run's result, so that a resumed run may change them.
+FREE_FIELDS = frozenset({
+    'workdir', 'resume', 'stop_after_round', 'checkpoint_every', 'keep_checkpoints', 'data_dir', 'cache_dir'})
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+
+
+def write_json(path: str, value: Any) -> None:
+  """Writes a JSON file whole or not at all."""
+  temporary = f'{path}.tmp'
+  with open(temporary, 'w', encoding='utf-8') as file:
+    json.dump(value, file, indent=2)
+    file.write('\n')
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+
+
+def read_json(path: str) -> Any:
+  """Reads a JSON file. Raises UsageError if it is not there or not JSON."""
+  try:
+    with open(path, encoding='utf-8') as file:
+      return json.load(file)
+  except (OSError, ValueError) as error:
+    raise UsageError(f'{path}: expected a JSON file of a run ({error})') from error
+
+
+def _git_revision() -> str | None:
+  command = ['git', '-C', os.path.dirname(os.path.abspath(__file__)), 'rev-parse', 'HEAD']
+  try:
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+  except (OSError, subprocess.SubprocessError):
+    return None
+
+
+def describe_environment() -> dict[str, Any]:
+  """Returns versions, device kind and git revision, as config.json keeps them."""
+  versions = {'lwfedssl_jax': __version__, 'python': platform.python_version()}
+  for name in _PACKAGES:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      versions[name] = importlib.metadata.version(name)
+  return {
+      'versions': versions,
+      'device_kind': jax.devices()[0].device_kind,
+      'num_devices': jax.device_count(),
+      'git_revision': _git_revision(),
+  }
+
+
+def read_config(workdir: str) -> Config:
+  """Returns the configuration a workdir's run was started with. Raises UsageError."""
+  saved = read_json(os.path.join(workdir, CONFIG))
+  if not isinstance(saved, dict) or saved.get('format') != FORMAT:
+    found = saved.get('format') if isinstance(saved, dict) else None
+    raise UsageError(f'{workdir}: expected a run of format {FORMAT}, found format {found}')
+  return configs.from_flat(saved['config'])
+
+
+def read_metrics(workdir: str) -> list[dict[str, Any]]:
+  """Returns the rows of metrics.jsonl, oldest first; a last line cut short by a crash is left out."""
+  rows = []
+  with contextlib.suppress(FileNotFoundError), open(os.path.join(workdir, METRICS), encoding='utf-8') as file:
+    for line in file:
+      if line.endswith('\n'):
+        rows.append(json.loads(line))
+  return rows
+
+
+@contextlib.contextmanager
+def claim_workdir(config: Config) -> Iterator[str]:
+  """Makes or re-enters the run's folder and holds its lock.
+
+  Yields:
+    The workdir, with config.json in it.
+
+  Raises:
+    UsageError: another process uses it; it holds a run and --resume is not given; or a run of another
+      configuration, in which case the fields that differ are named.
+  """
+  workdir = config.run.workdir
+  if not workdir:
+    raise UsageError('--workdir: expected a folder to write the run to')
+  path = os.path.join(workdir, CONFIG)
+  if os.path.exists(path):
+    _check_same(config, workdir)
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    lock = open(os.path.join(workdir, LOCK), 'a', encoding='utf-8')  # noqa: SIM115 (held for the whole run)
+  except OSError as error:
+    raise UsageError(f'--workdir: expected a folder that can be written, {workdir}: {error.strerror}') from error
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      raise UsageError(f'--workdir: expected a folder that no other process uses, {workdir} is in use') from error
+    if not os.path.exists(path):
+      write_json(path, {'format': FORMAT, 'config': configs.flatten(config), **describe_environment()})
+    yield workdir
+
+
+def _check_same(config: Config, workdir: str) -> None:
+  if not config.run.resume:
+    raise UsageError(f'--workdir: expected a new folder, {workdir} holds a run (--resume goes on with it)')
+  saved, given = configs.flatten(read_config(workdir)), configs.flatten(config)
+  differing = [f'{name} (run: {saved[name]}, given: {given[name]})'
+               for name in given if name not in FREE_FIELDS and saved[name] != given[name]]
+  if differing:
+    raise UsageError(f'--workdir: expected the configuration of the run in {workdir}; it differs in '
+                     + ', '.join(differing))
+
+
+class RunLog:
+  """Writes one row per round to metrics.jsonl and TensorBoard, and tells the user how the run is getting on."""
+
+  def __init__(self, workdir: str, rounds_done: int, num_rounds: int):
+    self._path = os.path.join(workdir, METRICS)
+    self.rows = [row for row in read_metrics(workdir) if row['round'] < rounds_done]
+    temporary = f'{self._path}.tmp'
+    with open(temporary, 'w', encoding='utf-8') as file:
+      file.writelines(json.dumps(row) + '\n' for row in self.rows)
+    os.replace(temporary, self._path)
+    self._file = open(self._path, 'a', encoding='utf-8')  # noqa: SIM115 (closed in close)
+    self._events = _event_writer(workdir, rounds_done)
+    self._num_rounds = num_rounds
+    self._bar = _progress_bar(rounds_done, num_rounds)
+
+  def write(self, row: dict[str, Any]) -> None:
+    """Appends a round's row; it is on disk when this returns."""
+    self.rows.append(row)
+    self._file.write(json.dumps(row) + '\n')
+    self._file.flush()
+    os.fsync(self._file.fileno())
+    if self._events is not None:
+      for name, value in row.items():
+        if isinstance(value, (int, float)) and name not in ('round', 'stage'):
+          self._events.add_scalar(name, value, row['round'])
+    if self._bar is not None:
+      self._bar.update(1)
+      self._bar.set_postfix_str(_progress_text(row))
+    else:
+      print(f'round {row["round"] + 1}/{self._num_rounds} {_progress_text(row)}', flush=True)
+
+  def say(self, text: str) -> None:
+    """Tells the user something that is not a metric."""
+    (self._bar.write if self._bar is not None else print)(text)
+
+  def close(self) -> None:
+    """Closes the files and the bar."""
+    self._file.close()
+    if self._events is not None:
+      self._events.close()
+    if self._bar is not None:
+      self._bar.close()
+
+  def __enter__(self) -> 'RunLog':
+    return self
+
+  def __exit__(self, *exception: Any) -> None:
+    self.close()
+
+
+def _progress_text(row: dict[str, Any]) -> str:
+  text = f'stage {row["stage"] + 1}, {row["participants"]} clients'
+  if row['loss'] is not None:
+    text += f', loss {row["loss"]:.3f}, {row["images_per_second"]:.0f} images/s'
+  if row.get('knn_accuracy') is not None:
+    text += f', kNN {row["knn_accuracy"]:.3f} (random weights {row["random_knn_accuracy"]:.3f})'
+  return text
+
+
+def _event_writer(workdir: str, rounds_done: int) -> Any:
+  try:
+    from tensorboardX import SummaryWriter
+  except ImportError:
+    logging.warning('tensorboardX is not installed: no TensorBoard events are written')
+    return None
+  return SummaryWriter(os.path.join(workdir, 'tensorboard'), purge_step=rounds_done or None)
+
+
+def _progress_bar(rounds_done: int, num_rounds: int) -> Any:
+  if not sys.stderr.isatty():
+    return None
+  try:
+    from tqdm import tqdm
+  except ImportError:
+    return None
+  return tqdm(total=num_rounds, initial=rounds_done, unit='round')

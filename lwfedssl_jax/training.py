@@ -1,0 +1,202 @@
+"""The driver: stages times rounds, with metrics, checkpoints and resume. The only place with a wall clock."""
+
+import json
+import os
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lwfedssl_jax import checkpoint, reporting, rng, run_log, stages, trees
+from lwfedssl_jax.base import FederatedRound, Params
+from lwfedssl_jax.config import Config
+from lwfedssl_jax.data import batching, federation, sources
+from lwfedssl_jax.data.federation import Federation
+from lwfedssl_jax.evaluation.monitor import Monitor
+from lwfedssl_jax.federated import round as rounds
+from lwfedssl_jax.federated import sampling
+from lwfedssl_jax.models.vit import make_encoder
+from lwfedssl_jax.resources import communication
+from lwfedssl_jax.stages import StagePlan
+
+Summary = dict[str, Any]
+
+
+class _Run:
+  """One run's fixed parts, each a pure function of the configuration and the data."""
+
+  def __init__(self, config: Config, data: Federation):
+    self.config, self.data = config, data
+    self.plans = stages.make_plans(config)
+    self.num_rounds = sum(plan.num_rounds for plan in self.plans)
+    self.seed_key = jax.random.key(config.run.seed)
+    self._jitted_init = jax.jit(lambda key: self.round.init(rng.key(key, rng.Stream.INIT)))
+    self.round: FederatedRound = rounds.make_round(config, data.image_size, data.max_client_images)
+    self.monitor = Monitor(make_encoder(config.model, data.image_size), data.dataset, config.run)
+    self.participation = sampling.plan_participation(
+        config.run.seed, self.num_rounds, config.num_clients, config.clients_per_round, config.client.client_dropout)
+    self.payload = communication.make_payload(config, data.image_size)
+    self.table, self.sizes = data.client_table()
+    self.images = jnp.asarray(data.dataset.train_images)
+    self.server_images = jnp.asarray(data.server_images if config.server_calibration else data.server_images[:0])
+
+
+  def init(self) -> Params:
+    """Returns the parameters before the first round."""
+    return self._jitted_init(self.seed_key)
+
+  def plan_of(self, round_num: int) -> StagePlan:
+    """Returns the stage a round (0-based, over the run) belongs to."""
+    return self.plans[round_num // self.plans[0].num_rounds]
+
+  def inputs(self, round_num: int) -> rounds.RoundInputs:
+    """Returns what a round reads."""
+    ids = self.participation.client_ids[round_num]
+    clients = rounds.Clients(
+        jnp.asarray(ids), jnp.asarray(self.table[ids]), jnp.asarray(self.sizes[ids]),
+        jnp.asarray(self.participation.returned[round_num]))
+    return rounds.RoundInputs(self.seed_key, jnp.int32(round_num), self.images, clients, self.server_images)
+
+  def images_trained(self, round_num: int) -> int:
+    """Images that the clients of a round take gradients on, epochs multiplied in."""
+    client = self.config.client
+    sizes = [int(self.sizes[i]) for i in self.participation.client_ids[round_num]]
+    per_epoch = sum(min(n, batching.steps_per_epoch(n, client.batch_size) * client.batch_size) for n in sizes)
+    return client.local_epochs * per_epoch
+
+  def ledger_after(self, rounds_done: int) -> communication.Ledger:
+    """Returns which version of what every client holds after some rounds."""
+    done = slice(0, rounds_done)
+    return communication.charge_run(
+        self.payload, self.plans, self.config.num_clients, self.participation.client_ids[done],
+        self.participation.returned[done]).ledger
+
+
+def train(config: Config, data: Federation | None = None) -> Summary:
+  """Runs a pretraining to its end, or to `stop_after_round`, from the start or from the newest checkpoint.
+
+  Args:
+    config: the run; `config.run.workdir` is where it writes.
+    data: images already loaded and dealt; None loads what the configuration names.
+
+  Returns:
+    The summary, as in summary.json. Of a run that stopped early: `finished` False and the rounds done.
+
+  Raises:
+    UsageError: a mistake in the configuration, the data or the workdir, found before anything is written.
+  """
+  data = data or federation.load(config)
+  with run_log.claim_workdir(config) as workdir:
+    summary_path = os.path.join(workdir, run_log.SUMMARY)
+    if os.path.exists(summary_path):
+      return run_log.read_json(summary_path)
+    print(sources.describe(data.dataset), flush=True)
+    run = _Run(config, data)
+    with checkpoint.Checkpoints(workdir, config.run.keep_checkpoints) as checkpoints:
+      restored = checkpoints.restore_newest(jax.eval_shape(run.init))
+      if restored is None:
+        _write_pictures(run, workdir)
+      params, rounds_done = restored or (run.init(), 0)
+      with run_log.RunLog(workdir, rounds_done, run.num_rounds) as log:
+        params, rounds_done = _train_rounds(run, params, rounds_done, log, checkpoints)
+        rows = log.rows
+    if rounds_done < run.num_rounds:
+      return {'finished': False, 'method': config.method.method, 'rounds_done': rounds_done,
+              'num_rounds': run.num_rounds, 'params_sha256': trees.sha256(params)}
+    summary = _summarize(run, params, rows)
+    run_log.write_json(summary_path, summary)
+    return summary
+
+
+def _train_rounds(run: _Run, params: Params, rounds_done: int, log: run_log.RunLog,
+                  checkpoints: checkpoint.Checkpoints) -> tuple[Params, int]:
+  """Runs rounds from `rounds_done` on; returns the parameters and the rounds done at the end."""
+  options = run.config.run
+  last = min(options.stop_after_round or run.num_rounds, run.num_rounds)
+  ledger = run.ledger_after(rounds_done)
+  for round_num in range(rounds_done, last):
+    plan = run.plan_of(round_num)
+    stage_ends = round_num + 1 == plan.first_round + plan.num_rounds
+    if round_num == plan.first_round:
+      params = stages.begin(params, plan, run.config.method.new_block_init)
+    params, row = _run_round(run, params, plan, round_num, log)
+    ledger, traffic = communication.charge_round(
+        ledger, run.payload, plan, run.participation.client_ids[round_num], run.participation.returned[round_num])
+    row |= _traffic_row(traffic, run.config.num_clients)
+    if stage_ends:
+      row |= _measure_stage(run, params, plan)
+    log.write(row)
+    if stage_ends or round_num + 1 == last or (round_num + 1) % options.checkpoint_every == 0:
+      checkpoints.save(params, round_num + 1)
+  return params, max(rounds_done, last)
+
+
+def _run_round(run: _Run, params: Params, plan: StagePlan, round_num: int,
+               log: run_log.RunLog) -> tuple[Params, dict[str, Any]]:
+  returned = run.participation.returned[round_num]
+  row = {'round': round_num, 'stage': plan.stage, 'loss': None, 'sampled': len(returned),
+         'participants': int(returned.sum())}
+  if not returned.any():
+    log.say(f'round {round_num + 1}: no client returned, the global model stays as it was')
+    return params, row | {'seconds': 0.0, 'images_per_second': 0.0}
+  start = time.perf_counter()
+  params, metrics = run.round.apply(params, plan, run.inputs(round_num))
+  metrics = jax.tree.map(np.asarray, jax.block_until_ready(metrics))
+  seconds = time.perf_counter() - start
+  row['loss'] = float(metrics.client.total)
+  row['objective_loss'] = float(metrics.client.objective)
+  if run.config.representation_alignment:
+    row['alignment_loss'] = float(metrics.client.alignment)
+  if metrics.calibration is not None:
+    row['calibration_loss'] = float(metrics.calibration.total)
+  return params, row | {'seconds': seconds, 'images_per_second': run.images_trained(round_num) / seconds}
+
+
+def _traffic_row(traffic: communication.RoundTraffic, num_clients: int) -> dict[str, Any]:
+  """Bytes of a round: `total_`, over all participants; without it, per client of the federation (the mean)."""
+  down, up = int(traffic.download_bytes.sum()), int(traffic.upload_bytes.sum())
+  return {'download_bytes': down / num_clients, 'upload_bytes': up / num_clients,
+          'total_download_bytes': down, 'total_upload_bytes': up}
+
+
+def _measure_stage(run: _Run, params: Params, plan: StagePlan) -> dict[str, Any]:
+  random = run.monitor.measure(run.init(), plan.stop)
+  return run.monitor.measure(params, plan.stop) | {'random_knn_accuracy': random['knn_accuracy']}
+
+
+def _summarize(run: _Run, params: Params, rows: list[dict[str, Any]]) -> Summary:
+  config, last = run.config, rows[-1]
+  total = lambda name: sum(row[name] for row in rows)
+  return {
+      'finished': True,
+      'method': config.method.method,
+      'objective': config.objective.objective,
+      'encoder': config.model.encoder,
+      'dataset': config.data.dataset,
+      'seed': config.run.seed,
+      'num_clients': config.num_clients,
+      'num_rounds': run.num_rounds,
+      'final_loss': last['loss'],
+      'final_knn_accuracy': last['knn_accuracy'],
+      'random_init_knn_accuracy': last['random_knn_accuracy'],
+      'raw_pixel_knn_accuracy': run.monitor.raw_pixel_accuracy(),
+      'embedding_std': last['embedding_std'],
+      'effective_rank': last['effective_rank'],
+      'download_bytes': total('total_download_bytes') / config.num_clients,
+      'upload_bytes': total('total_upload_bytes') / config.num_clients,
+      'seconds': total('seconds'),
+      'params_sha256': trees.sha256(params),
+  }
+
+
+def _write_pictures(run: _Run, workdir: str) -> None:
+  """Draws what the model will see and who holds what, and saves the partition, before training starts."""
+  reporting.write_contact_sheet(
+      os.path.join(workdir, 'views.png'), run.data, run.config, rng.key(run.seed_key, rng.Stream.MONITOR))
+  clients = [ids.tolist() for ids in run.data.client_images]
+  partition = {'clients': clients, 'server': run.data.server_ids.tolist()}
+  with open(os.path.join(workdir, 'partition.json'), 'w', encoding='utf-8') as file:
+    json.dump(partition, file)
+  reporting.write_partition_picture(os.path.join(workdir, 'partition.png'), run.data)

@@ -1,0 +1,181 @@
+"""Fixtures that several files share: a tiny library, and tiny rounds that are compiled once a session.
+
+Nothing here takes effect unless a test asks for it.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lwfedssl_jax import config as configs
+from lwfedssl_jax import objectives, stages
+from lwfedssl_jax.data import augment, batching
+from lwfedssl_jax.federated import round as rounds
+
+TINY = configs.EncoderSize(width=8, depth=4, num_heads=2, mlp_ratio=2)
+IMAGE_SIZE = 8
+
+# Numbers far from the defaults, so that each of them shows in the result: a weight of 1, one epoch or a decay of
+# nearly 1 would hide that it is ignored. The step is small and the temperature high, so that a round of seven steps on
+# batches of three or four does not amplify rounding.
+VALUES = dict(
+    num_clients=9, clients_per_round=4, batch_size=4, local_epochs=2, rounds_per_stage=2, learning_rate=0.1,
+    weight_decay=0.5, temperature=0.5, target_decay=0.6, alignment_weight=0.7, calibration_epochs=2,
+    calibration_batch_size=3, calibration_learning_rate=0.15)
+
+# What each method runs with in the round tests, beside VALUES; the switches are spread so that each objective meets
+# them with some method.
+METHOD_VALUES = {
+    ('end_to_end', 'moco_v3'): {},
+    ('end_to_end', 'byol'): dict(client_chunk=4),
+    ('end_to_end', 'simclr'): dict(representation_alignment=True, alignment_kind='cosine'),
+    ('layerwise', 'moco_v3'): dict(client_chunk=2),
+    ('layerwise', 'byol'): dict(representation_alignment=True),
+    ('layerwise', 'simclr'): dict(client_chunk=4, blocks_per_stage=2, block_learning_rate_decay=0.5),
+    ('lw_fedssl', 'moco_v3'): {},
+    ('lw_fedssl', 'byol'): dict(alignment_kind='cosine', server_calibration=False),
+    ('lw_fedssl', 'simclr'): dict(server_calibration=False),
+    ('prog_fedssl', 'moco_v3'): dict(representation_alignment=True, alignment_kind='cosine'),
+    ('prog_fedssl', 'byol'): {},
+    ('prog_fedssl', 'simclr'): {},
+    ('centralized', 'moco_v3'): {},
+    ('centralized', 'byol'): {},
+    ('centralized', 'simclr'): {},
+}
+
+# Adam divides by |gradient| + epsilon. With 1e-8 an element whose gradient is rounding noise moves by a full step in
+# a random direction, and no two correct programs agree on it. With 0.1 (gradients here are of order 1) the update is a
+# smooth function of the gradient, so rounding stays rounding. test_naive_round also runs the library's own epsilon.
+SMOOTH_EPSILON = 0.1
+
+
+class TinyRound(NamedTuple):
+  config: configs.Config
+  plans: tuple[stages.StagePlan, ...]
+  init: Any  # seed -> params
+  apply: Any  # as FederatedRound.apply, but keeps the parameters that are passed in
+  jitted: Any
+  epsilon: float  # Adam's
+
+
+_TWO_VIEWS, _PLAN_EPOCHS = augment.two_views, batching.plan_epochs
+
+
+def cheap_two_views(key, images, config):
+  """Stands in for `augment.two_views`, a third of what there is to compile: random gains and offsets."""
+  del config
+  draws = jax.random.uniform(key, (2, 2, images.shape[0], 1, 1, 3))
+  return jnp.clip(augment.to_float(images) * (0.5 + draws[0]) + 0.4 * (draws[1] - 0.5), 0, 1)
+
+
+def cheap_plan_epochs(key, image_ids, num_images, epochs, steps, batch_size):
+  """Stands in for `batching.plan_epochs`, whose sort takes long to compile: rotates instead of shuffling."""
+  offsets = jax.random.randint(key, (epochs, 1), 0, 1000)
+  slot = jnp.arange(steps * batch_size)
+  ids = image_ids[jnp.where(slot < num_images, (slot + offsets) % num_images, num_images % image_ids.shape[0])]
+  mask = slot < jnp.where(num_images < batch_size, num_images, num_images // batch_size * batch_size)
+  return ids.reshape(-1, batch_size), jnp.tile(mask.reshape(steps, batch_size), (epochs, 1))
+
+
+@pytest.fixture(scope='module')
+def compiled_fast():
+  """Halves the time XLA takes to compile, while a module's tests run."""
+  before = jax.config.read('jax_disable_most_optimizations')
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', before)
+
+
+@pytest.fixture(scope='module')
+def tiny_library(compiled_fast):
+  """Shrinks `vit_micro` and the heads, and simplifies augmentation and shuffling, while a module's tests run."""
+  del compiled_fast
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(configs.ENCODER_SIZES, 'vit_micro', TINY)
+    patch.setattr(objectives, 'HEAD_HIDDEN', 12)
+    patch.setattr(objectives, 'PROJECTION_SIZE', 8)
+    patch.setattr(augment, 'two_views', cheap_two_views)
+    patch.setattr(batching, 'plan_epochs', cheap_plan_epochs)
+    yield
+
+
+@functools.cache
+def _shapes(objective: str) -> Any:
+  config = configs.with_values(configs.Config(), dict(objective=objective))
+  return jax.eval_shape(rounds.make_round(config, IMAGE_SIZE, 14).init, jax.random.key(0))
+
+
+def random_params(shapes: Any, seed: int) -> Any:
+  """Draws parameters none of which is zero or one, of a size that keeps activations near 1."""
+  generator = np.random.default_rng(seed)
+
+  def draw(path, leaf):
+    name = path[-1].key
+    noise = generator.normal(size=leaf.shape)
+    value = {'kernel': lambda: noise / np.sqrt(leaf.shape[-2]), 'scale': lambda: 1 + 0.2 * noise}.get(
+        name, lambda: 0.2 * noise)()
+    return jnp.asarray(value, jnp.float32)
+
+  return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@functools.cache
+def _build(epsilon: float, values: tuple[tuple[str, Any], ...]) -> TinyRound:
+  config = configs.with_values(configs.Config(), {**VALUES, **dict(values)})
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(optax, 'scale_by_adam', functools.partial(optax.scale_by_adam, eps=epsilon))
+    built = rounds.make_round(config, IMAGE_SIZE, max_client_images=14)
+  apply = lambda params, plan, inputs: built.apply(jax.tree.map(jnp.array, params), plan, inputs)
+  init = functools.partial(random_params, _shapes(config.objective.objective))
+  return TinyRound(config, stages.make_plans(config), init, apply, built.apply.jitted, epsilon)
+
+
+@pytest.fixture(scope='module')
+def tiny_round(tiny_library):
+  """A builder (method, objective, field=value, ...) -> TinyRound; equal arguments give the same, compiled round."""
+  del tiny_library
+
+  def build(method, objective, epsilon=SMOOTH_EPSILON, **changes):
+    values = {'method': method, 'objective': objective, **METHOD_VALUES[method, objective], **changes}
+    if method == 'centralized':
+      values['clients_per_round'] = 0
+    return _build(epsilon, tuple(sorted(values.items())))
+
+  return build
+
+
+@pytest.fixture
+def real_data(tiny_library, monkeypatch):
+  """Takes back the simplification of augmentation and shuffling."""
+  del tiny_library
+  monkeypatch.setattr(augment, 'two_views', _TWO_VIEWS)
+  monkeypatch.setattr(batching, 'plan_epochs', _PLAN_EPOCHS)
+
+
+@pytest.fixture(scope='session')
+def tiny_inputs():
+  """Inputs of a round: clients 1, 3, 4, 8 with 9, 4, 14 and 3 images at a batch of 4; client 3 does not return."""
+  generator = np.random.default_rng(0)
+  coarse = generator.uniform(0, 255, (40, 3, 3, 3))
+  images = np.kron(coarse, np.ones((1, 3, 3, 1)))[:, :IMAGE_SIZE, :IMAGE_SIZE] + generator.normal(0, 20, (40, 8, 8, 3))
+  images = np.clip(images, 0, 255).astype(np.uint8)
+  shuffled = generator.permutation(30).astype(np.int32)
+
+  def build(sizes=(9, 4, 14, 3), returned=(True, False, True, True), round_num=5):
+    image_ids = np.full((len(sizes), 14), 29, np.int32)  # padding points to a real image, which must not be seen
+    begin = 0
+    for row, size in zip(image_ids, sizes):
+      row[:size] = shuffled[begin:begin + size]
+      begin += size
+    clients = rounds.Clients(
+        jnp.array([1, 3, 4, 8][:len(sizes)], jnp.int32), jnp.asarray(image_ids), jnp.array(sizes, jnp.int32),
+        jnp.array(returned[:len(sizes)]))
+    return rounds.RoundInputs(
+        jax.random.key(7), jnp.int32(round_num), jnp.asarray(images[:30]), clients, jnp.asarray(images[30:37]))
+
+  return build

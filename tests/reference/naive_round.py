@@ -1,0 +1,334 @@
+"""One round of LW-FedSSL written as plainly as possible, to check the fast one against.
+
+Straight from the paper's description (arXiv 2401.11647 v1-v3, Algorithm 1): Python loops over clients, epochs and
+steps; a vision transformer of its own, applied block by block; every parameter that exists is differentiated end to
+end and only then is the stage's choice applied to the gradients; batches hold their valid samples and nothing else;
+AdamW, the losses, the weighted mean and the server's calibration are written out. Everything is float64.
+
+Shared with the library: the names of the parameters, the numbers of the config, and the random draws (`rng.key`,
+the ids of `batching.plan_epochs`, the views of `augment.two_views`).
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lwfedssl_jax import rng
+from lwfedssl_jax.data import augment, batching
+
+ADAM_EPSILON = 1e-8
+
+
+class NaiveResult(NamedTuple):
+  params: Any  # as the library stacks them, NumPy float64
+  client_losses: list[dict[str, float]]  # per client: total, objective, alignment
+  client_mean: dict[str, float]  # over the clients that returned, weighted by their images
+  calibration: dict[str, float] | None
+
+
+class Trained(NamedTuple):
+  """What a stage trains on a client: block numbers, how many blocks exist, whether the embedding is trained."""
+
+  blocks: tuple[int, ...]
+  existing: int
+  embedding: bool
+
+
+def trained_in_stage(method: str, stage: int, depth: int, blocks_per_stage: int) -> Trained:
+  """Reads the table of the paper's methods; `stage` is 0-based."""
+  if method in ('end_to_end', 'centralized'):
+    return Trained(tuple(range(depth)), depth, True)
+  existing = (stage + 1) * blocks_per_stage
+  if method == 'prog_fedssl':
+    return Trained(tuple(range(existing)), existing, True)
+  assert method in ('layerwise', 'lw_fedssl'), method
+  return Trained(tuple(range(existing - blocks_per_stage, existing)), existing, stage == 0)
+
+
+# The model. Each piece is compiled on its own, for speed only.
+
+
+@functools.partial(jax.jit, static_argnames='patch')
+def embed(p, images, patch):
+  tokens, per_side = [], images.shape[1] // patch
+  for row in range(per_side):
+    for column in range(per_side):
+      cut = images[:, row * patch:(row + 1) * patch, column * patch:(column + 1) * patch, :]
+      token = cut.reshape(images.shape[0], -1) @ p['patch']['kernel'] + p['patch']['bias']
+      tokens.append(token + p['position'][len(tokens)])
+  return jnp.stack(tokens, axis=1)
+
+
+def layer_norm(p, x):
+  mean = x.mean(-1, keepdims=True)
+  variance = ((x - mean) ** 2).mean(-1, keepdims=True)
+  return (x - mean) / jnp.sqrt(variance + 1e-6) * p['scale'] + p['bias']
+
+
+def dense(p, x):
+  return x @ p['kernel'] + p['bias']
+
+
+@functools.partial(jax.jit, static_argnames='num_heads')
+def block(p, x, num_heads):
+  width = x.shape[-1]
+  size = width // num_heads
+  qkv = dense(p['attention']['qkv'], layer_norm(p['norm1'], x))
+  query, key, value = qkv[..., :width], qkv[..., width:2 * width], qkv[..., 2 * width:]
+  heads = []
+  for head in range(num_heads):
+    own = slice(head * size, (head + 1) * size)
+    scores = query[..., own] @ key[..., own].transpose(0, 2, 1) / math.sqrt(size)
+    weights = jnp.exp(scores)
+    heads.append(weights / weights.sum(-1, keepdims=True) @ value[..., own])
+  x = x + dense(p['attention']['projection'], jnp.concatenate(heads, -1))
+  hidden = dense(p['mlp1'], layer_norm(p['norm2'], x))
+  return x + dense(p['mlp2'], hidden * (1 + jax.lax.erf(hidden / math.sqrt(2))) / 2)
+
+
+@jax.jit
+def pool(p, x):
+  return layer_norm(p, x).mean(axis=1)
+
+
+@functools.partial(jax.jit, static_argnames='layers')
+def head(p, x, layers):
+  for layer in range(1, layers + 1):
+    x = x @ p[f'linear{layer}']['kernel']
+    x = (x - x.mean(0)) / jnp.sqrt(((x - x.mean(0)) ** 2).mean(0) + 1e-5)
+    if layer < layers:
+      x = jnp.maximum(0, x * p[f'norm{layer}']['scale'] + p[f'norm{layer}']['bias'])
+  return x
+
+
+def project(params, images, size, patch):
+  """Projection of images in [0, 1]; `params['blocks']` is a list of the blocks that exist."""
+  x = embed(params['embedding'], 2 * images - 1, patch)
+  for p in params['blocks']:
+    x = block(p, x, size.num_heads)
+  return head(params['projector'], pool(params['norm'], x), 3)
+
+
+# The losses, as plain softmax.
+
+
+def cosines(x, y):
+  x, y = (rows / jnp.sqrt((rows ** 2).sum(1, keepdims=True)) for rows in (x, y))
+  return x @ y.T
+
+
+@jax.jit
+def info_nce(queries, keys, temperature):
+  scores = jnp.exp(cosines(queries, keys) / temperature)
+  return -jnp.log(jnp.diag(scores) / scores.sum(1)).mean()
+
+
+@jax.jit
+def nt_xent(z1, z2, temperature):
+  rows = jnp.concatenate([z1, z2])
+  scores = jnp.exp(cosines(rows, rows) / temperature)
+  positives = jnp.exp(jnp.diag(cosines(z1, z2)) / temperature)
+  others = scores.sum(1) - jnp.diag(scores)
+  return -jnp.log(jnp.concatenate([positives, positives]) / others).mean()
+
+
+@jax.jit
+def one_minus_cosine(x, y):
+  return 1 - jnp.diag(cosines(x, y)).mean()
+
+
+def step_loss(params, target, received, views, config, alignment):
+  """Total loss of one batch (and its two parts), as a function of all parameters that exist."""
+  o, size, patch = config.objective, config.model.size, config.model.patch_size
+  z1, z2 = (project(params, view, size, patch) for view in views)
+  if o.objective == 'simclr':
+    main = nt_xent(z1, z2, o.temperature)
+  else:
+    q1, q2 = head(params['predictor'], z1, 2), head(params['predictor'], z2, 2)
+    k1, k2 = (project(target, view, size, patch) for view in views)
+    if o.objective == 'moco_v3':
+      main = info_nce(q1, k2, o.temperature) + info_nce(q2, k1, o.temperature)
+    else:
+      main = 2 * one_minus_cosine(q1, k2) + 2 * one_minus_cosine(q2, k1)
+  aligned = 0.0
+  if alignment:
+    g1, g2 = (project(received, view, size, patch) for view in views)
+    if alignment == 'contrastive':
+      aligned = (info_nce(z1, g1, o.temperature) + info_nce(z2, g2, o.temperature)) / 2
+    else:
+      aligned = (one_minus_cosine(z1, g1) + one_minus_cosine(z2, g2)) / 2
+  total = main + o.alignment_weight * aligned
+  return total, {'total': total, 'objective': main, 'alignment': aligned}
+
+
+# The optimizer, on a flat dictionary {('blocks', 2, 'mlp1', 'kernel'): array}.
+
+
+def flatten(tree, path=()):
+  if isinstance(tree, dict):
+    items = tree.items()
+  elif isinstance(tree, list):
+    items = enumerate(tree)
+  else:
+    return {path: np.asarray(tree)}
+  return {p: leaf for name, child in items for p, leaf in flatten(child, (*path, name)).items()}
+
+
+def unflatten(flat):
+  tree = {}
+  for path, leaf in flat.items():
+    node = tree
+    for name in path[:-1]:
+      node = node.setdefault(name, {})
+    node[path[-1]] = leaf
+  tree['blocks'] = [tree['blocks'][i] for i in sorted(tree['blocks'])]
+  return tree
+
+
+def is_trained(path, trained: Trained) -> bool:
+  if path[0] == 'embedding':
+    return trained.embedding
+  return path[0] != 'blocks' or path[1] in trained.blocks
+
+
+def learning_rate_factor(path, trained: Trained, decay: float) -> float:
+  """decay ** (blocks below the newest trained block); the embedding lies below the lowest; 1 outside the encoder."""
+  newest, lowest = max(trained.blocks), min(trained.blocks)
+  if path[0] == 'blocks':
+    return decay ** (newest - path[1])
+  return decay ** (newest - lowest + 1) if path[0] == 'embedding' else 1.0
+
+
+class AdamW:
+  """arXiv 1711.05101 with decay of kernels only, for the parameters that are trained; all others stay as they are."""
+
+  def __init__(self, learning_rate, weight_decay, block_decay, trained, epsilon):
+    self.learning_rate, self.weight_decay, self.block_decay = learning_rate, weight_decay, block_decay
+    self.trained, self.epsilon = trained, epsilon
+    self.count, self.first, self.second = 0, {}, {}
+
+  def step(self, params, gradients):
+    self.count += 1
+    new = {}
+    for path, value in flatten(params).items():
+      new[path] = value
+      if not is_trained(path, self.trained):
+        continue
+      gradient = gradients[path]
+      self.first[path] = 0.9 * self.first.get(path, 0) + 0.1 * gradient
+      self.second[path] = 0.999 * self.second.get(path, 0) + 0.001 * gradient ** 2
+      first = self.first[path] / (1 - 0.9 ** self.count)
+      second = self.second[path] / (1 - 0.999 ** self.count)
+      update = first / (np.sqrt(second) + self.epsilon)
+      if path[-1] == 'kernel':
+        update = update + self.weight_decay * value
+      new[path] = value - self.learning_rate * learning_rate_factor(path, self.trained, self.block_decay) * update
+    return unflatten(new)
+
+
+def train(params, batches, optimizer, config, alignment):
+  """Runs the steps of one client, or of the server, from a fresh target branch.
+
+  Args:
+    params: as received; `blocks` is the list of those that exist.
+    batches: one array (2, valid samples, S, S, 3) a step.
+    optimizer: a fresh AdamW.
+    config: the run's.
+    alignment: its kind, or None.
+
+  Returns:
+    The trained parameters, and the mean losses over the steps.
+  """
+  received, target, history = params, params, []
+  for views in batches:
+    gradients, losses = jax.grad(step_loss, has_aux=True)(
+        params, target, received, jnp.asarray(views, jnp.float64), config, alignment)
+    history.append({name: float(value) for name, value in losses.items()})
+    params = optimizer.step(params, flatten(gradients))
+    mu, online = config.objective.target_decay, flatten(params)
+    target = unflatten({p: mu * old + (1 - mu) * online[p] for p, old in flatten(target).items()})
+  return params, {name: float(np.mean([losses[name] for losses in history])) for name in history[0]}
+
+
+def draw_batches(images, ids, mask, key, config):
+  """Augments every batch that has a valid sample, and drops its invalid ones."""
+  views_of = jax.jit(augment.two_views, static_argnums=2)
+  batches = []
+  for step, (batch_ids, batch_mask) in enumerate(zip(np.asarray(ids), np.asarray(mask))):
+    if batch_mask.any():
+      views = views_of(jax.random.fold_in(key, step), images[batch_ids], config.augment)
+      batches.append(np.asarray(views)[:, batch_mask].astype(np.float64))
+  return batches
+
+
+def train_client(params, trained, member, inputs, config, epsilon):
+  client_id, image_ids, num_images = int(member[0]), member[1], int(member[2])
+  client = config.client
+  steps = max(1, len(image_ids) // client.batch_size)
+  ids, mask = batching.plan_epochs(
+      rng.key(inputs.seed_key, rng.Stream.SHUFFLE, inputs.round_num, client_id), image_ids, jnp.int32(num_images),
+      client.local_epochs, steps, client.batch_size)
+  key = rng.key(inputs.seed_key, rng.Stream.AUGMENT, inputs.round_num, client_id)
+  batches = draw_batches(inputs.images, ids, mask, key, config)
+  optimizer = AdamW(client.learning_rate * client.batch_size / 256, client.weight_decay,
+                    client.block_learning_rate_decay, trained, epsilon)
+  alignment = config.objective.alignment_kind if config.representation_alignment else None
+  with jax.enable_x64(True):
+    return train(params, batches, optimizer, config, alignment)
+
+
+def calibrate(params, trained, inputs, config, epsilon):
+  """The server trains everything that exists, end to end, on its own images; no alignment."""
+  method, num_images = config.method, len(inputs.server_images)
+  nominal = method.calibration_batch_size or config.client.batch_size
+  batch_size = min(nominal, num_images)
+  ids, mask = batching.plan_epochs(
+      rng.key(inputs.seed_key, rng.Stream.CALIBRATION_SHUFFLE, inputs.round_num), jnp.arange(num_images),
+      jnp.int32(num_images), method.calibration_epochs, num_images // batch_size, batch_size)
+  key = rng.key(inputs.seed_key, rng.Stream.CALIBRATION_AUGMENT, inputs.round_num)
+  batches = draw_batches(inputs.server_images, ids, mask, key, config)
+  everything = Trained(tuple(range(trained.existing)), trained.existing, True)
+  base = method.calibration_learning_rate or config.client.learning_rate
+  optimizer = AdamW(base * nominal / 256, config.client.weight_decay, config.client.block_learning_rate_decay,
+                    everything, epsilon)
+  with jax.enable_x64(True):
+    return train(params, batches, optimizer, config, None)
+
+
+def naive_round(config, params, stage: int, inputs, epsilon: float = ADAM_EPSILON) -> NaiveResult:
+  """Runs one round.
+
+  Args:
+    config: the run's.
+    params: as the library keeps them (blocks stacked).
+    stage: 0-based.
+    inputs: the library's RoundInputs.
+    epsilon: Adam's.
+  """
+  size = config.model.size
+  trained = trained_in_stage(config.method.method, stage, size.depth, config.method.blocks_per_stage)
+  to_float64 = lambda leaf: np.asarray(leaf, np.float64)
+  per_block = [jax.tree.map(lambda leaf: to_float64(leaf)[i], params['blocks']) for i in range(size.depth)]
+  existing = jax.tree.map(to_float64, {k: v for k, v in params.items() if k != 'blocks'})
+  existing['blocks'] = per_block[:trained.existing]
+
+  results = [train_client(existing, trained, member, inputs, config, epsilon) for member in zip(*inputs.clients[:3])]
+  client_losses = [losses for _, losses in results]
+  back = [i for i, returned in enumerate(np.asarray(inputs.clients.returned)) if returned]
+  sizes = np.asarray(inputs.clients.num_images, np.float64)
+  total = sum(sizes[i] for i in back)
+  mean = lambda values: sum(sizes[i] / total * values[i] for i in back)
+  flat = [flatten(client_params) for client_params, _ in results]
+  aggregated = unflatten({path: mean([f[path] for f in flat]) for path in flat[0]})
+  client_mean = {name: mean([losses[name] for losses in client_losses]) for name in client_losses[0]}
+
+  calibration = None
+  if config.server_calibration:
+    aggregated, calibration = calibrate(aggregated, trained, inputs, config, epsilon)
+  blocks = aggregated['blocks'] + per_block[trained.existing:]
+  result = dict(aggregated, blocks=jax.tree.map(lambda *leaves: np.stack(leaves), *blocks))
+  return NaiveResult(result, client_losses, client_mean, calibration)

@@ -1,0 +1,168 @@
+"""Commands as a user types them: one line and exit code 2 for mistakes, presets that never beat the command line."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import flags
+from lwfedssl_jax import config as configs
+
+ROOT = pathlib.Path(__file__).parents[1]
+PRESETS = sorted((ROOT / 'experiments' / 'presets').glob('*.flags'))
+SMALL = ('--encoder=vit_micro', '--image_size=8', '--patch_size=4', '--num_clients=2', '--batch_size=8',
+         '--rounds_per_stage=1', '--blocks_per_stage=4', '--local_epochs=1', '--auxiliary_fraction=0.2')
+
+
+def command(module, *arguments):
+  return subprocess.run(
+      [sys.executable, '-m', f'experiments.{module}', *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def pretrain(*arguments):
+  return command('pretrain', *arguments)
+
+
+def write_class_folder(path, num_classes=2, per_class=20, size=(20, 14)):
+  generator = np.random.default_rng(0)
+  for label in range(num_classes):
+    (path / f'class_{label}').mkdir(parents=True)
+    for index in range(per_class):
+      pixels = generator.integers(0, 255, (*size, 3), np.uint8) // (label + 1)
+      Image.fromarray(pixels).save(path / f'class_{label}' / f'{index}.png')
+
+
+MISTAKES = {
+    'unknown dataset': (('--dataset=nonsense',), '--dataset: expected digits, tfds:NAME'),
+    'missing folder': (('--dataset=folder:{tmp}/none',), '--dataset'),
+    'missing npz': (('--dataset=npz:{tmp}/none.npz',), '--dataset'),
+    'unprepared tfds': (('--dataset=tfds:mnist', '--data_dir={tmp}'), 'download_and_prepare'),
+    'mixed sizes': (('--dataset=folder:{tmp}/mixed', '--image_size=0'), '--image_size'),
+    'patch does not divide': (('--image_size=16', '--patch_size=5'), '--patch_size: expected a divisor'),
+    'patch does not divide the native size': (('--image_size=0', '--patch_size=3'), '--patch_size: expected a divisor'),
+    'more clients than images': (('--num_clients=2000',), '--num_clients: expected at most'),
+    'batch larger than every client': (('--batch_size=1000',), '--batch_size: expected at most'),
+    'labels needed': (('--dataset=folder:{tmp}/flat', '--image_size=8', '--partition=dirichlet'), '--partition'),
+    'workdir of a run': (('--workdir={tmp}/used',), '--workdir: expected a new folder'),
+    'workdir is a file': (('--workdir={tmp}/file',), '--workdir: expected a folder'),
+    'no workdir': (('--workdir=',), '--workdir: expected a folder'),
+    'unknown flag': (('--no_such_flag=1',), 'no_such_flag'),
+    'bad choice': (('--method=magic',), '--method'),
+    'bad number': (('--batch_size=many',), '--batch_size'),
+    'out of range': (('--temperature=0',), '--temperature: expected more than 0'),
+    'not finite': (('--learning_rate=nan',), '--learning_rate: expected a finite number'),
+    'bad tuple': (('--crop_area=0.5',), '--crop_area: expected 2 comma-separated values'),
+    'tuple of words': (('--crop_area=a,b',), '--crop_area: expected 2 comma-separated values'),
+    'blocks do not divide': (('--blocks_per_stage=3',), '--blocks_per_stage: expected a divisor of the 4 blocks'),
+    'too many per round': (('--clients_per_round=3',), '--clients_per_round: expected at most'),
+    'no server images': (('--auxiliary_fraction=0',), '--auxiliary_fraction: expected more than 0'),
+    'positional argument': (('digits',), 'expected flags only'),
+    'missing preset': (('--flagfile={tmp}/none.flags',), 'none.flags'),
+}
+
+
+@pytest.mark.parametrize('mistake', MISTAKES)
+def test_mistake_is_one_line_and_exit_code_2_and_writes_nothing(mistake, tmp_path):
+  write_class_folder(tmp_path / 'mixed', size=(20, 14))
+  (tmp_path / 'flat').mkdir()
+  for index in range(30):
+    Image.new('RGB', (8, 8), (index, 0, 0)).save(tmp_path / 'flat' / f'{index}.png')
+  (tmp_path / 'used').mkdir()
+  (tmp_path / 'used' / 'config.json').write_text('{}')
+  (tmp_path / 'file').write_text('')
+  before = sorted(tmp_path.rglob('*'))
+  arguments, expected = MISTAKES[mistake]
+  given = [argument.format(tmp=tmp_path) for argument in arguments]
+  result = pretrain('--dataset=digits', *SMALL, f'--workdir={tmp_path}/run', f'--cache_dir={tmp_path}/cache', *given)
+  assert result.returncode == 2, result.stderr
+  lines = [line for line in result.stderr.splitlines() if line.startswith('error: ')]
+  assert len(lines) == 1, result.stderr
+  assert expected in lines[0]
+  assert 'Traceback' not in result.stderr + result.stdout
+  assert sorted(tmp_path.rglob('*')) == before
+
+
+@pytest.fixture(scope='module')
+def class_folder_run(tmp_path_factory):
+  root = tmp_path_factory.mktemp('cli')
+  write_class_folder(root / 'images', per_class=30)
+  result = pretrain(f'--dataset=folder:{root}/images', *SMALL, f'--workdir={root}/run')
+  return root, result
+
+
+def test_folder_of_the_users_own_images_trains(class_folder_run):
+  root, result = class_folder_run
+  assert result.returncode == 0, result.stderr
+  lines = result.stdout.splitlines()
+  config = json.loads(lines[0].removeprefix('config: '))
+  summary = json.loads(lines[-1])
+  assert config['method'] == 'lw_fedssl' and config['image_size'] == 8
+  assert summary == json.loads((root / 'run' / 'summary.json').read_text())
+  assert summary['num_rounds'] == 1 and 0 <= summary['final_knn_accuracy'] <= 1
+
+
+def test_npz_in_medmnist_layout_trains(tmp_path):
+  generator = np.random.default_rng(0)
+  arrays = {}
+  for split, count in (('train', 60), ('val', 10), ('test', 20)):
+    arrays[f'{split}_labels'] = generator.integers(0, 3, (count, 1))
+    arrays[f'{split}_images'] = generator.integers(0, 255, (count, 8, 8), np.uint8)
+  np.savez(tmp_path / 'data.npz', **arrays)
+  result = pretrain(f'--dataset=npz:{tmp_path}/data.npz', *SMALL, '--objective=simclr', f'--workdir={tmp_path}/run')
+  assert result.returncode == 0, result.stderr
+  assert json.loads(result.stdout.splitlines()[-1])['objective'] == 'simclr'
+
+
+def test_images_without_labels_train_and_report_no_accuracy(tmp_path):
+  (tmp_path / 'flat').mkdir()
+  for index in range(40):
+    Image.new('L', (12, 9), 6 * index).save(tmp_path / 'flat' / f'{index}.jpg')
+  result = pretrain(f'--dataset=folder:{tmp_path}/flat', *SMALL, '--objective=byol', f'--workdir={tmp_path}/run')
+  assert result.returncode == 0, result.stderr
+  assert json.loads(result.stdout.splitlines()[-1])['final_knn_accuracy'] is None
+  assert (tmp_path / 'run' / 'partition.png').exists()
+
+
+def test_report_compares_finished_runs(class_folder_run):
+  root, _ = class_folder_run
+  result = command('report', f'--workdirs={root}/run,{root}/run', f'--output={root}/report')
+  assert result.returncode == 0, result.stderr
+  assert result.stdout.count('| lw_fedssl |') == 2
+  assert Image.open(root / 'report' / 'accuracy_against_bytes.png').size[0] > 500
+  assert 'lw_fedssl' in (root / 'report' / 'report.md').read_text()
+
+
+def test_report_names_a_run_that_is_not_finished(tmp_path):
+  result = command('report', f'--workdirs={tmp_path}')
+  assert result.returncode == 2
+  assert 'expected a finished run' in result.stderr
+
+
+def test_command_line_beats_preset_wherever_the_preset_stands():
+  argv = ['program', '--seed=3', '--flagfile', 'a.flags', '--batch_size=8', '--flagfile=b.flags']
+  assert flags.presets_first(argv) == ['program', '--flagfile=a.flags', '--flagfile=b.flags', '--seed=3', '--batch_size=8']
+
+
+@pytest.mark.parametrize('preset', PRESETS, ids=lambda path: path.stem)
+def test_presets_are_valid_configurations(preset):
+  lines = [line for line in preset.read_text().splitlines() if line and not line.startswith('#')]
+  values = {}
+  defaults = configs.flatten(configs.Config())
+  for line in lines:
+    name, text = line.removeprefix('--').split('=')
+    kind = type(defaults[name])
+    values[name] = tuple(map(float, text.split(','))) if kind is tuple else kind(text)
+  config = configs.with_values(configs.Config(), values)
+  assert configs.from_flat(json.loads(json.dumps(configs.flatten(config)))) == config
+
+
+def test_every_field_is_a_flag_with_help():
+  names = [field.name for group in configs.GROUPS.values() for field in group.__dataclass_fields__.values()]
+  assert len(names) == len(set(names))
+  result = pretrain('--helpfull')
+  for name in names:
+    assert f'{name}:' in result.stdout, name

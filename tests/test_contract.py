@@ -1,0 +1,263 @@
+"""What every objective and every method owe each other: what moves, what does not, what exists, what is retraced."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lwfedssl_jax import config as configs
+from lwfedssl_jax import stages
+from lwfedssl_jax.federated import local, optimizer
+from lwfedssl_jax.federated import round as rounds
+
+pytestmark = pytest.mark.usefixtures('tiny_library')
+
+METHODS = ('end_to_end', 'layerwise', 'lw_fedssl', 'prog_fedssl', 'centralized')
+OBJECTIVES = ('moco_v3', 'byol', 'simclr')
+STAGES = {  # as in test_naive_round, whose compiled rounds these are
+    ('layerwise', 'moco_v3'): 1, ('layerwise', 'byol'): 3, ('layerwise', 'simclr'): 1,
+    ('lw_fedssl', 'moco_v3'): 2, ('lw_fedssl', 'byol'): 1, ('lw_fedssl', 'simclr'): 0,
+    ('prog_fedssl', 'moco_v3'): 1, ('prog_fedssl', 'byol'): 3, ('prog_fedssl', 'simclr'): 2,
+}
+ABSENT, FROZEN, ACTIVE = range(3)
+
+# A vector added to every final norm is taken out again by the batch normalisation behind it: exactly no gradient.
+WITHOUT_GRADIENT = 'norm/bias'
+
+
+def by_name(tree):
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
+
+
+def pieces(params, plan):
+  """Yields (name, value, label): blocks one by one, everything else leaf by leaf."""
+  labels = by_name(stages.labels(params, plan))
+  for name, leaf in by_name(params).items():
+    if name.startswith('blocks/'):
+      yield from ((f'{name}[{i}]', np.asarray(part), int(labels[name][i])) for i, part in enumerate(leaf))
+    else:
+      yield name, np.asarray(leaf), int(labels[name])
+
+
+def moved(before, after, plan):
+  """{label: set of moved?} over all pieces but the one without a gradient."""
+  found = {ABSENT: set(), FROZEN: set(), ACTIVE: set()}
+  for (name, old, label), (_, new, _) in zip(pieces(before, plan), pieces(after, plan)):
+    if name != WITHOUT_GRADIENT:
+      found[label].add(not np.array_equal(old, new))
+  return found
+
+
+# One round.
+
+
+@pytest.mark.parametrize('objective', OBJECTIVES)
+@pytest.mark.parametrize('method', METHODS)
+def test_round(tiny_round, tiny_inputs, method, objective):
+  tiny = tiny_round(method, objective)
+  plan = tiny.plans[STAGES.get((method, objective), 0)]
+  inputs = tiny_inputs(sizes=(14,)) if method == 'centralized' else tiny_inputs()
+  params = tiny.init(0)
+  after, metrics = tiny.apply(params, plan, inputs)
+
+  assert jax.tree.structure(after) == jax.tree.structure(params)
+  assert {leaf.dtype for leaf in jax.tree.leaves((after, metrics))} == {jnp.dtype('float32')}
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((after, metrics)))
+  assert metrics.client_losses.shape == inputs.clients.client_ids.shape
+  assert (metrics.calibration is not None) == tiny.config.server_calibration
+  assert (metrics.client.alignment != 0) == tiny.config.representation_alignment
+
+  changed = moved(params, after, plan)
+  assert changed[ACTIVE] == {True}
+  assert changed[ABSENT] <= {False}
+  assert changed[FROZEN] <= {tiny.config.server_calibration}
+  assert ('predictor' in after) == (objective != 'simclr')
+
+  # What depends on the round, the clients and the stage is data: nothing is traced again.
+  cached = tiny.jitted._cache_size()
+  later, _ = tiny.apply(after, plan, tiny_inputs(round_num=6, sizes=np.asarray(inputs.clients.num_images)[::-1]))
+  assert moved(after, later, plan)[ACTIVE] == {True}
+  if plan.start > 0:
+    others = [other for other in tiny.plans if other.start > 0]
+    for other in others:
+      result, _ = tiny.apply(later, other, inputs)
+      assert moved(later, result, other)[ABSENT] <= {False}
+      assert moved(later, result, other)[FROZEN] <= {tiny.config.server_calibration}
+  assert tiny.jitted._cache_size() == cached
+
+
+def test_bfloat16_computes_what_float32_does(tiny_round, tiny_inputs):
+  wide, narrow = tiny_round('layerwise', 'byol'), tiny_round('layerwise', 'byol', compute_dtype='bfloat16')
+  params, plan, inputs = wide.init(0), wide.plans[3], tiny_inputs()
+  after, metrics = narrow.apply(params, plan, inputs)
+  assert {leaf.dtype for leaf in jax.tree.leaves((after, metrics))} == {jnp.dtype('float32')}
+  _, expected = wide.apply(params, plan, inputs)
+  assert not np.array_equal(metrics.client_losses, expected.client_losses)
+  np.testing.assert_allclose(metrics.client_losses, expected.client_losses, rtol=0.1)
+
+
+# One step.
+
+
+@pytest.fixture(scope='module', params=OBJECTIVES)
+def step(request, tiny_round, tiny_inputs):
+  """A step in the third stage, with alignment, from three different sets of weights for the three branches."""
+  tiny = tiny_round('lw_fedssl', request.param)
+  rules, plan, inputs = rounds.make_rules(tiny.config, 8), tiny.plans[2], tiny_inputs()
+  active, frozen = stages.split(tiny.init(0), plan.shape, plan.start)
+  received = stages.split(tiny.init(1), plan.shape, plan.start)[0]
+  state = local.init_state(rules, active)
+  if state.target is not None:
+    other = stages.split(tiny.init(2), plan.shape, plan.start)[0]
+    state = state._replace(target={name: other[name] for name in state.target})
+  views = local.augment.two_views(jax.random.key(0), inputs.images[:4], tiny.config.augment)
+  return rules, state, received, frozen, plan, views
+
+
+def test_step_moves_the_active_and_the_target_by_its_average_only(step):
+  rules, state, received, frozen, plan, views = step
+  run = jax.jit(lambda state, mask: local.train_step(rules, state, received, frozen, plan.start, views, mask))
+  after, losses = run(state, jnp.array([True, True, False, True]))
+  assert jax.tree.structure(after) == jax.tree.structure(state)
+  for name, (old, new) in {k: (v, by_name(after.params)[k]) for k, v in by_name(state.params).items()}.items():
+    assert name == WITHOUT_GRADIENT or not np.array_equal(old, new), name
+  np.testing.assert_allclose(losses.total, losses.objective + 0.7 * losses.alignment, rtol=1e-6)
+
+  if rules.objective.name == 'simclr':
+    assert state.target is None and after.target is None
+  else:
+    assert set(state.target) == {'blocks', 'norm', 'projector'}
+    expected = jax.tree.map(lambda target, online: 0.6 * target + 0.4 * online, state.target,
+                            {name: after.params[name] for name in state.target})
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after.target, expected)
+
+  # A step without valid samples is no step: not even the optimizer counts it.
+  unmoved, _ = run(after, jnp.zeros(4, bool))
+  jax.tree.map(np.testing.assert_array_equal, unmoved, after)
+
+
+def test_only_the_online_branch_has_a_gradient(step):
+  rules, state, received, frozen, plan, views = step
+
+  @jax.jit
+  def gradients(params, target, received, frozen):
+    def total(params, target, received, frozen):
+      inputs = local.prefix_tokens(rules, frozen, plan.start, views)
+      return local.step_losses(rules, params, target, received, inputs, jnp.ones(4, bool))[0]
+
+    return jax.grad(total, argnums=(0, 1, 2))(params, target, received, frozen)
+
+  online, target, received = gradients(state.params, state.target, received, frozen)
+  for name, leaf in by_name(online).items():
+    assert np.isfinite(leaf).all(), name
+    assert name == WITHOUT_GRADIENT or np.abs(leaf).max() > 1e-6, name
+  for leaf in jax.tree.leaves((target, received)):
+    np.testing.assert_array_equal(leaf, 0)
+
+
+def test_a_round_starts_from_the_received_model_with_a_fresh_optimizer(step):
+  rules, state = step[:2]
+  fresh = local.init_state(rules, state.params)
+  jax.tree.map(np.testing.assert_array_equal, fresh.params, state.params)
+  if fresh.target is not None:
+    jax.tree.map(np.testing.assert_array_equal, fresh.target, {name: state.params[name] for name in fresh.target})
+  moments = [leaf for leaf in jax.tree.leaves(fresh.optimizer) if leaf.ndim]
+  assert not any(np.any(leaf) for leaf in moments)
+  # Two moments for each active parameter, and for nothing else.
+  assert sum(leaf.size for leaf in moments) == 2 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
+
+
+def test_calibration_does_not_decay_absent_blocks():
+  updates = {'blocks': {'kernel': jnp.ones((4, 2, 2))}, 'norm': {'scale': jnp.ones(2)}}
+  dropped = optimizer.drop_absent(updates, 3)
+  np.testing.assert_array_equal(dropped['blocks']['kernel'][:, 0, 0], [1, 1, 1, 0])
+  np.testing.assert_array_equal(dropped['norm']['scale'], 1)
+
+
+# Stage plans. What is expected is written out from the paper's table (arXiv 2401.11647 v1-v3), for 4 blocks.
+
+TABLE = {  # (method, blocks per stage): (active blocks, blocks that exist, embedding trained) of each stage
+    ('end_to_end', 1): [([0, 1, 2, 3], 4, True)],
+    ('centralized', 1): [([0, 1, 2, 3], 4, True)],
+    ('end_to_end', 2): [([0, 1, 2, 3], 4, True)],
+    ('layerwise', 1): [([0], 1, True), ([1], 2, False), ([2], 3, False), ([3], 4, False)],
+    ('layerwise', 2): [([0, 1], 2, True), ([2, 3], 4, False)],
+    ('layerwise', 4): [([0, 1, 2, 3], 4, True)],
+    ('lw_fedssl', 1): [([0], 1, True), ([1], 2, False), ([2], 3, False), ([3], 4, False)],
+    ('lw_fedssl', 2): [([0, 1], 2, True), ([2, 3], 4, False)],
+    ('prog_fedssl', 1): [([0], 1, True), ([0, 1], 2, True), ([0, 1, 2], 3, True), ([0, 1, 2, 3], 4, True)],
+    ('prog_fedssl', 2): [([0, 1], 2, True), ([0, 1, 2, 3], 4, True)],
+}
+
+
+def plans_of(method, blocks_per_stage=1, **values):
+  return stages.make_plans(configs.with_values(
+      configs.Config(), dict(method=method, blocks_per_stage=blocks_per_stage, rounds_per_stage=3, **values)))
+
+
+@pytest.mark.parametrize(('method', 'blocks_per_stage'), TABLE)
+def test_plans_are_the_paper_s_table(tiny_round, method, blocks_per_stage):
+  params, plans = tiny_round('layerwise', 'moco_v3').init(0), plans_of(method, blocks_per_stage)
+  heads = ('projector', 'predictor')
+  assert len(plans) == len(TABLE[method, blocks_per_stage])
+  for plan, (active, existing, embedding) in zip(plans, TABLE[method, blocks_per_stage]):
+    blocks = [ACTIVE if i in active else FROZEN if i < existing else ABSENT for i in range(4)]
+    labels = by_name(stages.labels(params, plan))
+    assert labels.keys() == by_name(params).keys()
+    for name, label in labels.items():
+      part = name.split('/')[0]
+      expected = {'blocks': blocks, 'embedding': ACTIVE if embedding else FROZEN}.get(part, ACTIVE)
+      np.testing.assert_array_equal(label, expected, err_msg=name)
+    assert plan.shape == (len(active), embedding)
+    assert plan.calibrates == (method == 'lw_fedssl')
+
+    names = lambda indices: tuple(f'block_{i:02d}' for i in indices)
+    upload = (('embedding',) if embedding else ()) + names(active) + ('norm', *heads)
+    everything = ('embedding', *names(range(existing)), 'norm', *heads)
+    assert stages.uploads(plan, heads) == upload
+    assert stages.needs(plan, heads) == everything
+    assert stages.changes(plan, heads) == (everything if method == 'lw_fedssl' else upload)
+
+
+@pytest.mark.parametrize(('method', 'blocks_per_stage'), TABLE)
+def test_stages_follow_each_other_and_all_methods_run_equally_long(method, blocks_per_stage):
+  plans = plans_of(method, blocks_per_stage)
+  assert [plan.stage for plan in plans] == list(range(len(plans)))
+  assert plans[0].first_round == 0
+  for plan, following in zip(plans, plans[1:]):
+    assert following.first_round == plan.first_round + plan.num_rounds
+    assert following.stop == plan.stop + following.num_new
+  assert plans[-1].stop == 4
+  assert sum(plan.num_rounds for plan in plans) == 4 // blocks_per_stage * 3
+
+
+def test_calibration_is_a_switch_of_its_own():
+  assert all(plan.calibrates for plan in plans_of('prog_fedssl', server_calibration=True))
+  assert not any(plan.calibrates for plan in plans_of('lw_fedssl', server_calibration=False))
+
+
+@pytest.mark.parametrize('method', ['end_to_end', 'layerwise', 'prog_fedssl'])
+def test_split_and_merge(tiny_round, method):
+  params = tiny_round('layerwise', 'moco_v3').init(0)
+  for plan in plans_of(method):
+    active, frozen = stages.split(params, plan.shape, plan.start)
+    assert ('embedding' in active) == plan.trains_embedding == ('embedding' not in frozen)
+    assert jax.tree.leaves(active['blocks'])[0].shape[0] == plan.stop - plan.start
+    jax.tree.map(np.testing.assert_array_equal, stages.merge(params, active, plan.start), params)
+    merged = stages.merge(params, jax.tree.map(lambda leaf: leaf + 1, active), plan.start)
+    for (name, old, label), (_, new, _) in zip(pieces(params, plan), pieces(merged, plan)):
+      np.testing.assert_array_equal(new, old + np.float32(label == ACTIVE), err_msg=name)
+
+
+@pytest.mark.parametrize('blocks_per_stage', [1, 2])
+def test_new_blocks(tiny_round, blocks_per_stage):
+  params = tiny_round('layerwise', 'moco_v3').init(0)
+  for plan in plans_of('layerwise', blocks_per_stage):
+    assert stages.begin(params, plan, 'random') is params
+    begun = stages.begin(params, plan, 'previous')
+    first = plan.stop - blocks_per_stage
+    source = [first - 1 if plan.stage and first <= i < plan.stop else i for i in range(4)]
+    for name, leaf in by_name(begun).items():
+      expected = by_name(params)[name]
+      np.testing.assert_array_equal(leaf, expected[np.array(source)] if name.startswith('blocks') else expected)

@@ -1,0 +1,175 @@
+"""The driver on real digits at reduced scale: determinism, resume, damage, what a run leaves behind."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from lwfedssl_jax import UsageError, config as configs, run_log, training
+from lwfedssl_jax.config import Config
+
+TINY = {
+    'dataset': 'digits', 'image_size': 16, 'encoder': 'vit_micro', 'num_clients': 3, 'max_train_images': 150,
+    'auxiliary_fraction': 0.2, 'batch_size': 16, 'rounds_per_stage': 2, 'blocks_per_stage': 2, 'local_epochs': 1,
+    'learning_rate': 8e-3, 'temperature': 0.2, 'blur_probability': (0.0, 0.0), 'client_size_sigma': 0.5,
+    'method': 'lw_fedssl',
+}
+TOTAL_ROUNDS = 4
+
+
+def tiny(workdir, **values) -> Config:
+  return configs.with_values(Config(), TINY | {'workdir': str(workdir)} | values)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('finished')
+  return workdir, training.train(tiny(workdir))
+
+
+def test_summary_and_rows_agree(finished):
+  workdir, summary = finished
+  rows = run_log.read_metrics(str(workdir))
+  assert summary == json.loads((workdir / 'summary.json').read_text())
+  assert [row['round'] for row in rows] == list(range(TOTAL_ROUNDS))
+  assert [row['stage'] for row in rows] == [0, 0, 1, 1]
+  assert [row.get('knn_accuracy') is not None for row in rows] == [False, True, False, True]
+  assert summary['final_knn_accuracy'] == rows[-1]['knn_accuracy']
+  assert summary['download_bytes'] == pytest.approx(sum(row['download_bytes'] for row in rows))
+  assert summary['upload_bytes'] * 3 == sum(row['total_upload_bytes'] for row in rows)
+  assert all(np.isfinite([row['loss'], row['alignment_loss'], row['calibration_loss']]).all() for row in rows)
+  assert summary['raw_pixel_knn_accuracy'] > 0.5  # the labels and the test images belong together
+
+
+def test_workdir_holds_what_a_person_looks_at(finished):
+  workdir, _ = finished
+  for name in ('views.png', 'partition.png', 'partition.json', 'config.json', 'tensorboard', 'checkpoints'):
+    assert (workdir / name).exists(), name
+  partition = json.loads((workdir / 'partition.json').read_text())
+  dealt = sum(partition['clients'], []) + partition['server']
+  assert len(dealt) == len(set(dealt)) == 150
+  saved = json.loads((workdir / 'config.json').read_text())
+  assert saved['config']['num_clients'] == 3
+  assert {'jax', 'flax', 'python'} <= saved['versions'].keys()
+
+
+def test_tensorboard_events_hold_the_losses(finished):
+  accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+  workdir, _ = finished
+  events = accumulator.EventAccumulator(str(workdir / 'tensorboard'))
+  events.Reload()
+  rows = run_log.read_metrics(str(workdir))
+  written = [(event.step, event.value) for event in events.Scalars('loss')]
+  assert written == [(row['round'], pytest.approx(row['loss'], rel=1e-6)) for row in rows]
+
+
+def test_same_seed_same_bits_and_other_seed_other_bits(finished, tmp_path):
+  _, summary = finished
+  again = training.train(tiny(tmp_path / 'again'))
+  other = training.train(tiny(tmp_path / 'other', seed=1))
+  assert again['params_sha256'] == summary['params_sha256']
+  assert again['final_loss'] == summary['final_loss']
+  assert other['params_sha256'] != summary['params_sha256']
+
+
+@pytest.mark.parametrize('stop', range(1, TOTAL_ROUNDS))
+def test_stopping_after_any_round_and_resuming_changes_nothing(finished, tmp_path, stop):
+  whole_workdir, summary = finished
+  stopped = training.train(tiny(tmp_path, stop_after_round=stop))
+  assert stopped['finished'] is False
+  assert stopped['rounds_done'] == stop
+  assert not (tmp_path / 'summary.json').exists()
+  resumed = training.train(tiny(tmp_path, resume=True))
+  untimed = lambda rows: [{k: v for k, v in row.items() if k not in ('seconds', 'images_per_second')} for row in rows]
+  assert untimed([resumed]) == untimed([summary])
+  assert untimed(run_log.read_metrics(str(tmp_path))) == untimed(run_log.read_metrics(str(whole_workdir)))
+
+
+def test_resuming_a_finished_run_returns_its_summary_and_writes_nothing(finished):
+  workdir, summary = finished
+  before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*') if path.is_file() and path.name != '.lock'}
+  assert training.train(tiny(workdir, resume=True)) == summary
+  after = {path: path.stat().st_mtime_ns for path in workdir.rglob('*') if path.is_file() and path.name != '.lock'}
+  assert after == before
+
+
+def test_rows_written_after_the_last_checkpoint_are_written_anew(finished, tmp_path):
+  training.train(tiny(tmp_path, stop_after_round=2))
+  with open(tmp_path / 'metrics.jsonl', 'a') as file:
+    file.write('{"round": 2, "stage": 1, "loss": 1.0}\n{"round": 3, "sta')  # a crash before the checkpoint, mid-line
+  training.train(tiny(tmp_path, resume=True))
+  assert [row['round'] for row in run_log.read_metrics(str(tmp_path))] == list(range(TOTAL_ROUNDS))
+
+
+def test_flipped_byte_in_the_newest_checkpoint_falls_back_to_the_one_before(finished, tmp_path):
+  _, summary = finished
+  training.train(tiny(tmp_path, stop_after_round=3))
+  files = sorted((tmp_path / 'checkpoints' / '3' / 'params' / 'ocdbt.process_0' / 'd').iterdir(),
+                 key=lambda path: path.stat().st_size)
+  damaged = bytearray(files[-1].read_bytes())
+  damaged[len(damaged) // 2] ^= 1
+  files[-1].write_bytes(damaged)
+  assert training.train(tiny(tmp_path, resume=True))['params_sha256'] == summary['params_sha256']
+
+
+def test_only_damaged_checkpoints_are_an_error_and_stay_as_they_are(tmp_path):
+  training.train(tiny(tmp_path, stop_after_round=2))
+  for step in (tmp_path / 'checkpoints').iterdir():
+    (step / 'meta' / 'metadata').write_text('')
+  with pytest.raises(UsageError, match='expected a sound checkpoint'):
+    training.train(tiny(tmp_path, resume=True))
+  assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['1', '2']
+
+
+def test_round_without_returning_clients_leaves_the_model_alone_and_says_so(tmp_path, capsys):
+  summary = training.train(tiny(tmp_path / 'a', client_dropout=1.0))
+  rows = run_log.read_metrics(str(tmp_path / 'a'))
+  assert {row['participants'] for row in rows} == {0}
+  assert {row['loss'] for row in rows} == {None}
+  assert 'no client returned' in capsys.readouterr().out
+  assert summary['upload_bytes'] == 0
+  assert summary['download_bytes'] > 0  # paid before dropping out
+  untouched = training.train(tiny(tmp_path / 'b', client_dropout=1.0, method='prog_fedssl'))
+  assert untouched['params_sha256'] == summary['params_sha256']
+
+
+def test_partial_participation_charges_only_participants(tmp_path):
+  training.train(tiny(tmp_path, method='layerwise', clients_per_round=2, rounds_per_stage=1))
+  for row in run_log.read_metrics(str(tmp_path)):
+    assert row['sampled'] == row['participants'] == 2
+    assert row['total_upload_bytes'] == pytest.approx(3 * row['upload_bytes'])
+
+
+def test_new_block_can_start_as_a_copy_of_the_one_below(tmp_path):
+  random = training.train(tiny(tmp_path / 'a', client_dropout=1.0, blocks_per_stage=1, rounds_per_stage=1))
+  copied = training.train(tiny(
+      tmp_path / 'b', client_dropout=1.0, blocks_per_stage=1, rounds_per_stage=1, new_block_init='previous'))
+  assert random['params_sha256'] != copied['params_sha256']
+
+
+def test_workdir_of_a_run_is_not_entered_without_resume_or_with_another_config(finished):
+  workdir, _ = finished
+  with pytest.raises(UsageError, match='--workdir: expected a new folder'):
+    training.train(tiny(workdir))
+  with pytest.raises(UsageError, match=r'differs in batch_size \(run: 16, given: 32\)'):
+    training.train(tiny(workdir, resume=True, batch_size=32))
+
+
+def test_workdir_in_use_is_refused(tmp_path):
+  config = tiny(tmp_path)
+  with run_log.claim_workdir(config), pytest.raises(UsageError, match='is in use'):
+    with run_log.claim_workdir(tiny(tmp_path, resume=True)):
+      pass
+
+
+def test_workdir_of_an_older_format_is_refused(tmp_path):
+  (tmp_path / 'config.json').write_text(json.dumps({'format': 0, 'config': {}}))
+  with pytest.raises(UsageError, match='expected a run of format 1, found format 0'):
+    training.train(tiny(tmp_path, resume=True))
+
+
+def test_nothing_is_written_for_a_mistake_about_the_data(tmp_path):
+  with pytest.raises(UsageError, match='--batch_size'):
+    training.train(tiny(tmp_path / 'run', batch_size=5000))
+  assert os.listdir(tmp_path) == []

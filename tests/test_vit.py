@@ -1,0 +1,144 @@
+"""The vision transformer against a NumPy float64 one, and its cuts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import erf, softmax
+
+from lwfedssl_jax.config import ENCODER_SIZES, EncoderSize
+from lwfedssl_jax.models.vit import make_vit
+
+pytestmark = pytest.mark.usefixtures('compiled_fast')
+
+SIZE = EncoderSize(width=8, depth=3, num_heads=2, mlp_ratio=2)
+
+
+@pytest.fixture(scope='module')
+def encoder():
+  return make_vit(SIZE, image_size=8, patch_size=4)
+
+
+@pytest.fixture(scope='module')
+def params(encoder):
+  """Parameters none of which is zero or one."""
+  generator = np.random.default_rng(0)
+  draw = lambda leaf: 0.5 * generator.normal(size=leaf.shape).astype(np.float32)
+  return jax.tree.map(lambda leaf: jnp.asarray(draw(leaf)), jax.eval_shape(encoder.init, jax.random.key(0)))
+
+
+@pytest.fixture(scope='module')
+def images():
+  return np.random.default_rng(1).uniform(-1, 1, (3, 8, 8, 3)).astype(np.float32)
+
+
+def block(params, index):
+  return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64)[index], params['blocks'])
+
+
+def layer_norm(p, x):
+  return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * p['scale'] + p['bias']
+
+
+def dense(p, x):
+  return x @ p['kernel'] + p['bias']
+
+
+def numpy_embed(p, images):
+  tokens = np.empty((len(images), 4, SIZE.width))
+  for row in range(2):
+    for column in range(2):
+      patch = images[:, 4 * row:4 * row + 4, 4 * column:4 * column + 4].reshape(len(images), -1).astype(np.float64)
+      tokens[:, 2 * row + column] = dense(p['patch'], patch) + p['position'][2 * row + column]
+  return tokens
+
+
+def numpy_block(p, x):
+  normed, size = layer_norm(p['norm1'], x), SIZE.width // SIZE.num_heads
+  query, key, value = np.split(dense(p['attention']['qkv'], normed), 3, axis=-1)
+  heads = []
+  for head in range(SIZE.num_heads):
+    own = np.s_[..., head * size:(head + 1) * size]
+    weights = softmax(query[own] @ key[own].transpose(0, 2, 1) / np.sqrt(size), axis=-1)
+    heads.append(weights @ value[own])
+  x = x + dense(p['attention']['projection'], np.concatenate(heads, axis=-1))
+  hidden = dense(p['mlp1'], layer_norm(p['norm2'], x))
+  return x + dense(p['mlp2'], hidden * 0.5 * (1 + erf(hidden / np.sqrt(2))))
+
+
+def numpy_tokens(params, images, count):
+  x = numpy_embed(jax.tree.map(np.float64, params['embedding']), images)
+  for index in range(count):
+    x = numpy_block(block(params, index), x)
+  return x
+
+
+def test_forward_is_numpy_s(encoder, params, images):
+  tokens = encoder.blocks(params['blocks'], encoder.embed(params['embedding'], images))
+  expected = numpy_tokens(params, images, SIZE.depth)
+  np.testing.assert_allclose(tokens, expected, rtol=1e-4, atol=1e-4)
+  pooled = encoder.pool(params['norm'], tokens)
+  assert pooled.shape == (3, SIZE.width)
+  np.testing.assert_allclose(pooled, layer_norm(params['norm'], expected).mean(1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('count', range(4))
+def test_prefix_and_the_rest_are_all_blocks(encoder, params, images, count):
+  tokens = encoder.embed(params['embedding'], images)
+  middle = jax.jit(encoder.prefix)(params['blocks'], tokens, count)  # the count is traced here
+  np.testing.assert_allclose(middle, numpy_tokens(params, images, count), rtol=1e-4, atol=1e-4)
+  if count < SIZE.depth:
+    rest = jax.tree.map(lambda leaf: leaf[count:], params['blocks'])
+    whole = encoder.blocks(params['blocks'], tokens)
+    np.testing.assert_allclose(encoder.blocks(rest, middle), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_depth_leaves_out_the_blocks_above(encoder, params, images):
+  tokens = encoder.embed(params['embedding'], images)
+  with_depth = jax.jit(lambda blocks, depth: encoder.blocks(blocks, tokens, depth))
+  gradient = jax.jit(jax.grad(lambda blocks, depth: (encoder.blocks(blocks, tokens, depth) ** 2).sum()))
+  for depth in range(1, SIZE.depth + 1):
+    first = jax.tree.map(lambda leaf: leaf[:depth], params['blocks'])
+    expected = encoder.blocks(first, tokens)
+    np.testing.assert_allclose(with_depth(params['blocks'], depth), expected, rtol=1e-5, atol=1e-5)
+    for leaf in jax.tree.leaves(gradient(params['blocks'], depth)):
+      np.testing.assert_array_equal(leaf[depth:], 0)
+      assert all(np.abs(leaf[i]).max() > 0 for i in range(depth))
+
+
+def test_the_only_block_may_be_left_out_too(encoder, params, images):
+  tokens = encoder.embed(params['embedding'], images)
+  one = jax.tree.map(lambda leaf: leaf[1:2], params['blocks'])
+  np.testing.assert_array_equal(encoder.blocks(one, tokens, 0), tokens)
+  np.testing.assert_allclose(encoder.blocks(one, tokens, 1), encoder.blocks(one, tokens), rtol=1e-5, atol=1e-6)
+
+
+def test_vit_tiny_has_the_paper_s_parameters():
+  encoder = make_vit(ENCODER_SIZES['vit_tiny'], image_size=32, patch_size=4)
+  shapes = jax.eval_shape(encoder.init, jax.random.key(0))
+  leaves = jax.tree.leaves(shapes['blocks'])
+  assert all(leaf.shape[0] == 12 for leaf in leaves)
+  assert sum(int(np.prod(leaf.shape[1:])) for leaf in leaves) == 444_864
+  assert shapes['embedding']['position'].shape == (64, 192)
+  assert shapes['embedding']['patch']['kernel'].shape == (48, 192)
+  assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype('float32')}
+  assert (encoder.depth, encoder.width) == (12, 192)
+
+
+def test_blocks_start_out_different(encoder):
+  kernels = jax.jit(encoder.init)(jax.random.key(0))['blocks']['mlp1']['kernel']
+  assert all(np.abs(kernels[i] - kernels[j]).max() > 0 for i in range(3) for j in range(i))
+
+
+def test_bfloat16_keeps_float32_parameters_and_embeddings(params, images):
+  encoder = make_vit(SIZE, image_size=8, patch_size=4, dtype=jnp.bfloat16)
+  shapes = jax.eval_shape(encoder.init, jax.random.key(0))
+  assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype('float32')}
+  tokens = encoder.embed(params['embedding'], images)
+  assert tokens.dtype == jnp.bfloat16
+  tokens = encoder.blocks(params['blocks'], encoder.prefix(params['blocks'], tokens, 0))
+  assert tokens.dtype == jnp.bfloat16
+  pooled = encoder.pool(params['norm'], tokens)
+  assert pooled.dtype == jnp.float32
+  expected = layer_norm(params['norm'], numpy_tokens(params, images, SIZE.depth)).mean(1)
+  np.testing.assert_allclose(pooled, expected, atol=0.05)
