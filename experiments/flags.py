@@ -86,6 +86,8 @@ def _parse(argv: list[str]) -> list[str]:
     _fail(f'--flagfile: expected a file of flags, {error}')
   if len(left) > 1:
     _fail(f'expected flags only (--name=value), got {left[1]!r}')
+  if flags.FLAGS['verbosity'].using_default_value:
+    flags.FLAGS.verbosity = logging.WARNING  # orbax tells every step of a save at INFO
   return left
 
 
@@ -101,7 +103,7 @@ def use_compilation_cache() -> None:
   if jax.config.jax_compilation_cache_dir is None:
     root = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
     jax.config.update('jax_compilation_cache_dir', os.path.join(root, 'lwfedssl_jax', 'compiled'))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
 def run(main: Callable[[], dict[str, Any]]) -> None:
@@ -115,5 +117,4 @@ def run(main: Callable[[], dict[str, Any]]) -> None:
     except UsageError as error:
       _fail(str(error))
 
-  flags.FLAGS.set_default('verbosity', logging.WARNING)  # orbax tells every step of a save at INFO
   app.run(guarded, flags_parser=_parse)

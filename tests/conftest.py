@@ -1,7 +1,4 @@
-"""Fixtures that several files share: a tiny library, and tiny rounds that are compiled once a session.
-
-Nothing here takes effect unless a test asks for it.
-"""
+"""Fixtures that several files share: a tiny library, and tiny rounds that are compiled once a session."""
 
 import functools
 from typing import Any, NamedTuple
@@ -23,29 +20,38 @@ IMAGE_SIZE = 8
 # Numbers far from the defaults, so that each of them shows in the result: a weight of 1, one epoch or a decay of
 # nearly 1 would hide that it is ignored. The step is small and the temperature high, so that a round of seven steps on
 # batches of three or four does not amplify rounding.
-VALUES = dict(
-    num_clients=9, clients_per_round=4, batch_size=4, local_epochs=2, rounds_per_stage=2, learning_rate=0.1,
-    weight_decay=0.5, temperature=0.5, target_decay=0.6, alignment_weight=0.7, calibration_epochs=2,
-    calibration_batch_size=3, calibration_learning_rate=0.15)
+VALUES = {
+    'num_clients': 9, 'clients_per_round': 4, 'batch_size': 4, 'local_epochs': 2, 'rounds_per_stage': 2,
+    'learning_rate': 0.1, 'weight_decay': 0.5, 'temperature': 0.5, 'target_decay': 0.6, 'alignment_weight': 0.7,
+    'calibration_epochs': 2, 'calibration_batch_size': 3, 'calibration_learning_rate': 0.15}
 
-# What each method runs with in the round tests, beside VALUES; the switches are spread so that each objective meets
-# them with some method.
+# What the rounds of an objective run with, beside VALUES. A round is told what to train by the stage plan, and nothing
+# else by the method; so only moco_v3 builds (and compiles) a round for each method. For the other two, all methods'
+# plans run on one round, of which `layerwise` is only the name.
+OBJECTIVE_VALUES = {
+    'byol': {'client_chunk': 4, 'representation_alignment': True},
+    'simclr': {
+        'client_chunk': 2, 'representation_alignment': True, 'alignment_kind': 'cosine',
+        'block_learning_rate_decay': 0.5, 'server_calibration': False},
+}
 METHOD_VALUES = {
     ('end_to_end', 'moco_v3'): {},
-    ('end_to_end', 'byol'): dict(client_chunk=4),
-    ('end_to_end', 'simclr'): dict(representation_alignment=True, alignment_kind='cosine'),
-    ('layerwise', 'moco_v3'): dict(client_chunk=2),
-    ('layerwise', 'byol'): dict(representation_alignment=True),
-    ('layerwise', 'simclr'): dict(client_chunk=4, blocks_per_stage=2, block_learning_rate_decay=0.5),
+    ('layerwise', 'moco_v3'): {'client_chunk': 2},
     ('lw_fedssl', 'moco_v3'): {},
-    ('lw_fedssl', 'byol'): dict(alignment_kind='cosine', server_calibration=False),
-    ('lw_fedssl', 'simclr'): dict(server_calibration=False),
-    ('prog_fedssl', 'moco_v3'): dict(representation_alignment=True, alignment_kind='cosine'),
-    ('prog_fedssl', 'byol'): {},
-    ('prog_fedssl', 'simclr'): {},
-    ('centralized', 'moco_v3'): {},
-    ('centralized', 'byol'): {},
-    ('centralized', 'simclr'): {},
+    ('prog_fedssl', 'moco_v3'): {'representation_alignment': True, 'alignment_kind': 'cosine'},
+    ('centralized', 'moco_v3'): {'clients_per_round': 0},
+    ('lw_fedssl', 'byol'): {'server_calibration': False},
+    ('layerwise', 'simclr'): {'blocks_per_stage': 2},
+    ('lw_fedssl', 'simclr'): {'blocks_per_stage': 2},
+    ('centralized', 'byol'): {'clients_per_round': 0},
+    ('centralized', 'simclr'): {'clients_per_round': 0},
+}
+
+# Stage of each case, 0-based, of 4 (layer-wise stages of simclr: of 2). A method of one stage has stage 0.
+STAGES = {
+    ('layerwise', 'moco_v3'): 1, ('lw_fedssl', 'moco_v3'): 2, ('prog_fedssl', 'moco_v3'): 1,
+    ('layerwise', 'byol'): 0, ('lw_fedssl', 'byol'): 0, ('prog_fedssl', 'byol'): 3,
+    ('layerwise', 'simclr'): 1, ('lw_fedssl', 'simclr'): 1, ('prog_fedssl', 'simclr'): 3,
 }
 
 # Adam divides by |gradient| + epsilon. With 1e-8 an element whose gradient is rounding noise moves by a full step in
@@ -57,6 +63,7 @@ SMOOTH_EPSILON = 0.1
 class TinyRound(NamedTuple):
   config: configs.Config
   plans: tuple[stages.StagePlan, ...]
+  stage: int  # the one of this method and objective that is tested
   init: Any  # seed -> params
   apply: Any  # as FederatedRound.apply, but keeps the parameters that are passed in
   jitted: Any
@@ -91,6 +98,19 @@ def compiled_fast():
   jax.config.update('jax_disable_most_optimizations', before)
 
 
+@pytest.fixture(scope='session', autouse=True)
+def own_cache_folder(tmp_path_factory):
+  """Keeps compiled programs and decoded images of a test session together, and out of the user's cache."""
+  root = str(tmp_path_factory.mktemp('cache'))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('XDG_CACHE_HOME', root)
+    patch.setenv('JAX_COMPILATION_CACHE_DIR', root)  # for the commands that tests start
+    patch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
+    jax.config.update('jax_compilation_cache_dir', root)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+    yield
+
+
 @pytest.fixture(scope='module')
 def tiny_library(compiled_fast):
   """Shrinks `vit_micro` and the heads, and simplifies augmentation and shuffling, while a module's tests run."""
@@ -106,7 +126,7 @@ def tiny_library(compiled_fast):
 
 @functools.cache
 def _shapes(objective: str) -> Any:
-  config = configs.with_values(configs.Config(), dict(objective=objective))
+  config = configs.with_values(configs.Config(), {'objective': objective})
   return jax.eval_shape(rounds.make_round(config, IMAGE_SIZE, 14).init, jax.random.key(0))
 
 
@@ -125,26 +145,28 @@ def random_params(shapes: Any, seed: int) -> Any:
 
 
 @functools.cache
-def _build(epsilon: float, values: tuple[tuple[str, Any], ...]) -> TinyRound:
-  config = configs.with_values(configs.Config(), {**VALUES, **dict(values)})
+def _build(epsilon: float, values: tuple[tuple[str, Any], ...]) -> Any:
+  config = configs.with_values(configs.Config(), dict(values))
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(optax, 'scale_by_adam', functools.partial(optax.scale_by_adam, eps=epsilon))
-    built = rounds.make_round(config, IMAGE_SIZE, max_client_images=14)
-  apply = lambda params, plan, inputs: built.apply(jax.tree.map(jnp.array, params), plan, inputs)
-  init = functools.partial(random_params, _shapes(config.objective.objective))
-  return TinyRound(config, stages.make_plans(config), init, apply, built.apply.jitted, epsilon)
+    return rounds.make_round(config, IMAGE_SIZE, max_client_images=14)
 
 
 @pytest.fixture(scope='module')
 def tiny_round(tiny_library):
-  """A builder (method, objective, field=value, ...) -> TinyRound; equal arguments give the same, compiled round."""
+  """A builder (method, objective, field=value, ...) -> TinyRound; equal settings give the same, compiled round."""
   del tiny_library
 
   def build(method, objective, epsilon=SMOOTH_EPSILON, **changes):
-    values = {'method': method, 'objective': objective, **METHOD_VALUES[method, objective], **changes}
-    if method == 'centralized':
-      values['clients_per_round'] = 0
-    return _build(epsilon, tuple(sorted(values.items())))
+    values = {**VALUES, 'objective': objective, **OBJECTIVE_VALUES.get(objective, {}), **changes}
+    own = {'method': method, **METHOD_VALUES.get((method, objective), {})}
+    config = configs.with_values(configs.Config(), {**values, **own, **changes})
+    shared = {'method': 'layerwise'} if objective in OBJECTIVE_VALUES else own
+    built = _build(epsilon, tuple(sorted({**values, **shared, **changes}.items())))
+    init = functools.partial(random_params, _shapes(objective))
+    apply = lambda params, plan, inputs: built.apply(jax.tree.map(jnp.array, params), plan, inputs)
+    stage = STAGES.get((method, objective), 0)
+    return TinyRound(config, stages.make_plans(config), stage, init, apply, built.apply.jitted, epsilon)
 
   return build
 
@@ -166,7 +188,10 @@ def tiny_inputs():
   images = np.clip(images, 0, 255).astype(np.uint8)
   shuffled = generator.permutation(30).astype(np.int32)
 
-  def build(sizes=(9, 4, 14, 3), returned=(True, False, True, True), round_num=5):
+  def build(method='layerwise', objective='moco_v3', round_num=5):
+    sizes, returned = (9, 4, 14, 3), (True, False, True, True)
+    if method == 'centralized':  # one client; where the round is shared with other methods, the others do not return
+      sizes, returned = ((14,), (True,)) if objective == 'moco_v3' else (sizes, (False, False, True, False))
     image_ids = np.full((len(sizes), 14), 29, np.int32)  # padding points to a real image, which must not be seen
     begin = 0
     for row, size in zip(image_ids, sizes):
@@ -174,7 +199,7 @@ def tiny_inputs():
       begin += size
     clients = rounds.Clients(
         jnp.array([1, 3, 4, 8][:len(sizes)], jnp.int32), jnp.asarray(image_ids), jnp.array(sizes, jnp.int32),
-        jnp.array(returned[:len(sizes)]))
+        jnp.array(returned))
     return rounds.RoundInputs(
         jax.random.key(7), jnp.int32(round_num), jnp.asarray(images[:30]), clients, jnp.asarray(images[30:37]))
 

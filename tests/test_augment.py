@@ -6,8 +6,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps
 import pytest
+from PIL import Image, ImageEnhance, ImageOps
 from scipy import ndimage
 
 from lwfedssl_jax.config import AugmentConfig
@@ -15,9 +15,9 @@ from lwfedssl_jax.data import augment
 
 pytestmark = pytest.mark.usefixtures('compiled_fast')
 
-OFF = dict(
-    crop_area=(1.0, 1.0), flip_probability=0.0, jitter_probability=0.0, grayscale_probability=0.0,
-    blur_probability=(0.0, 0.0), solarize_probability=(0.0, 0.0))
+OFF = {
+    'crop_area': (1.0, 1.0), 'flip_probability': 0.0, 'jitter_probability': 0.0, 'grayscale_probability': 0.0,
+    'blur_probability': (0.0, 0.0), 'solarize_probability': (0.0, 0.0)}
 
 
 @pytest.fixture(scope='module')
@@ -156,9 +156,10 @@ def test_blur_comes_before_solarization(images, no_aspect):
   np.testing.assert_allclose(views, np.where(blurred >= 0.5, 1 - blurred, blurred), atol=1e-6)
 
 
-STRONG = dict(
-    crop_area=(0.08, 1.0), flip_probability=0.5, jitter_probability=0.9, jitter_strength=(1.0, 1.0, 1.0, 0.5),
-    grayscale_probability=0.3, blur_probability=(0.7, 0.7), solarize_probability=(0.5, 0.5))
+STRONG = {
+    'crop_area': (0.08, 1.0), 'flip_probability': 0.5, 'jitter_probability': 0.9,
+    'jitter_strength': (1.0, 1.0, 1.0, 0.5), 'grayscale_probability': 0.3, 'blur_probability': (0.7, 0.7),
+    'solarize_probability': (0.5, 0.5)}
 
 
 @functools.cache

@@ -2,11 +2,12 @@
 
 import functools
 
-from hypothesis import given, settings, strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lwfedssl_jax.data import batching
 

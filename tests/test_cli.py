@@ -20,7 +20,8 @@ SMALL = ('--encoder=vit_micro', '--image_size=8', '--patch_size=4', '--num_clien
 
 def command(module, *arguments):
   return subprocess.run(
-      [sys.executable, '-m', f'experiments.{module}', *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+      [sys.executable, '-m', f'experiments.{module}', *arguments], cwd=ROOT, capture_output=True, text=True,
+      timeout=300)
 
 
 def pretrain(*arguments):
@@ -144,7 +145,8 @@ def test_report_names_a_run_that_is_not_finished(tmp_path):
 
 def test_command_line_beats_preset_wherever_the_preset_stands():
   argv = ['program', '--seed=3', '--flagfile', 'a.flags', '--batch_size=8', '--flagfile=b.flags']
-  assert flags.presets_first(argv) == ['program', '--flagfile=a.flags', '--flagfile=b.flags', '--seed=3', '--batch_size=8']
+  expected = ['program', '--flagfile=a.flags', '--flagfile=b.flags', '--seed=3', '--batch_size=8']
+  assert flags.presets_first(argv) == expected
 
 
 @pytest.mark.parametrize('preset', PRESETS, ids=lambda path: path.stem)

@@ -1,8 +1,9 @@
 """Partitions: each image to exactly one client, nobody empty, seeded, ending even in the extremes."""
 
-from hypothesis import given, settings, strategies as st
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.config import PartitionConfig
@@ -24,12 +25,12 @@ def check_cover(parts, num_images, num_clients):
 
 
 KINDS = [
-    dict(partition='iid'),
-    dict(partition='iid', client_size_sigma=2.0),
-    dict(partition='dirichlet', dirichlet_beta=0.5),
-    dict(partition='dirichlet', dirichlet_beta=1e-6),
-    dict(partition='dirichlet', dirichlet_beta=1e6),
-    dict(partition='shards', shards_per_client=2),
+    {'partition': 'iid'},
+    {'partition': 'iid', 'client_size_sigma': 2.0},
+    {'partition': 'dirichlet', 'dirichlet_beta': 0.5},
+    {'partition': 'dirichlet', 'dirichlet_beta': 1e-6},
+    {'partition': 'dirichlet', 'dirichlet_beta': 1e6},
+    {'partition': 'shards', 'shards_per_client': 2},
 ]
 
 

@@ -27,11 +27,6 @@ LOSS_TOLERANCE = 5e-5
 
 METHODS = ('end_to_end', 'layerwise', 'lw_fedssl', 'prog_fedssl', 'centralized')
 OBJECTIVES = ('moco_v3', 'byol', 'simclr')
-STAGES = {  # 0-based, of 4 (layerwise with simclr adds two blocks a stage: of 2); a method of one stage has stage 0
-    ('layerwise', 'moco_v3'): 1, ('layerwise', 'byol'): 3, ('layerwise', 'simclr'): 1,
-    ('lw_fedssl', 'moco_v3'): 2, ('lw_fedssl', 'byol'): 1, ('lw_fedssl', 'simclr'): 0,
-    ('prog_fedssl', 'moco_v3'): 1, ('prog_fedssl', 'byol'): 3, ('prog_fedssl', 'simclr'): 2,
-}
 
 
 def by_name(tree):
@@ -40,7 +35,7 @@ def by_name(tree):
 
 
 def relative_errors(before, fast, naive):
-  """Per tensor: the largest error of its change, relative to its largest change (or to a quarter of the largest of all)."""
+  """Per tensor: the largest error of its change, relative to its largest change or a quarter of the largest of all."""
   before, fast, naive = by_name(before), by_name(fast), by_name(naive)
   assert fast.keys() == naive.keys() == before.keys()
   largest = {name: np.abs(naive[name] - before[name]).max() for name in before}
@@ -81,8 +76,8 @@ def assert_same_round(tiny, inputs, stage):
 @pytest.mark.parametrize('objective', OBJECTIVES)
 @pytest.mark.parametrize('method', METHODS)
 def test_fast_round_equals_naive_round(tiny_round, tiny_inputs, method, objective):
-  inputs = tiny_inputs(sizes=(14,)) if method == 'centralized' else tiny_inputs()
-  assert_same_round(tiny_round(method, objective), inputs, STAGES.get((method, objective), 0))
+  tiny = tiny_round(method, objective)
+  assert_same_round(tiny, tiny_inputs(method, objective), tiny.stage)
 
 
 def test_later_layerwise_stages_agree(tiny_round, tiny_inputs):
@@ -92,7 +87,7 @@ def test_later_layerwise_stages_agree(tiny_round, tiny_inputs):
 
 @pytest.mark.xfail(strict=True, reason='calibration takes the deepest block for the newest, though it is absent')
 def test_calibration_counts_the_distance_of_blocks_from_the_newest_that_exists(tiny_round, tiny_inputs):
-  tiny = tiny_round('lw_fedssl', 'simclr', server_calibration=True, block_learning_rate_decay=0.5)
+  tiny = tiny_round('lw_fedssl', 'moco_v3', block_learning_rate_decay=0.5)
   assert_same_round(tiny, tiny_inputs(), 1)
 
 
@@ -121,15 +116,6 @@ def test_real_augmentation_shuffling_and_adam_epsilon(tiny_round, tiny_inputs, r
     worst.append(max(errors.items(), key=lambda item: item[1]))
     np.testing.assert_allclose(metrics.client_losses, [x['total'] for x in naive.client_losses], rtol=2e-3)
   assert min(error for _, error in worst) <= 0.02, worst
-
-
-@pytest.mark.xfail(strict=True, reason='the active parameters become zero')
-def test_nobody_returns(tiny_round, tiny_inputs):
-  """A round from which no client returns leaves the model as it was."""
-  tiny = tiny_round('layerwise', 'moco_v3')
-  params = tiny.init(0)
-  after, _ = tiny.apply(params, tiny.plans[2], tiny_inputs(returned=(False,) * 4))
-  jax.tree.map(np.testing.assert_array_equal, after, params)
 
 
 def test_padding_is_not_seen(tiny_round, tiny_inputs):
