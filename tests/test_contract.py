@@ -166,10 +166,24 @@ def test_a_round_starts_from_the_received_model_with_a_fresh_optimizer(step):
 
 
 def test_calibration_does_not_decay_absent_blocks():
-  updates = {'blocks': {'kernel': jnp.ones((4, 2, 2))}, 'norm': {'scale': jnp.ones(2)}}
+  ones = {'kernel': jnp.ones((4, 2, 2))}
+  updates = {'blocks': ones, 'norm': {'scale': jnp.ones(2)}, 'embedding': {'kernel': jnp.ones(2)}}
   dropped = optimizer.drop_absent(updates, 3)
   np.testing.assert_array_equal(dropped['blocks']['kernel'][:, 0, 0], [1, 1, 1, 0])
   np.testing.assert_array_equal(dropped['norm']['scale'], 1)
+  scaled = jax.tree.map(jnp.multiply, updates, optimizer.block_scales(updates, 0.5))
+  nearer = optimizer.drop_absent(scaled, 3, 0.5)
+  np.testing.assert_array_equal(nearer['blocks']['kernel'][:, 0, 0], [0.25, 0.5, 1, 0])
+  np.testing.assert_array_equal(nearer['embedding']['kernel'], 0.125)
+
+
+def test_round_from_which_nobody_returns_leaves_the_model_as_it_was(tiny_round, tiny_inputs):
+  tiny = tiny_round('layerwise', 'moco_v3')
+  params = tiny.init(0)
+  inputs = tiny_inputs()
+  clients = inputs.clients._replace(returned=jnp.zeros_like(inputs.clients.returned))
+  after, _ = tiny.apply(params, tiny.plans[1], inputs._replace(clients=clients))
+  jax.tree.map(np.testing.assert_array_equal, after, params)
 
 
 # Stage plans. What is expected is written out from the paper's table (arXiv 2401.11647 v1-v3), for 4 blocks.

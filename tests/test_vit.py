@@ -82,6 +82,16 @@ def test_forward_is_numpy_s(encoder, params, images):
   np.testing.assert_allclose(pooled, layer_norm(params['norm'], expected).mean(1), rtol=1e-4, atol=1e-4)
 
 
+def test_layer_norm_epsilon(encoder, params):
+  """Tokens of size 1e-3 have a variance of the order of the epsilon, 1e-6; larger ones do not show it."""
+  tokens = 1e-3 * np.random.default_rng(2).normal(size=(3, 4, SIZE.width)).astype(np.float32)
+  one = jax.tree.map(lambda leaf: leaf[:1], params['blocks'])
+  expected = numpy_block(block(params, 0), tokens.astype(np.float64))
+  np.testing.assert_allclose(encoder.blocks(one, tokens), expected, rtol=1e-3, atol=1e-4)
+  expected = layer_norm(params['norm'], tokens.astype(np.float64)).mean(1)
+  np.testing.assert_allclose(encoder.pool(params['norm'], tokens), expected, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize('count', range(4))
 def test_prefix_and_the_rest_are_all_blocks(encoder, params, images, count):
   tokens = encoder.embed(params['embedding'], images)

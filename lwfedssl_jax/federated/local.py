@@ -45,6 +45,7 @@ class LocalRules(NamedTuple):
     alignment: (local, received projections (2, B, P), mask) -> scalar; None switches it off.
     alignment_weight: its weight.
     optimizer: transformation over the active parameters.
+    block_learning_rate_decay: the optimizer's factor per block, which depends on how many blocks exist.
     augment: augmentation strengths.
   """
 
@@ -53,6 +54,7 @@ class LocalRules(NamedTuple):
   alignment: Callable[..., Any] | None
   alignment_weight: float
   optimizer: optax.GradientTransformation
+  block_learning_rate_decay: float
   augment: AugmentConfig
 
 
@@ -132,7 +134,7 @@ def train_step(
   gradients, losses = gradient(state.params)
   updates, optimizer = rules.optimizer.update(gradients, state.optimizer, state.params)
   if depth is not None:
-    updates = optimizers.drop_absent(updates, depth)
+    updates = optimizers.drop_absent(updates, depth, rules.block_learning_rate_decay)
   params = optax.apply_updates(state.params, updates)
   target = None if state.target is None else rules.objective.update_target(state.target, params)
   return trees.select(mask.any(), LocalState(params, target, optimizer), state), losses

@@ -58,10 +58,18 @@ def make_optimizer(
   )
 
 
-def drop_absent(updates: Params, depth: Any) -> Params:
-  """Zeroes the updates of stacked blocks at or above `depth` (traced): weight decay must not move them."""
-  def keep(leaf):
-    present = jnp.arange(leaf.shape[0]) < depth
-    return jnp.where(present.reshape((-1,) + (1,) * (leaf.ndim - 1)), leaf, 0)
+def drop_absent(updates: Params, depth: Any, block_learning_rate_decay: float = 1.0) -> Params:
+  """Fits updates of all stacked blocks to an encoder of which only `depth` (traced) exist.
 
-  return dict(updates, blocks=jax.tree.map(keep, updates['blocks']))
+  Updates of absent blocks become zero, so that weight decay does not move them, and distances are measured from the
+  newest block that exists instead of the last of the stack.
+  """
+  count = jax.tree.leaves(updates['blocks'])[0].shape[0]
+  nearer = 1.0 if block_learning_rate_decay == 1.0 else block_learning_rate_decay ** (depth - count)
+
+  def keep(leaf):
+    present = jnp.arange(count) < depth
+    return jnp.where(present.reshape((-1,) + (1,) * (leaf.ndim - 1)), nearer * leaf, 0)
+
+  embedding = jax.tree.map(lambda leaf: nearer * leaf, updates['embedding'])
+  return dict(updates, blocks=jax.tree.map(keep, updates['blocks']), embedding=embedding)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lwfedssl_jax import rng, stages
+from lwfedssl_jax import rng, stages, trees
 from lwfedssl_jax.base import FederatedRound, Params
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
@@ -80,6 +80,7 @@ def make_rules(config: Config, image_size: int, *, for_server: bool = False) -> 
       alignment_weight=objective.alignment_weight,
       optimizer=optimizer.make_optimizer(
           learning_rate, batch_size, client.weight_decay, client.block_learning_rate_decay),
+      block_learning_rate_decay=client.block_learning_rate_decay,
       augment=config.augment,
   )
 
@@ -129,7 +130,10 @@ def make_round(config: Config, image_size: int, max_client_images: int) -> Feder
     return local.train(rules, key, active, frozen, start, inputs.images, ids, mask)
 
   def train_clients(inputs, active, frozen, start):
-    """Runs the clients in chunks; only a weighted sum is kept, so memory does not grow with their number."""
+    """Runs the clients in chunks; only a weighted sum is kept, so memory does not grow with their number.
+
+    If nobody returned, the active part stays as it was received.
+    """
     members = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), inputs.clients)
     weights = jnp.where(members.returned, members.num_images, 0).astype(jnp.float32)
 
@@ -139,9 +143,10 @@ def make_round(config: Config, image_size: int, max_client_images: int) -> Feder
       return jax.tree.map(jnp.add, total, weighted_sum(chunk_weights, trained)), losses
 
     zeros = jax.tree.map(jnp.zeros_like, active)
-    total, losses = jax.lax.scan(add_chunk, zeros, (members, weights / weights.sum()))
+    weights = weights / jnp.maximum(weights.sum(), 1)
+    total, losses = jax.lax.scan(add_chunk, zeros, (members, weights))
     losses = jax.tree.map(lambda x: x.reshape(-1), losses)
-    return total, losses, (weights / weights.sum()).reshape(-1)
+    return trees.select(inputs.clients.returned.any(), total, active), losses, weights.reshape(-1)
 
   def calibrate(inputs, params, stop):
     """Trains everything that exists end to end on the server's images, from a fresh optimizer and target."""

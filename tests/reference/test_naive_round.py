@@ -85,7 +85,6 @@ def test_later_layerwise_stages_agree(tiny_round, tiny_inputs):
     assert_same_round(tiny_round('layerwise', 'moco_v3'), tiny_inputs(round_num=2 * stage), stage)
 
 
-@pytest.mark.xfail(strict=True, reason='calibration takes the deepest block for the newest, though it is absent')
 def test_calibration_counts_the_distance_of_blocks_from_the_newest_that_exists(tiny_round, tiny_inputs):
   tiny = tiny_round('lw_fedssl', 'moco_v3', block_learning_rate_decay=0.5)
   assert_same_round(tiny, tiny_inputs(), 1)
