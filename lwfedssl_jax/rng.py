@@ -8,6 +8,7 @@ import enum
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from lwfedssl_jax.base import PRNGKey
 
@@ -26,16 +27,18 @@ class Stream(enum.IntEnum):
   MONITOR = 8  # evaluation subsets and pictures
 
 
-def key(seed: int | Any, stream: Stream, *indices: int | Any) -> PRNGKey:
+def key(seed: int | Any, stream: Stream | Any, *indices: int | Any) -> PRNGKey:
   """Returns the typed key of a stream, folded with each index in turn.
 
   Args:
     seed: the run's seed, int or traced integer scalar; or a typed key already made from it.
-    stream: what it is for.
+    stream: what it is for; may be traced.
     *indices: e.g. round, client, step; ints or traced integer scalars.
   """
   is_key = hasattr(seed, 'dtype') and jax.dtypes.issubdtype(seed.dtype, jax.dtypes.prng_key)
-  result = jax.random.fold_in(seed if is_key else jax.random.key(seed), int(stream))
-  for index in indices:
-    result = jax.random.fold_in(result, index)
-  return result
+  folded = jnp.stack([jnp.asarray(index, jnp.uint32) for index in (stream, *indices)])
+  return jax.lax.scan(_fold_in, seed if is_key else jax.random.key(seed), folded)[0]
+
+
+def _fold_in(result: PRNGKey, index: jax.Array) -> tuple[PRNGKey, None]:
+  return jax.random.fold_in(result, index), None

@@ -32,8 +32,9 @@ class _Run:
     self.plans = stages.make_plans(config)
     self.num_rounds = sum(plan.num_rounds for plan in self.plans)
     self.seed_key = jax.random.key(config.run.seed)
-    self._jitted_init = jax.jit(lambda key: self.round.init(rng.key(key, rng.Stream.INIT)))
     self.round: FederatedRound = rounds.make_round(config, data.image_size, data.max_client_images)
+    fast_to_compile = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
+    self._init = jax.jit(self.round.init, compiler_options=fast_to_compile)
     self.monitor = Monitor(make_encoder(config.model, data.image_size), data.dataset, config.run)
     self.participation = sampling.plan_participation(
         config.run.seed, self.num_rounds, config.num_clients, config.clients_per_round, config.client.client_dropout)
@@ -42,10 +43,9 @@ class _Run:
     self.images = jnp.asarray(data.dataset.train_images)
     self.server_images = jnp.asarray(data.server_images if config.server_calibration else data.server_images[:0])
 
-
   def init(self) -> Params:
     """Returns the parameters before the first round."""
-    return self._jitted_init(self.seed_key)
+    return self._init(rng.key(self.seed_key, rng.Stream.INIT))
 
   def plan_of(self, round_num: int) -> StagePlan:
     """Returns the stage a round (0-based, over the run) belongs to."""

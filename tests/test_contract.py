@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lwfedssl_jax import config as configs
-from lwfedssl_jax import stages
+from lwfedssl_jax import stages, trees
 from lwfedssl_jax.federated import local, optimizer
 from lwfedssl_jax.federated import round as rounds
 
@@ -107,7 +107,8 @@ def step(request, tiny_round, tiny_inputs):
   state = local.init_state(rules, active)
   if state.target is not None:
     other = stages.split(tiny.init(2), plan.shape, plan.start)[0]
-    state = state._replace(target={name: other[name] for name in state.target})
+    packed = trees.pack(other)
+    state = state._replace(target={name: packed[name] for name in state.target})
   views = local.augment.two_views(jax.random.key(0), inputs.images[:4], tiny.config.augment)
   return rules, state, received, frozen, plan, views
 
@@ -117,14 +118,16 @@ def test_step_moves_the_active_and_the_target_by_its_average_only(step):
   run = jax.jit(lambda state, mask: local.train_step(rules, state, received, frozen, plan.start, views, mask))
   after, losses = run(state, jnp.array([True, True, False, True]))
   assert jax.tree.structure(after) == jax.tree.structure(state)
-  for name, (old, new) in {k: (v, by_name(after.params)[k]) for k, v in by_name(state.params).items()}.items():
+  old_params, new_params = (by_name(trees.unpack(packed, received)) for packed in (state.params, after.params))
+  for name, old in old_params.items():
+    new = new_params[name]
     assert name == WITHOUT_GRADIENT or not np.array_equal(old, new), name
   np.testing.assert_allclose(losses.total, losses.objective + 0.7 * losses.alignment, rtol=1e-6)
 
   if rules.objective.name == 'simclr':
     assert state.target is None and after.target is None
   else:
-    assert set(state.target) == {'blocks', 'norm', 'projector'}
+    assert set(trees.unpack(state.target, received)) == {'blocks', 'norm', 'projector'}
     expected = jax.tree.map(lambda target, online: 0.6 * target + 0.4 * online, state.target,
                             {name: after.params[name] for name in state.target})
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after.target, expected)
@@ -145,7 +148,8 @@ def test_only_the_online_branch_has_a_gradient(step):
 
     return jax.grad(total, argnums=(0, 1, 2))(params, target, received, frozen)
 
-  online, target, received = gradients(state.params, state.target, received, frozen)
+  unpacked = [None if packed is None else trees.unpack(packed, received) for packed in (state.params, state.target)]
+  online, target, received = gradients(*unpacked, received, frozen)
   for name, leaf in by_name(online).items():
     assert np.isfinite(leaf).all(), name
     assert name == WITHOUT_GRADIENT or np.abs(leaf).max() > 1e-6, name
@@ -154,27 +158,42 @@ def test_only_the_online_branch_has_a_gradient(step):
 
 
 def test_a_round_starts_from_the_received_model_with_a_fresh_optimizer(step):
-  rules, state = step[:2]
-  fresh = local.init_state(rules, state.params)
+  rules, state, received = step[:3]
+  fresh = local.init_state(rules, trees.unpack(state.params, received))
   jax.tree.map(np.testing.assert_array_equal, fresh.params, state.params)
   if fresh.target is not None:
     jax.tree.map(np.testing.assert_array_equal, fresh.target, {name: state.params[name] for name in fresh.target})
   moments = [leaf for leaf in jax.tree.leaves(fresh.optimizer) if leaf.ndim]
   assert not any(np.any(leaf) for leaf in moments)
   # Two moments for each active parameter, and for nothing else.
-  assert sum(leaf.size for leaf in moments) == 2 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  assert sum(leaf.size for leaf in moments) == 2 * sum(leaf.size for leaf in jax.tree.leaves(received))
 
 
-def test_calibration_does_not_decay_absent_blocks():
-  ones = {'kernel': jnp.ones((4, 2, 2))}
-  updates = {'blocks': ones, 'norm': {'scale': jnp.ones(2)}, 'embedding': {'kernel': jnp.ones(2)}}
-  dropped = optimizer.drop_absent(updates, 3)
-  np.testing.assert_array_equal(dropped['blocks']['kernel'][:, 0, 0], [1, 1, 1, 0])
-  np.testing.assert_array_equal(dropped['norm']['scale'], 1)
-  scaled = jax.tree.map(jnp.multiply, updates, optimizer.block_scales(updates, 0.5))
-  nearer = optimizer.drop_absent(scaled, 3, 0.5)
-  np.testing.assert_array_equal(nearer['blocks']['kernel'][:, 0, 0], [0.25, 0.5, 1, 0])
-  np.testing.assert_array_equal(nearer['embedding']['kernel'], 0.125)
+def test_block_learning_rates_fall_from_the_newest_block_that_exists():
+  params = {'blocks': {'kernel': jnp.ones((4, 2, 2))}, 'norm': {'scale': jnp.ones(2)},
+            'embedding': {'kernel': jnp.ones(2)}}
+  scales = optimizer.block_scales(params, 0.5)
+  np.testing.assert_array_equal(scales['blocks']['kernel'][:, 0, 0], [0.125, 0.25, 0.5, 1])
+  np.testing.assert_array_equal(scales['embedding']['kernel'], 0.0625)
+  scales = optimizer.block_scales(params, 0.5, jnp.int32(3))
+  np.testing.assert_array_equal(scales['blocks']['kernel'][:, 0, 0], [0.25, 0.5, 1, 1])
+  np.testing.assert_array_equal(scales['embedding']['kernel'], 0.125)
+  np.testing.assert_array_equal(scales['norm']['scale'], 1)
+
+
+@pytest.mark.parametrize('without', [(), ('predictor',), ('embedding',)])
+def test_packed_trees_unpack_to_themselves(tiny_round, without):
+  whole = tiny_round('layerwise', 'moco_v3').init(0)
+  tree = {name: part for name, part in whole.items() if name not in without}
+  packed = trees.pack(tree)
+  assert all(vector.ndim == 1 for vector in packed.values())
+  assert len(packed) == (2 if 'predictor' in without else 4)
+  like = whole if 'predictor' in without else tree
+  jax.tree.map(np.testing.assert_array_equal, trees.unpack(packed, like), tree)
+  # Weight decay is told apart by the vectors' names.
+  decayed = lambda params: sum(
+      leaf.size for leaf, is_decayed in zip(*map(jax.tree.leaves, (params, optimizer.is_matrix(params)))) if is_decayed)
+  assert decayed(packed) == decayed(tree) > 0
 
 
 def test_round_from_which_nobody_returns_leaves_the_model_as_it_was(tiny_round, tiny_inputs):

@@ -34,12 +34,11 @@ def plan_epochs(
   capacity = steps * batch_size
   position = jnp.arange(image_ids.shape[0])
 
-  def epoch(index):
-    draws = jax.random.uniform(jax.random.fold_in(key, index), position.shape)
+  def epoch(draws):
     order = jnp.argsort(jnp.where(position < num_images, draws, 2.0))
     return jnp.resize(image_ids[order], (capacity,))
 
-  ids = jax.vmap(epoch)(jnp.arange(epochs)).reshape(epochs * steps, batch_size)
+  ids = jax.vmap(epoch)(jax.random.uniform(key, (epochs, position.size))).reshape(epochs * steps, batch_size)
   slot = jnp.arange(capacity).reshape(steps, batch_size)
   own_steps = jnp.maximum(1, num_images // batch_size)
   mask = (slot < num_images) & (slot // batch_size < own_steps)

@@ -29,7 +29,7 @@ class Losses(NamedTuple):
 
 
 class LocalState(NamedTuple):
-  """What changes from step to step; all of it covers active parameters only."""
+  """What changes from step to step; all of it covers active parameters only, and is packed (`trees.pack`)."""
 
   params: Params
   target: Params | None
@@ -45,7 +45,7 @@ class LocalRules(NamedTuple):
     alignment: (local, received projections (2, B, P), mask) -> scalar; None switches it off.
     alignment_weight: its weight.
     optimizer: transformation over the active parameters.
-    block_learning_rate_decay: the optimizer's factor per block, which depends on how many blocks exist.
+    block_learning_rate_decay: factor on the updates per block below the newest one.
     augment: augmentation strengths.
   """
 
@@ -60,11 +60,12 @@ class LocalRules(NamedTuple):
 
 def init_state(rules: LocalRules, active: Params) -> LocalState:
   """Starts a round on a client: fresh optimizer, target branch copied from the received online branch."""
-  without_predictor = {name: tree for name, tree in active.items() if name != 'predictor'}
+  packed = trees.pack(active)
+  without_predictor = {name: vector for name, vector in packed.items() if not name.startswith(trees.PREDICTOR)}
   return LocalState(
-      params=active,
+      params=packed,
       target=without_predictor if rules.objective.update_target else None,
-      optimizer=rules.optimizer.init(active),
+      optimizer=rules.optimizer.init(packed),
   )
 
 
@@ -129,12 +130,13 @@ def train_step(
     mask: jax.Array, depth: Any = None) -> tuple[LocalState, Losses]:
   """Takes one optimizer step on a batch of views (2, B, H, W, C); a batch without valid samples changes nothing."""
   inputs = prefix_tokens(rules, frozen, start, views)
-  gradient = jax.grad(lambda params: step_losses(rules, params, state.target, received, inputs, mask, depth),
-                      has_aux=True)
-  gradients, losses = gradient(state.params)
+  target = None if state.target is None else trees.unpack(state.target, received)
+  loss = lambda packed: step_losses(rules, trees.unpack(packed, received), target, received, inputs, mask, depth)
+  gradients, losses = jax.grad(loss, has_aux=True)(state.params)
   updates, optimizer = rules.optimizer.update(gradients, state.optimizer, state.params)
-  if depth is not None:
-    updates = optimizers.drop_absent(updates, depth, rules.block_learning_rate_decay)
+  if rules.block_learning_rate_decay != 1:
+    scales = trees.pack(optimizers.block_scales(received, rules.block_learning_rate_decay, depth))
+    updates = jax.tree.map(jnp.multiply, updates, scales)
   params = optax.apply_updates(state.params, updates)
   target = None if state.target is None else rules.objective.update_target(state.target, params)
   return trees.select(mask.any(), LocalState(params, target, optimizer), state), losses
@@ -143,7 +145,7 @@ def train_step(
 def train(
     rules: LocalRules, key: PRNGKey, active: Params, frozen: Params, start: Any, images: jax.Array, ids: jax.Array,
     mask: jax.Array, depth: Any = None) -> tuple[Params, Losses]:
-  """Trains the active part on a sequence of batches.
+  """Trains the active part on a sequence of batches; blocks that do not exist come back as they were.
 
   Args:
     rules: see LocalRules.
@@ -167,4 +169,9 @@ def train(
   state, losses = jax.lax.scan(step, init_state(rules, active), (jnp.arange(ids.shape[0]), ids, mask))
   taken = mask.any(axis=1)
   mean = lambda values: jnp.where(taken, values, 0).sum() / taken.sum()
-  return state.params, jax.tree.map(mean, losses)
+  trained = trees.unpack(state.params, active)
+  if depth is not None:  # weight decay has moved what no gradient reaches
+    exists = jnp.arange(rules.encoder.depth) < depth
+    keep = lambda new, old: jnp.where(exists.reshape((-1,) + (1,) * (old.ndim - 1)), new, old)
+    trained['blocks'] = jax.tree.map(keep, trained['blocks'], active['blocks'])
+  return trained, jax.tree.map(mean, losses)

@@ -78,11 +78,16 @@ def make_rules(config: Config, image_size: int, *, for_server: bool = False) -> 
       objective=make_objective(objective, config.model.compute_dtype),
       alignment=alignment,
       alignment_weight=objective.alignment_weight,
-      optimizer=optimizer.make_optimizer(
-          learning_rate, batch_size, client.weight_decay, client.block_learning_rate_decay),
+      optimizer=optimizer.make_optimizer(learning_rate, batch_size, client.weight_decay),
       block_learning_rate_decay=client.block_learning_rate_decay,
       augment=config.augment,
   )
+
+
+def round_keys(inputs: RoundInputs, shuffle: rng.Stream, augment: rng.Stream, *indices: Any) -> Any:
+  """Returns this round's keys of two streams, (2,), for one client or the server; one draw instead of two."""
+  keys = jax.vmap(lambda stream: rng.key(inputs.seed_key, stream, inputs.round_num, *indices))
+  return keys(jnp.array([shuffle, augment]))
 
 
 def largest_divisor(number: int, limit: int) -> int:
@@ -122,12 +127,10 @@ def make_round(config: Config, image_size: int, max_client_images: int) -> Feder
     return params | rules.objective.init(jax.random.fold_in(key, 1), rules.encoder.width)
 
   def train_client(inputs, active, frozen, start, member):
-    client_key = functools.partial(rng.key, inputs.seed_key)
+    shuffle_key, augment_key = round_keys(inputs, rng.Stream.SHUFFLE, rng.Stream.AUGMENT, member.client_ids)
     ids, mask = batching.plan_epochs(
-        client_key(rng.Stream.SHUFFLE, inputs.round_num, member.client_ids), member.image_ids, member.num_images,
-        client.local_epochs, steps, client.batch_size)
-    key = client_key(rng.Stream.AUGMENT, inputs.round_num, member.client_ids)
-    return local.train(rules, key, active, frozen, start, inputs.images, ids, mask)
+        shuffle_key, member.image_ids, member.num_images, client.local_epochs, steps, client.batch_size)
+    return local.train(rules, augment_key, active, frozen, start, inputs.images, ids, mask)
 
   def train_clients(inputs, active, frozen, start):
     """Runs the clients in chunks; only a weighted sum is kept, so memory does not grow with their number.
@@ -140,25 +143,26 @@ def make_round(config: Config, image_size: int, max_client_images: int) -> Feder
     def add_chunk(total, scanned):
       chunk_members, chunk_weights = scanned
       trained, losses = jax.vmap(lambda member: train_client(inputs, active, frozen, start, member))(chunk_members)
-      return jax.tree.map(jnp.add, total, weighted_sum(chunk_weights, trained)), losses
+      return jax.tree.map(jnp.add, total, weighted_sum(chunk_weights, jax.vmap(trees.pack)(trained))), losses
 
-    zeros = jax.tree.map(jnp.zeros_like, active)
+    packed = trees.pack(active)
+    zeros = jax.tree.map(jnp.zeros_like, packed)
     weights = weights / jnp.maximum(weights.sum(), 1)
     total, losses = jax.lax.scan(add_chunk, zeros, (members, weights))
     losses = jax.tree.map(lambda x: x.reshape(-1), losses)
-    return trees.select(inputs.clients.returned.any(), total, active), losses, weights.reshape(-1)
+    mean = trees.unpack(trees.select(inputs.clients.returned.any(), total, packed), active)
+    return mean, losses, weights.reshape(-1)
 
   def calibrate(inputs, params, stop):
     """Trains everything that exists end to end on the server's images, from a fresh optimizer and target."""
     num_images = inputs.server_images.shape[0]
     batch_size = min(method.calibration_batch_size or client.batch_size, num_images)
-    key = functools.partial(rng.key, inputs.seed_key)
+    shuffle_key, augment_key = round_keys(inputs, rng.Stream.CALIBRATION_SHUFFLE, rng.Stream.CALIBRATION_AUGMENT)
     ids, mask = batching.plan_epochs(
-        key(rng.Stream.CALIBRATION_SHUFFLE, inputs.round_num), jnp.arange(num_images), jnp.int32(num_images),
-        method.calibration_epochs, batching.steps_per_epoch(num_images, batch_size), batch_size)
+        shuffle_key, jnp.arange(num_images), jnp.int32(num_images), method.calibration_epochs,
+        batching.steps_per_epoch(num_images, batch_size), batch_size)
     whole = StageShape(rules.encoder.depth, trains_embedding=True)
     active, frozen = stages.split(params, whole, 0)
-    augment_key = key(rng.Stream.CALIBRATION_AUGMENT, inputs.round_num)
     trained, losses = local.train(
         server_rules, augment_key, active, frozen, 0, inputs.server_images, ids, mask, depth=stop)
     return stages.merge(params, trained, 0), losses

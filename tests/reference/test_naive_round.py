@@ -146,13 +146,14 @@ def test_adamw_equals_naive_adamw(tiny_round, decay):
   active = dict(params, blocks=jax.tree.map(lambda leaf: leaf[1:3], params['blocks']))
   del active['embedding']
   as_lists = lambda tree: dict(tree, blocks=[jax.tree.map(lambda leaf: leaf[i], tree['blocks']) for i in range(2)])
-  fast = optimizer.make_optimizer(0.5, 128, 0.1, decay)
+  fast = optimizer.make_optimizer(0.5, 128, 0.1)
   naive = naive_round.AdamW(0.25, 0.1, decay, naive_round.Trained((0, 1), 2, False), naive_round.ADAM_EPSILON)
   state, expected = fast.init(active), as_lists(jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), active))
   generator = np.random.default_rng(0)
   for _ in range(5):
     gradients = jax.tree.map(lambda leaf: generator.normal(size=leaf.shape).astype(np.float32), active)
     updates, state = jax.jit(fast.update)(gradients, state, active)
+    updates = jax.tree.map(jnp.multiply, updates, optimizer.block_scales(active, decay))
     active = jax.tree.map(jnp.add, active, updates)
     expected = naive.step(expected, naive_round.flatten(as_lists(gradients)))
   actual, expected = naive_round.flatten(as_lists(active)), naive_round.flatten(expected)
