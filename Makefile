@@ -12,6 +12,10 @@ space := $(subst ,, )
 # Installed once per change of the packaging files; a half-made environment is made anew.
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/installed-for-tests: $(VENV)/installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	touch $@
 
@@ -24,12 +28,12 @@ demo: $(VENV)/installed
 	@$(RUN) -m experiments.report --output=$(DEMO)/report \
 	  --workdirs=$(subst $(space),$(comma),$(addprefix $(DEMO)/,$(METHODS)))
 
-lint: $(VENV)/installed
+lint: $(VENV)/installed-for-tests
 	$(RUN) -m ruff check .
 	$(VENV)/bin/lint-imports
 
 test: lint
-	$(RUN) -m pytest --cov --cov-report=term:skip-covered
+	$(RUN) -m pytest --numprocesses=2 --dist=loadfile --cov --cov-report=term:skip-covered --durations=15
 
 clean:
 	rm -rf .venv-* runs .pytest_cache .ruff_cache .import_linter_cache

@@ -170,6 +170,11 @@ class ClientConfig(_Validated):
   client_chunk: int = option(0, 'clients computed side by side (vmapped); 0: chosen for the backend', at_least=0)
   local_epochs: int = option(3, 'epochs over a client\'s images per round', at_least=1)
   batch_size: int = option(512, 'images a client step', at_least=2)
+  micro_batch_size: int = option(
+      0, 'images whose activations a client holds at once; the gradient is the whole batch\'s, exactly, at the price '
+      'of a second forward pass through the active part; 0: the whole batch', at_least=0)
+  rematerialize: bool = option(
+      False, 'keep only the inputs of active blocks and compute their activations again in the backward pass')
   learning_rate: float = option(1.5e-4, 'base learning rate of AdamW per 256 images (times batch_size / 256)', above=0)
   weight_decay: float = option(
       1e-5, 'AdamW weight decay of matrices; biases, norms and positions have none', at_least=0)
@@ -237,6 +242,10 @@ class Config:
       raise UsageError(
           f'--blocks_per_stage: expected a divisor of the {size.depth} blocks of {model.encoder}, '
           f'got {self.method.blocks_per_stage}')
+    if self.client.micro_batch_size and self.client.batch_size % self.client.micro_batch_size:
+      raise UsageError(
+          f'--micro_batch_size: expected a divisor of --batch_size={self.client.batch_size}, '
+          f'got {self.client.micro_batch_size}')
     if self.client.clients_per_round > self.num_clients:
       raise UsageError(
           f'--clients_per_round: expected at most --num_clients={self.num_clients}, '

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lwfedssl_jax import run_log
+from lwfedssl_jax import run_log, tables
 from lwfedssl_jax.base import PRNGKey, UsageError
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import augment
@@ -100,13 +100,9 @@ _COLUMNS = (
 
 
 def comparison_table(summaries: Sequence[dict[str, Any]]) -> str:
-  """Returns a Markdown table of runs, columns padded so that it reads well in a terminal too."""
-  rows = [[column.heading for column in _COLUMNS]]
-  rows += [[column.show(summary) for column in _COLUMNS] for summary in summaries]
-  widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
-  lines = ['| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths)) + ' |' for row in rows]
-  lines.insert(1, '|' + '|'.join('-' * (width + 2) for width in widths) + '|')
-  return '\n'.join(lines)
+  """Returns a Markdown table of runs."""
+  rows = [[column.show(summary) for column in _COLUMNS] for summary in summaries]
+  return tables.markdown([[column.heading for column in _COLUMNS], *rows])
 
 
 def read_summary(workdir: str) -> dict[str, Any]:

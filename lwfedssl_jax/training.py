@@ -95,7 +95,7 @@ def train(config: Config, data: Federation | None = None) -> Summary:
     print(sources.describe(data.dataset), flush=True)
     run = _Run(config, data)
     with checkpoint.Checkpoints(workdir, config.run.keep_checkpoints) as checkpoints:
-      restored = checkpoints.restore_newest(jax.eval_shape(run.init))
+      restored = checkpoints.restore_newest(jax.eval_shape(run.round.init, run.seed_key))
       if restored is None:
         _write_pictures(run, workdir)
       params, rounds_done = restored or (run.init(), 0)

@@ -90,31 +90,31 @@ def cheap_plan_epochs(key, image_ids, num_images, epochs, steps, batch_size):
 
 
 @pytest.fixture(scope='module')
-def compiled_fast():
-  """Halves the time XLA takes to compile, while a module's tests run."""
-  before = jax.config.read('jax_disable_most_optimizations')
-  jax.config.update('jax_disable_most_optimizations', True)
+def fully_optimized():
+  """Compiles as a user's run does, while a module's tests run."""
+  jax.config.update('jax_disable_most_optimizations', False)
   yield
-  jax.config.update('jax_disable_most_optimizations', before)
+  jax.config.update('jax_disable_most_optimizations', True)
 
 
 @pytest.fixture(scope='session', autouse=True)
-def own_cache_folder(tmp_path_factory):
-  """Keeps compiled programs and decoded images of a test session together, and out of the user's cache."""
+def compilation(tmp_path_factory):
+  """Halves the time XLA takes to compile, and keeps a session's compiled programs and decoded images together."""
   root = str(tmp_path_factory.mktemp('cache'))
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('XDG_CACHE_HOME', root)
     patch.setenv('JAX_COMPILATION_CACHE_DIR', root)  # for the commands that tests start
     patch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
+    patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+    jax.config.update('jax_disable_most_optimizations', True)
     jax.config.update('jax_compilation_cache_dir', root)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
     yield
 
 
 @pytest.fixture(scope='module')
-def tiny_library(compiled_fast):
+def tiny_library():
   """Shrinks `vit_micro` and the heads, and simplifies augmentation and shuffling, while a module's tests run."""
-  del compiled_fast
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(configs.ENCODER_SIZES, 'vit_micro', TINY)
     patch.setattr(objectives, 'HEAD_HIDDEN', 12)

@@ -47,6 +47,7 @@ class LocalRules(NamedTuple):
     optimizer: transformation over the active parameters.
     block_learning_rate_decay: factor on the updates per block below the newest one.
     augment: augmentation strengths.
+    micro_batch_size: images whose activations are held at once, a divisor of the batch; 0: the whole batch.
   """
 
   encoder: Encoder
@@ -56,6 +57,7 @@ class LocalRules(NamedTuple):
   optimizer: optax.GradientTransformation
   block_learning_rate_decay: float
   augment: AugmentConfig
+  micro_batch_size: int
 
 
 def init_state(rules: LocalRules, active: Params) -> LocalState:
@@ -96,6 +98,48 @@ def embed_active(rules: LocalRules, active: Params, inputs: jax.Array, depth: An
   return rules.encoder.pool(active['norm'], tokens).reshape(2, -1, rules.encoder.width)
 
 
+class Branches(NamedTuple):
+  """Something of each branch: active parameters, or pooled embeddings (2, B, D). None: the branch does not exist."""
+
+  online: Any
+  target: Any
+  received: Any
+
+
+def branches_of(rules: LocalRules, params: Params, target: Params | None, received: Params) -> Branches:
+  """Gathers the active parameters of all branches; only the online branch has a gradient."""
+  constant = jax.lax.stop_gradient
+  return Branches(params, constant(target), constant(received) if rules.alignment is not None else None)
+
+
+def embed_branches(rules: LocalRules, branches: Branches, inputs: jax.Array, depth: Any = None) -> Branches:
+  """Runs every branch's active part on the result of `prefix_tokens`; returns embeddings (2, B, D)."""
+  return Branches(*(None if tree is None else embed_active(rules, tree, inputs, depth) for tree in branches))
+
+
+def losses_of(rules: LocalRules, branches: Branches, embeddings: Branches, mask: jax.Array) -> tuple[jax.Array, Losses]:
+  """Loss of one batch from its embeddings: heads, objective and alignment.
+
+  Args:
+    rules: see LocalRules.
+    branches: parameters, of which the heads are used.
+    embeddings: (2, B, D) each.
+    mask: (B,) bool, the valid samples.
+
+  Returns:
+    The total loss, and its parts as `Losses`.
+  """
+  objective = rules.objective
+  project = lambda tree, pooled: None if tree is None else objective.project(tree, pooled, mask)
+  projections = Branches(*map(project, branches, embeddings))
+  main = objective.loss(branches.online, projections.online, projections.target, mask)
+  aligned = jnp.float32(0)
+  if rules.alignment is not None:
+    aligned = rules.alignment(projections.online, projections.received, mask)
+  total = main + rules.alignment_weight * aligned
+  return total, Losses(total, main, aligned)
+
+
 def step_losses(
     rules: LocalRules, params: Params, target: Params | None, received: Params, inputs: jax.Array, mask: jax.Array,
     depth: Any = None) -> tuple[jax.Array, Losses]:
@@ -113,26 +157,54 @@ def step_losses(
   Returns:
     The total loss, and its parts as `Losses`.
   """
-  objective = rules.objective
-  constant = lambda tree: jax.lax.stop_gradient(objective.project(tree, embed_active(rules, tree, inputs, depth), mask))
-  projections = objective.project(params, embed_active(rules, params, inputs, depth), mask)
-  targets = None if target is None else constant(target)
-  main = objective.loss(params, projections, targets, mask)
-  aligned = jnp.float32(0)
-  if rules.alignment is not None:
-    aligned = rules.alignment(projections, constant(received), mask)
-  total = main + rules.alignment_weight * aligned
-  return total, Losses(total, main, aligned)
+  branches = branches_of(rules, params, target, received)
+  return losses_of(rules, branches, embed_branches(rules, branches, inputs, depth), mask)
+
+
+def gradient(
+    rules: LocalRules, packed: Params, target: Params | None, received: Params, frozen: Params, start: Any,
+    views: jax.Array, mask: jax.Array, depth: Any = None) -> tuple[Params, Losses]:
+  """Gradient of `step_losses` with respect to the packed active parameters, and the losses.
+
+  In pieces of `rules.micro_batch_size` images it is the same gradient, not one of smaller batches: embeddings of all
+  pieces first, the loss and its gradient on the whole batch of embeddings, then each piece's embeddings again, pulled
+  back (GradCache, arXiv 2101.06983). The prefix runs once either way: its tokens are kept.
+  """
+  unpacked = lambda vectors: trees.unpack(vectors, received)
+  size, batch = rules.micro_batch_size, views.shape[1]
+  if not size or size >= batch:
+    inputs = prefix_tokens(rules, frozen, start, views)
+    loss = lambda vectors: step_losses(rules, unpacked(vectors), target, received, inputs, mask, depth)
+    return jax.grad(loss, has_aux=True)(packed)
+
+  def embed_piece(index):
+    piece = jax.lax.dynamic_slice_in_dim(views, index * size, size, axis=1)
+    inputs = prefix_tokens(rules, frozen, start, piece)
+    return inputs, embed_branches(rules, branches_of(rules, unpacked(packed), target, received), inputs, depth)
+
+  def loss(vectors, online):
+    branches = branches_of(rules, unpacked(vectors), target, received)
+    return losses_of(rules, branches, whole._replace(online=online), mask)
+
+  def pull_back(total, piece):
+    inputs, cotangent = piece
+    embed = lambda vectors: embed_active(rules, unpacked(vectors), inputs, depth)
+    return jax.tree.map(jnp.add, total, jax.vjp(embed, packed)[1](cotangent)[0]), None
+
+  join = lambda pieces: jnp.moveaxis(pieces, 0, 1).reshape(2, batch, -1)
+  inputs, embeddings = jax.lax.map(embed_piece, jnp.arange(batch // size))
+  whole = jax.tree.map(join, embeddings)
+  (of_heads, of_embeddings), losses = jax.grad(loss, argnums=(0, 1), has_aux=True)(packed, whole.online)
+  cotangents = jnp.moveaxis(of_embeddings.reshape(2, batch // size, size, -1), 1, 0)
+  return jax.lax.scan(pull_back, of_heads, (inputs, cotangents))[0], losses
 
 
 def train_step(
     rules: LocalRules, state: LocalState, received: Params, frozen: Params, start: Any, views: jax.Array,
     mask: jax.Array, depth: Any = None) -> tuple[LocalState, Losses]:
   """Takes one optimizer step on a batch of views (2, B, H, W, C); a batch without valid samples changes nothing."""
-  inputs = prefix_tokens(rules, frozen, start, views)
   target = None if state.target is None else trees.unpack(state.target, received)
-  loss = lambda packed: step_losses(rules, trees.unpack(packed, received), target, received, inputs, mask, depth)
-  gradients, losses = jax.grad(loss, has_aux=True)(state.params)
+  gradients, losses = gradient(rules, state.params, target, received, frozen, start, views, mask, depth)
   updates, optimizer = rules.optimizer.update(gradients, state.optimizer, state.params)
   if rules.block_learning_rate_decay != 1:
     scales = trees.pack(optimizers.block_scales(received, rules.block_learning_rate_decay, depth))

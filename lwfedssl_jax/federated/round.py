@@ -74,13 +74,14 @@ def make_rules(config: Config, image_size: int, *, for_server: bool = False) -> 
   elif config.representation_alignment:
     alignment = make_alignment(objective.alignment_kind, objective.temperature)
   return local.LocalRules(
-      encoder=make_encoder(config.model, image_size),
+      encoder=make_encoder(config.model, image_size, rematerialize=client.rematerialize),
       objective=make_objective(objective, config.model.compute_dtype),
       alignment=alignment,
       alignment_weight=objective.alignment_weight,
       optimizer=optimizer.make_optimizer(learning_rate, batch_size, client.weight_decay),
       block_learning_rate_decay=client.block_learning_rate_decay,
       augment=config.augment,
+      micro_batch_size=0 if for_server else client.micro_batch_size,
   )
 
 

@@ -103,7 +103,8 @@ class Block(nn.Module):
 
 
 def make_vit(
-    size: EncoderSize, image_size: int, patch_size: int, dtype: Any = jnp.float32, sincos: bool = False) -> Encoder:
+    size: EncoderSize, image_size: int, patch_size: int, dtype: Any = jnp.float32, sincos: bool = False,
+    rematerialize: bool = False) -> Encoder:
   """Builds a vision transformer.
 
   Args:
@@ -112,6 +113,7 @@ def make_vit(
     patch_size: side of a patch, pixels.
     dtype: type of activations and products; parameters are float32.
     sincos: start the position table as sines and cosines.
+    rematerialize: of a block that is differentiated, keep only the input and compute the rest again when it is needed.
   """
   embedding = Embedding(size.width, patch_size, dtype, sincos)
   block = Block(size.num_heads, size.mlp_ratio, dtype)
@@ -139,16 +141,18 @@ def make_vit(
     body = lambda i, x: apply_block(jax.tree.map(lambda leaf: leaf[i], stacked), x)
     return jax.lax.fori_loop(0, count, body, tokens)
 
+  run_block = jax.checkpoint(apply_block) if rematerialize else apply_block
+
   def blocks(stacked, tokens, depth=None):
     def body(x, scanned):
       params, index = scanned
       if depth is None:
-        return apply_block(params, x), None
-      return jax.lax.cond(index < depth, apply_block, lambda _, y: y, params, x), None
+        return run_block(params, x), None
+      return jax.lax.cond(index < depth, run_block, lambda _, y: y, params, x), None
 
     length = jax.tree.leaves(stacked)[0].shape[0]
     if length == 1 and depth is None:
-      return apply_block(jax.tree.map(lambda leaf: leaf[0], stacked), tokens)
+      return run_block(jax.tree.map(lambda leaf: leaf[0], stacked), tokens)
     return jax.lax.scan(body, tokens, (stacked, jnp.arange(length)))[0]
 
   def pool(params, tokens):
@@ -157,7 +161,8 @@ def make_vit(
   return Encoder(init, embed, prefix, blocks, pool, size.depth, size.width)
 
 
-def make_encoder(config: ModelConfig, image_size: int) -> Encoder:
+def make_encoder(config: ModelConfig, image_size: int, *, rematerialize: bool = False) -> Encoder:
   """Builds the configured encoder for images of a given side, in pixels."""
-  sincos = config.position_init == 'sincos'
-  return make_vit(config.size, image_size, config.patch_size, jnp.dtype(config.compute_dtype), sincos)
+  return make_vit(
+      config.size, image_size, config.patch_size, jnp.dtype(config.compute_dtype),
+      sincos=config.position_init == 'sincos', rematerialize=rematerialize)

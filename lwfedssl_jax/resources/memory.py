@@ -55,7 +55,12 @@ def lower_client_step(config: Config, image_size: int, plan: StagePlan) -> Any:
 
 def step_memory(config: Config, image_size: int, plan: StagePlan) -> StepMemory:
   """Compiles one client step of a stage for the default device and returns its memory."""
-  analysis = lower_client_step(config, image_size, plan).compile().memory_analysis()
+  return read_analysis(lower_client_step(config, image_size, plan).compile())
+
+
+def read_analysis(compiled: Any) -> StepMemory:
+  """Reads the memory of a compiled program."""
+  analysis = compiled.memory_analysis()
   return StepMemory(
       analysis.argument_size_in_bytes, analysis.output_size_in_bytes, analysis.alias_size_in_bytes,
       analysis.temp_size_in_bytes)

@@ -6,6 +6,8 @@ from lwfedssl_jax import config as configs
 from lwfedssl_jax import stages
 from lwfedssl_jax.resources import memory
 
+pytestmark = pytest.mark.usefixtures('fully_optimized')
+
 
 def compiled_memory(method, stage, **values):
   values = {'encoder': 'vit_tiny', 'method': method, 'batch_size': 64, **values}

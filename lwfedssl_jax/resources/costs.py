@@ -1,0 +1,228 @@
+"""What a client pays: bytes, operations and memory, per stage and in all, in one named convention.
+
+`paper_v4` and `paper_v1` are the paper's own (arXiv 2401.11647; bytes in communication.py, operations in flops.py), for
+a client that takes part in every round. `actual` is what this program does: the bytes that this configuration's seeded
+participation really exchanges (catch-up included, mean over the federation), the matrix products that it executes (all
+branches and views, a multiply-add counting 2), and the peak memory of the compiled step. Figures of different
+conventions are not comparable.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lwfedssl_jax import tables
+from lwfedssl_jax.config import Config
+from lwfedssl_jax.federated import sampling
+from lwfedssl_jax.resources import communication, flops, memory
+from lwfedssl_jax.stages import StagePlan, make_plans, needs
+
+CONVENTIONS = (*communication.PAPER_CONVENTIONS, 'actual')
+PARTS = ('embedding', 'blocks', 'norm', 'heads')
+ACTUAL_GB_BYTES = 10**9
+
+
+class StageCost(NamedTuple):
+  """One client's cost of a stage.
+
+  Attributes:
+    stage: 0-based.
+    num_rounds: rounds in the stage.
+    local_epochs: local epochs over these rounds.
+    start: first block that is trained.
+    stop: blocks from here on are absent.
+    download_bytes: {part of PARTS: bytes} over the stage.
+    upload_bytes: the same, sent.
+    flops: operations per image over the stage's local epochs; None where the convention has no count.
+    server_flops: calibration, per server image over the stage; None where the convention has no count.
+    peak_memory_bytes: of a training step; None where the convention has no figure.
+    scratch_bytes: of it, activations and gradients.
+  """
+
+  stage: int
+  num_rounds: int
+  local_epochs: int
+  start: int
+  stop: int
+  download_bytes: dict[str, float]
+  upload_bytes: dict[str, float]
+  flops: float | None
+  server_flops: float | None
+  peak_memory_bytes: int | None
+  scratch_bytes: int | None
+
+
+class MethodCost(NamedTuple):
+  """One client's cost of a run."""
+
+  method: str
+  convention: str
+  stages: tuple[StageCost, ...]
+
+  @property
+  def total_bytes(self) -> float:
+    """Both directions."""
+    return sum(sum(s.download_bytes.values()) + sum(s.upload_bytes.values()) for s in self.stages)
+
+  @property
+  def total_flops(self) -> float | None:
+    """Per image, over all local epochs of all rounds."""
+    return None if self.stages[0].flops is None else sum(s.flops for s in self.stages)
+
+  @property
+  def peak_memory_bytes(self) -> int | None:
+    """Of the most demanding stage."""
+    return None if self.stages[0].peak_memory_bytes is None else max(s.peak_memory_bytes for s in self.stages)
+
+
+def gb_bytes(convention: str) -> int:
+  """Bytes of a "GB": 1000 MiB in the paper's conventions, 10^9 in `actual`."""
+  return ACTUAL_GB_BYTES if convention == 'actual' else communication.PAPER_GB_BYTES
+
+
+def by_part(components: dict[str, float]) -> dict[str, float]:
+  """Sums {component: bytes} into the four PARTS."""
+  parts = dict.fromkeys(PARTS, 0)
+  for name, count in components.items():
+    parts['blocks' if name.startswith('block_') else name if name in parts else 'heads'] += count
+  return parts
+
+
+def _paper_bytes(config: Config, image_size: int, convention: str, worst_case: bool) -> list[tuple[dict, dict]]:
+  scaled = lambda sizes, rounds: {name: rounds * size for name, size in sizes.items()}
+  stages = communication.stage_traffic(config, image_size, convention, worst_case_download=worst_case)
+  return [(scaled(s.round_downloads, s.num_rounds), scaled(s.round_uploads, s.num_rounds)) for s in stages]
+
+
+def _actual_bytes(config: Config, image_size: int, plans: tuple[StagePlan, ...], worst_case: bool
+                  ) -> list[tuple[dict, dict]]:
+  """Mean over the federation of what the run's own participation exchanges."""
+  payload = communication.make_payload(config, image_size)
+  rounds = [plan for plan in plans for _ in range(plan.num_rounds)]
+  participation = sampling.plan_participation(
+      config.run.seed, len(rounds), config.num_clients, config.clients_per_round, config.client.client_dropout)
+  sizes = np.array(list(payload.sizes_bytes.values()), np.int64)
+  down, up = np.zeros((2, len(plans), len(sizes)), np.int64)
+  ledger = communication.start_ledger(payload, config.num_clients)
+  for plan, ids, returned in zip(rounds, participation.client_ids, participation.returned):
+    ledger, traffic = communication.charge_round(ledger, payload, plan, ids, returned)
+    everything = np.array([name in needs(plan, payload.head_names) for name in payload.sizes_bytes])
+    down[plan.stage] += len(ids) * everything * sizes if worst_case else traffic.download_bytes.sum(axis=0)
+    up[plan.stage] += traffic.upload_bytes.sum(axis=0)
+  named = lambda row: dict(zip(payload.sizes_bytes, (row / config.num_clients).tolist()))
+  return [(named(d), named(u)) for d, u in zip(down, up)]
+
+
+def _actual_memory(config: Config, image_size: int, plans: tuple[StagePlan, ...]) -> list[memory.StepMemory]:
+  """Compiles one step per stage shape: all layer-wise stages after the first share one."""
+  found = {}
+  for plan in plans:
+    if plan.shape not in found:
+      found[plan.shape] = memory.step_memory(config, image_size, plan)
+  return [found[plan.shape] for plan in plans]
+
+
+def method_cost(
+    config: Config, image_size: int, convention: str, *, worst_case_download: bool = False, with_memory: bool = True
+) -> MethodCost:
+  """Accounts for one client of a run.
+
+  Args:
+    config: the run; its method decides the stages.
+    image_size: side of the images, pixels.
+    convention: one of CONVENTIONS.
+    worst_case_download: the client downloads all that exists at a stage in every round.
+    with_memory: in `actual`, compile the steps for their peak memory; seconds per stage shape.
+
+  Raises:
+    UsageError: the convention is not one of CONVENTIONS, or the patch size does not divide the image.
+  """
+  plans, epochs = make_plans(config), config.client.local_epochs
+  operations = server = memories = [None] * len(plans)
+  if convention == 'actual':
+    traffic = _actual_bytes(config, image_size, plans, worst_case_download)
+    batch = config.client.batch_size
+    per_image = lambda count, plan: plan.num_rounds * count(config, image_size, plan, batch).total_flops / batch
+    operations = [epochs * per_image(flops.executed_flops, plan) for plan in plans]
+    server = [plan.calibrates * config.method.calibration_epochs * per_image(flops.calibration_flops, plan)
+              for plan in plans]
+    if with_memory:
+      memories = _actual_memory(config, image_size, plans)
+  else:
+    traffic = _paper_bytes(config, image_size, convention, worst_case_download)
+    if convention == 'paper_v4':
+      operations = [stage.total_flops for stage in flops.paper_stage_flops(config, image_size)]
+  return MethodCost(config.method.method, convention, tuple(
+      StageCost(
+          stage=plan.stage, num_rounds=plan.num_rounds, local_epochs=epochs * plan.num_rounds, start=plan.start,
+          stop=plan.stop, download_bytes=by_part(down), upload_bytes=by_part(up), flops=count,
+          server_flops=server_count, peak_memory_bytes=step and step.peak_bytes,
+          scratch_bytes=step and step.scratch_bytes)
+      for plan, (down, up), count, server_count, step in zip(plans, traffic, operations, server, memories)))
+
+
+def to_json(cost: MethodCost) -> dict[str, Any]:
+  """Returns the totals, in the convention's GB and in 10^9 operations, and the stages."""
+  total_flops = cost.total_flops
+  return {
+      'communication_gb': cost.total_bytes / gb_bytes(cost.convention),
+      'download_bytes': sum(sum(s.download_bytes.values()) for s in cost.stages),
+      'upload_bytes': sum(sum(s.upload_bytes.values()) for s in cost.stages),
+      'gflops': None if total_flops is None else total_flops / 1e9,
+      'peak_memory_bytes': cost.peak_memory_bytes,
+      'stages': [stage._asdict() for stage in cost.stages],
+  }
+
+
+_UNITS = {
+    'paper_v4': 'GB = 1000 MiB; operations per image, one view (SimCLR: both), online branch, a multiply-add is 1',
+    'paper_v1': 'GB = 1000 MiB; encoder blocks only; this convention counts no operations',
+    'actual': 'GB = 10^9 bytes, exchanged by this configuration, mean over the federation; operations per image, both '
+              'views and all branches, a multiply-add is 2; peak memory of the compiled step',
+}
+
+
+def _number(value: float | None, scale: float, digits: int) -> str:
+  return '-' if value is None else f'{value / scale:,.{digits}f}'
+
+
+def _totals(found: Sequence[MethodCost]) -> list[list[str]]:
+  """Headings, then a row a method; ratios say how much less than end to end."""
+  reference = next((cost for cost in found if cost.method == 'end_to_end'), None)
+
+  def cells(cost, value, scale, digits):
+    mine, other = value(cost), reference and value(reference)
+    return [_number(mine, scale, digits), f'{other / mine:.2f}x' if mine and other else '-']
+
+  rows = [['method', 'communication GB', 'less', 'GFLOPs', 'less', 'peak memory MB', 'less']]
+  for cost in found:
+    rows.append([
+        cost.method,
+        *cells(cost, lambda c: c.total_bytes, gb_bytes(cost.convention), 2),
+        *cells(cost, lambda c: c.total_flops, 1e9, 1),
+        *cells(cost, lambda c: c.peak_memory_bytes, 1e6, 1)])
+  return rows
+
+
+def _stage_rows(found: Sequence[MethodCost]) -> list[list[str]]:
+  """Headings, then a row a stage."""
+  rows = [['method', 'stage', 'rounds', 'trained', *(f'down {part}' for part in PARTS),
+           *(f'up {part}' for part in PARTS), 'GFLOPs', 'peak MB']]
+  for cost in found:
+    for stage in cost.stages:
+      figures = [
+          str(stage.num_rounds), f'{stage.stop - stage.start} of {stage.stop}',
+          *(f'{stage.download_bytes[part] / 1e6:,.2f}' for part in PARTS),
+          *(f'{stage.upload_bytes[part] / 1e6:,.2f}' for part in PARTS),
+          _number(stage.flops, 1e9, 2), _number(stage.peak_memory_bytes, 1e6, 1)]
+      rows.append([cost.method, str(stage.stage + 1), *figures])
+  return rows
+
+
+def to_text(found: Sequence[MethodCost]) -> str:
+  """Returns what the methods cost as two tables, totals and stages, under the convention's name and units."""
+  convention = found[0].convention
+  return '\n'.join([
+      f'convention {convention}: {_UNITS[convention]}', '', tables.markdown(_totals(found)), '',
+      'per stage, all its rounds, megabytes (10^6 bytes) and GFLOPs', '', tables.markdown(_stage_rows(found)), ''])

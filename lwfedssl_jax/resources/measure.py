@@ -1,0 +1,94 @@
+"""A step's real memory: the high-water mark of a process that runs it, beside what the compiled program says.
+
+`python -m lwfedssl_jax.resources.measure` reads {"config": ..., "image_size": ..., "stage": ...} on standard input.
+"""
+
+import ctypes
+import gc
+import json
+import subprocess
+import sys
+
+from lwfedssl_jax import config as configs
+from lwfedssl_jax.base import UsageError
+from lwfedssl_jax.config import Config
+from lwfedssl_jax.stages import make_plans
+
+# What the allocator and the thread pools hold beside the step; measured, docs/performance.md.
+OVERHEAD_BYTES = 32 * 2**20
+
+
+def _status_bytes(name: str) -> int:
+  with open('/proc/self/status', encoding='ascii') as file:
+    line = next(line for line in file if line.startswith(name + ':'))
+  return 1024 * int(line.split()[1])
+
+
+def _forget_high_water_mark() -> None:
+  """Gives freed memory back to the system and starts the kernel's high-water mark anew."""
+  gc.collect()
+  ctypes.CDLL(None).malloc_trim(0)
+  with open('/proc/self/clear_refs', 'w', encoding='ascii') as file:
+    file.write('5')
+
+
+def run_step(config: Config, image_size: int, stage: int) -> dict[str, int]:
+  """Compiles and runs a client step of a stage in this process.
+
+  Returns:
+    `compiled_bytes`: arguments + outputs - aliases + scratch. `measured_bytes`: the arguments, and what resident
+    memory rose to above the level at which they lay there, over two steps.
+  """
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from lwfedssl_jax.resources import memory
+
+  lowered = memory.lower_client_step(config, image_size, make_plans(config)[stage])
+  compiled = lowered.compile()
+  step_memory = memory.read_analysis(compiled)
+
+  def filled(leaf):
+    # Random, so that every page is the process's own: untouched zeros take no memory.
+    if jnp.issubdtype(leaf.dtype, jnp.floating):
+      return jnp.asarray(np.random.default_rng(0).random(leaf.shape, np.float32) * 1e-2, leaf.dtype)
+    return jnp.ones(leaf.shape, leaf.dtype)
+
+  arguments = jax.tree.map(filled, lowered.args_info[0])
+  state, rest = arguments[0], arguments[1:]
+  del arguments
+  jax.block_until_ready((state, rest))
+  _forget_high_water_mark()
+  before = _status_bytes('VmRSS')
+  for _ in range(2):
+    state, _ = jax.block_until_ready(compiled(state, *rest))
+  rise = _status_bytes('VmHWM') - before
+  return {'compiled_bytes': step_memory.peak_bytes, 'measured_bytes': step_memory.argument_bytes + rise}
+
+
+def measure_stage(config: Config, image_size: int, stage: int) -> dict[str, int]:
+  """Runs `run_step` in a process of its own. Raises UsageError where the system keeps no such mark (not Linux)."""
+  if not sys.platform.startswith('linux'):
+    raise UsageError(f'--measure_memory: expected Linux, got {sys.platform}')
+  request = json.dumps({'config': configs.flatten(config), 'image_size': image_size, 'stage': stage})
+  result = subprocess.run(
+      [sys.executable, '-m', 'lwfedssl_jax.resources.measure'], input=request, capture_output=True, text=True,
+      check=False)
+  if result.returncode:
+    last = (result.stderr.strip().splitlines() or ['no output'])[-1]
+    raise RuntimeError(f'measuring the step ended with code {result.returncode}: {last}')
+  return json.loads(result.stdout.splitlines()[-1])
+
+
+def measure_stages(config: Config, image_size: int) -> list[dict[str, int]]:
+  """Measures the first stage of each shape: all layer-wise stages after the first are alike."""
+  first = {}
+  for plan in make_plans(config):
+    first.setdefault(plan.shape, plan.stage)
+  return [{'stage': stage, **measure_stage(config, image_size, stage)} for stage in first.values()]
+
+
+if __name__ == '__main__':
+  given = json.load(sys.stdin)
+  print(json.dumps(run_step(configs.from_flat(given['config']), given['image_size'], given['stage'])))
