@@ -1,67 +1,193 @@
-"""Times one client step of every method and stage asked for, against an end-to-end step in the same run.
+"""Times client steps or whole rounds of every method, against end to end and against plain PyTorch, in one run.
 
     python -m experiments.benchmark --suite=step --encoder=vit_tiny --image_size=32 --batch_size=64
+    python -m experiments.benchmark --suite=round --encoder=vit_tiny --image_size=32 --batch_size=64 --num_clients=2
 
-The cases take turns, so that a machine whose speed drifts treats them alike: quote the ratios.
+The cases take turns, so that a machine whose speed drifts treats them alike: quote the ratios, which are formed within
+a turn. PyTorch is left out where it is not installed (extra `torch`).
 """
 
+import importlib.util
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags as absl_flags
 
 from experiments import flags
 from lwfedssl_jax import config as configs
-from lwfedssl_jax import stages
+from lwfedssl_jax import stages, tables
 from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.config import Config
+from lwfedssl_jax.data import batching
 from lwfedssl_jax.federated import local
 from lwfedssl_jax.federated import round as rounds
-from lwfedssl_jax.resources import memory
+from lwfedssl_jax.resources import flops, memory
+from lwfedssl_jax.stages import StagePlan
 
-_SUITE = absl_flags.DEFINE_enum('suite', 'step', ['step'], 'what to measure')
+_SUITE = absl_flags.DEFINE_enum('suite', 'step', ['step', 'round'], 'what to measure')
 _REPEATS = absl_flags.DEFINE_integer('repeats', 7, 'turns that are timed, after one that is not', lower_bound=1)
+_IMAGES = absl_flags.DEFINE_integer('images_per_client', 128, 'suite round: images that a client holds', lower_bound=2)
+_ALL_STAGES = absl_flags.DEFINE_boolean('all_stages', False, 'every stage of layerwise, not a choice of four')
+
+RATE_SIDE = 2048  # square matrices whose product measures the machine's rate
 
 
 class Case(NamedTuple):
-  """A compiled step with what it needs."""
+  """Something to time.
+
+  Attributes:
+    name: what it is.
+    run: takes one step or round, and returns when it is done.
+    images: that it trains on.
+    operations: of its matrix products, a multiply-add counting 2.
+    compile_seconds: tracing and compiling; None if nothing is compiled.
+    peak_bytes: of the compiled program; None if unknown.
+  """
 
   name: str
-  step: Any
-  state: Any
-  arguments: tuple[Any, ...]
-  compile_seconds: float
-  scratch_bytes: int
+  run: Callable[[], Any]
+  images: int
+  operations: float
+  compile_seconds: float | None = None
+  peak_bytes: int | None = None
 
 
-def _prepare(config: Config, method: str, stage: int) -> Case:
-  config = configs.with_values(config, {'method': method})
-  size, plan = config.model.image_size, stages.make_plans(config)[stage]
+def _compile(lower: Callable[[], Any]) -> tuple[Any, float]:
   begin = time.perf_counter()
-  compiled = memory.lower_client_step(config, size, plan).compile()
-  compile_seconds = time.perf_counter() - begin
+  compiled = lower().compile()
+  return compiled, time.perf_counter() - begin
+
+
+def _step_case(config: Config, plan: StagePlan) -> Case:
+  size, batch = config.model.image_size, config.client.batch_size
+  compiled, seconds = _compile(lambda: memory.lower_client_step(config, size, plan))
   rules = rounds.make_rules(config, size)
-  params = rounds.make_round(config, size, config.client.batch_size).init(jax.random.key(config.run.seed))
+  params = rounds.make_round(config, size, batch).init(jax.random.key(config.run.seed))
   active, frozen = stages.split(params, plan.shape, plan.start)
+  views = jax.random.uniform(jax.random.key(1), (2, batch, size, size, 3))
+  arguments = (active, frozen, jnp.int32(plan.start), views, jnp.ones(batch, bool))
   state = jax.tree.map(jnp.copy, local.init_state(rules, active))  # its own buffers: the step takes them over
-  views = jax.random.uniform(jax.random.key(1), (2, config.client.batch_size, size, size, 3))
-  arguments = (active, frozen, jnp.int32(plan.start), views, jnp.ones(config.client.batch_size, bool))
-  scratch = compiled.memory_analysis().temp_size_in_bytes
-  return Case(f'{method}, stage {stage + 1}', compiled, state, arguments, compile_seconds, scratch)
+
+  def run():
+    nonlocal state
+    state, _ = jax.block_until_ready(compiled(state, *arguments))
+
+  operations = flops.executed_flops(config, size, plan, batch).total_flops
+  name = f'{config.method.method}, stage {plan.stage + 1}'
+  return Case(name, run, batch, operations, seconds, memory.read_analysis(compiled).peak_bytes)
 
 
-def _time_in_turns(cases: list[Case], repeats: int) -> list[list[float]]:
-  states, seconds = [case.state for case in cases], [[] for _ in cases]
+def _round_case(config: Config, plan: StagePlan) -> Case:
+  """A round in which every client holds --images_per_client random images."""
+  size, clients, each = config.model.image_size, config.num_clients, _IMAGES.value
+  batch, epochs = config.client.batch_size, config.client.local_epochs
+  generator = np.random.default_rng(0)
+  images = lambda count: jnp.asarray(generator.integers(0, 256, (count, size, size, 3), np.uint8))
+  num_server = each if config.server_calibration else 0
+  inputs = rounds.RoundInputs(
+      jax.random.key(config.run.seed), jnp.int32(0), images(clients * each),
+      rounds.Clients(jnp.arange(clients), jnp.arange(clients * each).reshape(clients, each),
+                     jnp.full(clients, each), jnp.ones(clients, bool)), images(num_server))
+  built = rounds.make_round(config, size, each)
+  params = built.init(jax.random.key(config.run.seed))
+  start, stop = jnp.int32(plan.start), jnp.int32(plan.stop)
+  compiled, seconds = _compile(lambda: built.apply.jitted.lower(plan.shape, params, start, stop, inputs))
+
+  def run():
+    nonlocal params
+    params, _ = jax.block_until_ready(compiled(params, start, stop, inputs))
+
+  steps = batching.steps_per_epoch(each, batch)
+  operations = clients * epochs * steps * flops.executed_flops(config, size, plan, batch).total_flops
+  if plan.calibrates:
+    server_batch = min(config.method.calibration_batch_size or batch, num_server)
+    server_steps = config.method.calibration_epochs * batching.steps_per_epoch(num_server, server_batch)
+    operations += server_steps * flops.calibration_flops(config, size, plan, server_batch).total_flops
+  name = f'{config.method.method}, stage {plan.stage + 1}'
+  return Case(name, run, clients * epochs * steps * batch, operations, seconds,
+              memory.read_analysis(compiled).peak_bytes)
+
+
+def _torch_case(config: Config, plan: StagePlan) -> Case:
+  from experiments import torch_step
+
+  batch = config.client.batch_size
+  operations = flops.executed_flops(config, config.model.image_size, plan, batch).total_flops
+  return Case(f'PyTorch {config.method.method}, stage {plan.stage + 1}', torch_step.make_step(config, plan), batch,
+              operations)
+
+
+def _product_case() -> Case:
+  matrix = jax.random.normal(jax.random.key(0), (RATE_SIDE, RATE_SIDE))
+  product = jax.jit(jnp.matmul)
+  return Case('matrix product', lambda: jax.block_until_ready(product(matrix, matrix)), 0, 2 * RATE_SIDE**3)
+
+
+def _named_stages(config: Config) -> list[tuple[str, int]]:
+  last = len(stages.make_plans(configs.with_values(config, {'method': 'layerwise'}))) - 1
+  chosen = range(last + 1) if _ALL_STAGES.value else sorted({0, 1, last // 2, last})
+  return [('end_to_end', 0), *(('layerwise', stage) for stage in chosen), ('lw_fedssl', last),
+          ('prog_fedssl', last // 2)]
+
+
+def _cases(config: Config) -> list[Case]:
+  """End to end first: the others are compared with it."""
+  build = {'step': _step_case, 'round': _round_case}[_SUITE.value]
+  cases, torch_cases = [], []
+  with_torch = (_SUITE.value == 'step' and config.objective.objective == 'moco_v3'
+                and jax.default_backend() == 'cpu')
+  if with_torch and importlib.util.find_spec('torch') is None:
+    print('PyTorch is not installed (extra `torch`): left out', flush=True)
+    with_torch = False
+  for method, stage in _named_stages(config):
+    run = configs.with_values(config, {'method': method})
+    plan = stages.make_plans(run)[stage]
+    cases.append(build(run, plan))
+    if with_torch and method in ('end_to_end', 'layerwise'):
+      torch_cases.append(_torch_case(run, plan))
+  return [*cases, *torch_cases, _product_case()]
+
+
+def _time_in_turns(cases: Sequence[Case], repeats: int) -> list[list[float]]:
+  """Seconds of every case in every turn."""
+  seconds = [[] for _ in cases]
   for turn in range(repeats + 1):
-    for index, case in enumerate(cases):
+    for case, measured in zip(cases, seconds):
       begin = time.perf_counter()
-      states[index], _ = jax.block_until_ready(case.step(states[index], *case.arguments))
+      case.run()
       if turn:
-        seconds[index].append(time.perf_counter() - begin)
+        measured.append(time.perf_counter() - begin)
   return seconds
+
+
+def _result(case: Case, seconds: list[float], reference: list[float], rate: float) -> dict[str, Any]:
+  median = statistics.median(seconds)
+  return {
+      'case': case.name,
+      'median_seconds': median,
+      'fastest_seconds': min(seconds),
+      'slowest_seconds': max(seconds),
+      'ratio_to_end_to_end': statistics.median(mine / other for mine, other in zip(seconds, reference)),
+      'images_per_second': case.images / median,
+      'share_of_matrix_product_rate': case.operations / median / rate,
+      'compile_seconds': case.compile_seconds,
+      'peak_bytes': case.peak_bytes,
+  }
+
+
+def _row(result: dict[str, Any]) -> list[str]:
+  known = lambda value, text: '-' if value is None else text.format(value)
+  return [
+      result['case'], f'{result["median_seconds"]:.3f}',
+      f'{result["fastest_seconds"]:.3f} to {result["slowest_seconds"]:.3f}', f'{result["ratio_to_end_to_end"]:.3f}',
+      f'{result["images_per_second"]:.0f}', f'{100 * result["share_of_matrix_product_rate"]:.0f} %',
+      known(result['compile_seconds'], '{:.1f}'),
+      known(result['peak_bytes'] and result['peak_bytes'] / 1e6, '{:.0f}')]
 
 
 def main():
@@ -69,26 +195,23 @@ def main():
   config = flags.config_from_flags()
   if not config.model.image_size:
     raise UsageError('--image_size: expected the side of the images in pixels, got 0')
+  if _SUITE.value == 'round' and _IMAGES.value < config.client.batch_size:
+    raise UsageError(f'--images_per_client: expected at least --batch_size={config.client.batch_size}, '
+                     f'got {_IMAGES.value}')
   flags.print_config(config)
   jax.config.update('jax_enable_compilation_cache', False)  # so that compiling is really timed
-  last = len(stages.make_plans(configs.with_values(config, {'method': 'layerwise'}))) - 1
-  named = [('end_to_end', 0), *(('layerwise', s) for s in sorted({0, 1, last // 2, last})), ('lw_fedssl', last),
-           ('prog_fedssl', last // 2)]
-  cases = [_prepare(config, method, stage) for method, stage in named]
-  turns = _time_in_turns(cases, _REPEATS.value)
-  results = []
-  print('| step | median s | fastest s | of end to end | images/s | compile s | scratch MB |\n' + '|---' * 7 + '|')
-  for case, seconds in zip(cases, turns):
-    ratio = statistics.median(s / e for s, e in zip(seconds, turns[0]))  # within a turn
-    median, name = statistics.median(seconds), case.name
-    rate = config.client.batch_size / median
-    results.append({
-        'step': name, 'median_seconds': median, 'fastest_seconds': min(seconds), 'ratio_to_end_to_end': ratio,
-        'images_per_second': rate, 'compile_seconds': case.compile_seconds,
-        'scratch_bytes': case.scratch_bytes})
-    print(f'| {name} | {median:.3f} | {min(seconds):.3f} | {ratio:.3f} | {rate:.0f} | '
-          f'{case.compile_seconds:.1f} | {case.scratch_bytes / 1e6:.0f} |')
-  return {'suite': _SUITE.value, 'device_kind': jax.devices()[0].device_kind, 'steps': results}
+  cases = _cases(config)
+  seconds = _time_in_turns(cases, _REPEATS.value)
+  rate = cases[-1].operations / min(seconds[-1])
+  results = [_result(case, measured, seconds[0], rate) for case, measured in zip(cases[:-1], seconds)]
+  print(tables.markdown([
+      [_SUITE.value, 'median s', 'fastest to slowest', 'of end to end', 'images/s', 'of product rate', 'compile s',
+       'peak MB'], *map(_row, results)]))
+  layerwise = [result['median_seconds'] for result in results if result['case'].startswith('layerwise')]
+  print(f'{jax.devices()[0].device_kind}, matrix products {rate / 1e9:.0f} GFLOP/s; median of {_REPEATS.value} turns')
+  return {
+      'suite': _SUITE.value, 'device_kind': jax.devices()[0].device_kind, 'matrix_product_flops_per_second': rate,
+      'mean_layerwise_to_end_to_end': statistics.mean(layerwise) / results[0]['median_seconds'], 'cases': results}
 
 
 if __name__ == '__main__':

@@ -13,7 +13,7 @@ from absl import flags as absl_flags
 from experiments import flags
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.base import UsageError
-from lwfedssl_jax.resources import costs, measure, pictures
+from lwfedssl_jax.resources import costs, measure, pictures, planner
 
 _CONVENTION = absl_flags.DEFINE_enum('convention', 'paper_v4', costs.CONVENTIONS, 'how costs are counted')
 _WORST_CASE = absl_flags.DEFINE_boolean(
@@ -38,6 +38,10 @@ def main():
   named = absl_flags.FLAGS['method'].present
   methods = (config.method.method,) if named else configs.METHODS
   runs = [configs.with_values(config, {'method': method}) for method in methods]
+  if config.client.client_memory_budget_mb:
+    plans = [planner.fit(run, image_size) for run in runs]
+    print('\n'.join(f'{plan.config.method.method}: {planner.describe(plan)}' for plan in plans), flush=True)
+    runs = [plan.config for plan in plans]
   found = [
       costs.method_cost(run, image_size, convention, worst_case_download=_WORST_CASE.value, with_memory=_MEMORY.value)
       for run in runs

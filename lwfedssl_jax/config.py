@@ -173,6 +173,9 @@ class ClientConfig(_Validated):
   micro_batch_size: int = option(
       0, 'images whose activations a client holds at once; the gradient is the whole batch\'s, exactly, at the price '
       'of a second forward pass through the active part; 0: the whole batch', at_least=0)
+  client_memory_budget_mb: float = option(
+      0.0, 'megabytes (10^6 bytes) that a client step may take: micro_batch_size, rematerialize and compute_dtype are '
+      'chosen so that the compiled step fits; 0: no limit', at_least=0)
   rematerialize: bool = option(
       False, 'keep only the inputs of active blocks and compute their activations again in the backward pass')
   learning_rate: float = option(1.5e-4, 'base learning rate of AdamW per 256 images (times batch_size / 256)', above=0)

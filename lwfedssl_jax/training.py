@@ -18,7 +18,7 @@ from lwfedssl_jax.evaluation.monitor import Monitor
 from lwfedssl_jax.federated import round as rounds
 from lwfedssl_jax.federated import sampling
 from lwfedssl_jax.models.vit import make_encoder
-from lwfedssl_jax.resources import communication
+from lwfedssl_jax.resources import communication, planner
 from lwfedssl_jax.stages import StagePlan
 
 Summary = dict[str, Any]
@@ -88,6 +88,10 @@ def train(config: Config, data: Federation | None = None) -> Summary:
     UsageError: a mistake in the configuration, the data or the workdir, found before anything is written.
   """
   data = data or federation.load(config)
+  if config.client.client_memory_budget_mb:
+    plan = planner.fit(config, data.image_size)
+    print(planner.describe(plan), flush=True)
+    config = plan.config
   with run_log.claim_workdir(config) as workdir:
     summary_path = os.path.join(workdir, run_log.SUMMARY)
     if os.path.exists(summary_path):

@@ -13,8 +13,6 @@ from scipy import ndimage
 from lwfedssl_jax.config import AugmentConfig
 from lwfedssl_jax.data import augment
 
-pytestmark = pytest.mark.usefixtures('compiled_fast')
-
 OFF = {
     'crop_area': (1.0, 1.0), 'flip_probability': 0.0, 'jitter_probability': 0.0, 'grayscale_probability': 0.0,
     'blur_probability': (0.0, 0.0), 'solarize_probability': (0.0, 0.0)}

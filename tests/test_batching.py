@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 
 from lwfedssl_jax.data import batching
 
-pytestmark = pytest.mark.usefixtures('compiled_fast')
-
 plan_epochs = functools.partial(jax.jit, static_argnums=(3, 4, 5))(batching.plan_epochs)
 
 

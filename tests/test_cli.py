@@ -144,6 +144,51 @@ def test_report_names_a_run_that_is_not_finished(tmp_path):
   assert 'expected a finished run' in result.stderr
 
 
+PUBLISHED = {  # arXiv 2401.11647 v4, Table 2: GB and GFLOPs
+    'moco_v3': {'end_to_end': (8.40, 586), 'layerwise': (1.66, 139), 'prog_fedssl': (5.04, 318)},
+    'byol': {'end_to_end': (8.40, 586), 'layerwise': (1.66, 139), 'prog_fedssl': (5.04, 318)},
+    'simclr': {'end_to_end': (8.03, 1169), 'layerwise': (1.29, 278), 'prog_fedssl': (4.68, 635)},
+}
+
+
+@pytest.mark.parametrize('objective', PUBLISHED)
+def test_resources_reproduces_the_paper(objective):
+  result = command('resources', '--encoder=vit_tiny', '--image_size=32', f'--objective={objective}', '--format=json')
+  assert result.returncode == 0, result.stderr
+  lines = result.stdout.splitlines()
+  found = json.loads(lines[-1])
+  assert len(lines) == 2 and lines[0].startswith('config: ')
+  assert (found['convention'], found['objective']) == ('paper_v4', objective)
+  assert list(found['methods']) == list(configs.METHODS)
+  for method, (gb, gflops) in PUBLISHED[objective].items():
+    assert found['methods'][method]['communication_gb'] == pytest.approx(gb, abs=0.01)
+    assert found['methods'][method]['gflops'] == pytest.approx(gflops, abs=2 if objective == 'simclr' else 1)
+
+
+def test_resources_of_one_method_as_table_and_pictures(tmp_path):
+  result = command('resources', '--encoder=vit_micro', '--image_size=8', '--method=layerwise', '--batch_size=8',
+                   '--convention=actual', f'--plots={tmp_path}/plots', '--client_memory_budget_mb=1000')
+  assert result.returncode == 0, result.stderr
+  assert 'convention actual: GB = 10^9 bytes' in result.stdout
+  assert 'layerwise: memory plan: micro_batch_size=8 of 8' in result.stdout
+  found = json.loads(result.stdout.splitlines()[-1])['methods']
+  assert list(found) == ['layerwise'] and found['layerwise']['peak_memory_bytes'] > 1e6
+  assert len(list((tmp_path / 'plots').glob('*.png'))) == 3
+
+
+@pytest.mark.parametrize(('arguments', 'expected'), [
+    ((), '--image_size: expected the side'),
+    (('--image_size=32', '--convention=paper_v9'), 'convention'),
+    (('--image_size=32', '--patch_size=5'), '--patch_size: expected a divisor'),
+    (('--image_size=32', '--measure_memory'), '--measure_memory: expected --convention=actual'),
+    (('--image_size=32', '--batch_size=64', '--micro_batch_size=48'), '--micro_batch_size: expected a divisor'),
+])
+def test_mistake_about_resources_is_one_line(arguments, expected):
+  result = command('resources', *arguments)
+  assert result.returncode == 2
+  assert expected in result.stderr and 'Traceback' not in result.stderr
+
+
 def test_command_line_beats_preset_wherever_the_preset_stands():
   argv = ['program', '--seed=3', '--flagfile', 'a.flags', '--batch_size=8', '--flagfile=b.flags']
   expected = ['program', '--flagfile=a.flags', '--flagfile=b.flags', '--seed=3', '--batch_size=8']

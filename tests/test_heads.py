@@ -9,8 +9,6 @@ from lwfedssl_jax.config import ObjectiveConfig
 from lwfedssl_jax.models.heads import Head, MaskedBatchNorm, masked_mean
 from lwfedssl_jax.objectives import make_objective
 
-pytestmark = pytest.mark.usefixtures('compiled_fast')
-
 MASKS = [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 1, 0, 1, 1]]
 
 

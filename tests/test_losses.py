@@ -8,8 +8,6 @@ import pytest
 from lwfedssl_jax.objectives import losses
 from lwfedssl_jax.objectives.alignment import make_alignment
 
-pytestmark = pytest.mark.usefixtures('compiled_fast')
-
 TEMPERATURE = 0.2
 
 

@@ -9,8 +9,6 @@ import pytest
 from lwfedssl_jax import rng
 from lwfedssl_jax.federated.sampling import plan_participation
 
-pytestmark = pytest.mark.usefixtures('compiled_fast')
-
 
 @functools.cache
 def plan(seed=0, num_rounds=30, num_clients=10, clients_per_round=4, client_dropout=0.0):

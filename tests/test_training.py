@@ -9,6 +9,7 @@ import pytest
 from lwfedssl_jax import UsageError, run_log, training
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.config import Config
+from lwfedssl_jax.resources import costs
 
 TINY = {
     'dataset': 'digits', 'image_size': 16, 'encoder': 'vit_micro', 'num_clients': 3, 'max_train_images': 150,
@@ -41,6 +42,13 @@ def test_summary_and_rows_agree(finished):
   assert summary['upload_bytes'] * 3 == sum(row['total_upload_bytes'] for row in rows)
   assert all(np.isfinite([row['loss'], row['alignment_loss'], row['calibration_loss']]).all() for row in rows)
   assert summary['raw_pixel_knn_accuracy'] > 0.5  # the labels and the test images belong together
+
+
+def test_bytes_are_those_that_the_cost_sheet_predicted(finished):
+  workdir, summary = finished
+  predicted = costs.to_json(costs.method_cost(tiny(workdir), 16, 'actual', with_memory=False))
+  assert summary['download_bytes'] == pytest.approx(predicted['download_bytes'], rel=1e-12)
+  assert summary['upload_bytes'] == pytest.approx(predicted['upload_bytes'], rel=1e-12)
 
 
 def test_workdir_holds_what_a_person_looks_at(finished):
@@ -134,6 +142,10 @@ def test_partial_participation_charges_only_participants(tmp_path):
   for row in run_log.read_metrics(str(tmp_path)):
     assert row['sampled'] == row['participants'] == 2
     assert row['total_upload_bytes'] == pytest.approx(3 * row['upload_bytes'])
+  config = tiny(tmp_path, method='layerwise', clients_per_round=2, rounds_per_stage=1)
+  for row, stage in zip(run_log.read_metrics(str(tmp_path)), costs.method_cost(config, 16, 'actual').stages):
+    assert row['total_download_bytes'] == round(3 * sum(stage.download_bytes.values()))
+    assert row['total_upload_bytes'] == round(3 * sum(stage.upload_bytes.values()))
 
 
 def test_workdir_of_a_run_is_not_entered_without_resume_or_with_another_config(finished):

@@ -9,8 +9,6 @@ from scipy.special import erf, softmax
 from lwfedssl_jax.config import ENCODER_SIZES, EncoderSize
 from lwfedssl_jax.models.vit import make_vit
 
-pytestmark = pytest.mark.usefixtures('compiled_fast')
-
 SIZE = EncoderSize(width=8, depth=3, num_heads=2, mlp_ratio=2)
 
 

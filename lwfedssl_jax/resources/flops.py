@@ -117,6 +117,7 @@ class StepFlops(NamedTuple):
     heads_forward_flops: projector of all branches, predictor of the online one.
     heads_backward_flops: of the online branch.
     similarity_flops: similarity matrices of objective and alignment, forward and backward.
+    recomputed_flops: forward passes of the online branch that micro-batches or rematerialisation run again.
   """
 
   prefix_flops: int
@@ -127,6 +128,7 @@ class StepFlops(NamedTuple):
   heads_forward_flops: int
   heads_backward_flops: int
   similarity_flops: int
+  recomputed_flops: int
 
   @property
   def total_flops(self) -> int:
@@ -152,6 +154,7 @@ def _step_flops(
     start: int,
     trains_embedding: bool,
     aligned: bool,
+    micro_batched: bool,
 ) -> StepFlops:
   products = _products(config, image_size)
   pair = 2 * 2 * batch_size  # two operations a multiply-add, two views
@@ -167,7 +170,8 @@ def _step_flops(
       received_forward_flops=aligned * pair * (embedding + active),
       heads_forward_flops=pair * (branches * products.projector + products.predictor),
       heads_backward_flops=pair * 2 * (products.projector + products.predictor),
-      similarity_flops=_similarity_flops(config, batch_size, aligned))
+      similarity_flops=_similarity_flops(config, batch_size, aligned),
+      recomputed_flops=pair * (micro_batched * (embedding + active) + config.client.rematerialize * active))
 
 
 def executed_flops(config: Config, image_size: int, plan: StagePlan, batch_size: int) -> StepFlops:
@@ -176,7 +180,7 @@ def executed_flops(config: Config, image_size: int, plan: StagePlan, batch_size:
   Linear layers, the two attention products and the similarity matrices count, whatever is element-wise does not. The
   backward pass is twice the forward pass of what is trained, except for the patch projection, whose input gradient
   nobody needs. Where the embedding is frozen no product is saved in this way: the lowest active block begins with a
-  layer norm, whose scale and bias need the input gradient of the product above it. No part is counted as recomputed.
+  layer norm, whose scale and bias need the input gradient of the product above it.
 
   Args:
     config: the run.
@@ -186,7 +190,7 @@ def executed_flops(config: Config, image_size: int, plan: StagePlan, batch_size:
   """
   return _step_flops(
       config, image_size, plan, batch_size, start=plan.start, trains_embedding=plan.trains_embedding,
-      aligned=config.representation_alignment)
+      aligned=config.representation_alignment, micro_batched=0 < config.client.micro_batch_size < batch_size)
 
 
 def calibration_flops(config: Config, image_size: int, plan: StagePlan, batch_size: int) -> StepFlops:
@@ -195,4 +199,5 @@ def calibration_flops(config: Config, image_size: int, plan: StagePlan, batch_si
   The server trains all blocks of the stage and the embedding end to end by the objective alone, without alignment. Same
   rules as `executed_flops`; nothing is frozen. Counts a step whether or not `plan` calibrates.
   """
-  return _step_flops(config, image_size, plan, batch_size, start=0, trains_embedding=True, aligned=False)
+  return _step_flops(config, image_size, plan, batch_size, start=0, trains_embedding=True, aligned=False,
+      micro_batched=False)

@@ -221,6 +221,7 @@ def test_parts_of_a_step():
       heads_forward_flops=images * (3 * projector + predictor),
       heads_backward_flops=images * 2 * (projector + predictor),
       similarity_flops=2 * (2 + 2) * 2 * BATCH * BATCH * 256,
+      recomputed_flops=0,
   )
 
 

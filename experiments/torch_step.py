@@ -1,0 +1,109 @@
+"""The same client step in plain PyTorch, written as one would: the yardstick of `experiments.benchmark`.
+
+ViT and MoCo v3 as in lwfedssl_jax (arXiv 2010.11929, 2104.02057, 2401.11647), with PyTorch's own fused attention and
+fused AdamW; what has no gradient (frozen blocks, target branch) runs under no_grad, frozen blocks once for both
+branches.
+"""
+
+import copy
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lwfedssl_jax.config import HEAD_HIDDEN, PROJECTION_SIZE, Config
+from lwfedssl_jax.stages import StagePlan
+
+
+class Block(nn.Module):
+  """Pre-norm transformer block."""
+
+  def __init__(self, width: int, heads: int, ratio: int):
+    super().__init__()
+    self.heads = heads
+    self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
+    self.qkv, self.projection = nn.Linear(width, 3 * width), nn.Linear(width, width)
+    self.mlp1, self.mlp2 = nn.Linear(width, ratio * width), nn.Linear(ratio * width, width)
+
+  def forward(self, x):
+    b, t, d = x.shape
+    q, k, v = self.qkv(self.norm1(x)).reshape(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+    mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, d)
+    x = x + self.projection(mixed)
+    return x + self.mlp2(functional.gelu(self.mlp1(self.norm2(x))))
+
+
+class Embedding(nn.Module):
+  """Patch projection and position table."""
+
+  def __init__(self, width: int, image_size: int, patch: int):
+    super().__init__()
+    self.patch = nn.Conv2d(3, width, patch, patch)
+    self.position = nn.Parameter(0.02 * torch.randn((image_size // patch) ** 2, width))
+
+  def forward(self, images):
+    return self.patch(images).flatten(2).transpose(1, 2) + self.position
+
+
+def _head(*widths: int) -> nn.Sequential:
+  layers = []
+  for index, (a, b) in enumerate(itertools.pairwise(widths)):
+    last = index == len(widths) - 2
+    layers += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b, affine=not last, track_running_stats=False)]
+    layers += [] if last else [nn.ReLU()]
+  return nn.Sequential(*layers)
+
+
+class Active(nn.Module):
+  """What is trained, but for the predictor: the embedding where it is, the active blocks, norm and projector."""
+
+  def __init__(self, config: Config, plan: StagePlan):
+    super().__init__()
+    d, _, heads, ratio = config.model.size
+    self.embedding = Embedding(d, config.model.image_size, config.model.patch_size) if plan.trains_embedding else None
+    self.blocks = nn.Sequential(*(Block(d, heads, ratio) for _ in range(plan.stop - plan.start)))
+    self.norm = nn.LayerNorm(d, eps=1e-6)
+    self.projector = _head(d, HEAD_HIDDEN, HEAD_HIDDEN, PROJECTION_SIZE)
+
+  def forward(self, inputs):
+    tokens = inputs if self.embedding is None else self.embedding(inputs)
+    pooled = self.norm(self.blocks(tokens)).mean(1)
+    return [self.projector(view) for view in pooled.chunk(2)]  # batch norm over each view, as in lwfedssl_jax
+
+
+def _info_nce(queries, keys, temperature):
+  logits = functional.normalize(queries) @ functional.normalize(keys).T / temperature
+  return functional.cross_entropy(logits, torch.arange(len(queries)))
+
+
+def make_step(config: Config, plan: StagePlan) -> Callable[[], Any]:
+  """Builds a MoCo v3 step on random views (2B, 3, H, W) of its own; calling it takes one optimizer step."""
+  d, _, heads, ratio = config.model.size
+  size, client = config.model.image_size, config.client
+  prefix = nn.Sequential(Embedding(d, size, config.model.patch_size), *(Block(d, heads, ratio)
+                                                                         for _ in range(plan.start)))
+  online, predictor = Active(config, plan), _head(PROJECTION_SIZE, HEAD_HIDDEN, PROJECTION_SIZE)
+  target = copy.deepcopy(online).requires_grad_(False)
+  trained = [*online.parameters(), *predictor.parameters()]
+  optimizer = torch.optim.AdamW(
+      trained, lr=client.learning_rate * client.batch_size / 256, weight_decay=client.weight_decay, fused=True)
+  views = torch.rand(2 * client.batch_size, 3, size, size)
+  decay, temperature = config.objective.target_decay, config.objective.temperature
+
+  def step():
+    with torch.no_grad():
+      inputs = views if plan.trains_embedding else prefix(views)
+      keys = target(inputs)
+    queries = [predictor(projection) for projection in online(inputs)]
+    loss = _info_nce(queries[0], keys[1], temperature) + _info_nce(queries[1], keys[0], temperature)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    with torch.no_grad():
+      torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), 1 - decay)
+    return loss.item()
+
+  return step

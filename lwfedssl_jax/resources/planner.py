@@ -1,0 +1,100 @@
+"""Fits a client's step into a memory budget: micro-batches first, then rematerialisation, then bfloat16.
+
+Every choice is compiled and its peak memory read off the program; nothing is estimated.
+"""
+
+import bisect
+import functools
+import itertools
+from typing import NamedTuple
+
+from lwfedssl_jax import config as configs
+from lwfedssl_jax.base import UsageError
+from lwfedssl_jax.config import Config
+from lwfedssl_jax.resources import flops, memory
+from lwfedssl_jax.stages import StagePlan, make_plans
+
+MEGABYTE = 10**6
+
+
+class MemoryPlan(NamedTuple):
+  """How a step fits.
+
+  Attributes:
+    config: the run, with micro_batch_size, rematerialize and compute_dtype chosen.
+    peak_bytes: of the compiled step of the most demanding stage.
+    extra_operations: share of the run's client operations that is computed a second time.
+  """
+
+  config: Config
+  peak_bytes: int
+  extra_operations: float
+
+
+def demanding_stages(plans: tuple[StagePlan, ...]) -> tuple[StagePlan, ...]:
+  """Returns the stages one of which has the highest peak: those that train most blocks, one of each shape."""
+  most = max(plan.shape.num_active for plan in plans)
+  return tuple({plan.shape: plan for plan in reversed(plans) if plan.shape.num_active == most}.values())
+
+
+def peak_bytes(config: Config, image_size: int) -> int:
+  """Compiles the demanding stages' steps and returns the highest peak."""
+  stages = demanding_stages(make_plans(config))
+  return max(memory.step_memory(config, image_size, plan).peak_bytes for plan in stages)
+
+
+def extra_operations(config: Config, image_size: int) -> float:
+  """Returns the share of matrix products, over all stages and rounds, that a step computes a second time."""
+  steps = [flops.executed_flops(config, image_size, plan, config.client.batch_size) for plan in make_plans(config)]
+  again = sum(step.recomputed_flops for step in steps)
+  return again / (sum(step.total_flops for step in steps) - again)
+
+
+def fit(config: Config, image_size: int) -> MemoryPlan:
+  """Chooses the cheapest way to keep a client's step within `config.client.client_memory_budget_mb` (10^6 bytes).
+
+  In this order: as configured; the largest micro-batch that fits; rematerialisation as well; the same in bfloat16,
+  which alone changes results. Peak memory falls with the micro-batch, so a bisection over the batch's divisors finds
+  the largest.
+
+  Raises:
+    UsageError: nothing fits; the message names the smallest budget that would.
+  """
+  budget = config.client.client_memory_budget_mb * MEGABYTE
+  batch = config.client.batch_size
+  largest = config.client.micro_batch_size or batch
+  sizes = [size for size in range(1, largest + 1) if batch % size == 0]  # ascending
+
+  @functools.cache
+  def peak(size: int, rematerialize: bool, dtype: str) -> tuple[Config, int]:
+    chosen = configs.with_values(config, {
+        'micro_batch_size': 0 if size == batch else size, 'rematerialize': rematerialize, 'compute_dtype': dtype})
+    return chosen, peak_bytes(chosen, image_size)
+
+  dtypes = dict.fromkeys((config.model.compute_dtype, 'bfloat16'))
+  switches = dict.fromkeys((config.client.rematerialize, True))
+  smallest = float('inf')
+  for dtype, rematerialize in itertools.product(dtypes, switches):
+    fits = lambda size: peak(size, rematerialize, dtype)[1] <= budget
+    if fits(sizes[-1]):
+      best = sizes[-1]
+    elif fits(sizes[0]):
+      best = sizes[bisect.bisect_left(sizes, True, 1, len(sizes) - 1, key=lambda size: not fits(size)) - 1]
+    else:
+      smallest = min(smallest, *(peak(size, rematerialize, dtype)[1] for size in (sizes[0], sizes[-1])))
+      continue
+    chosen, needed = peak(best, rematerialize, dtype)
+    return MemoryPlan(chosen, needed, extra_operations(chosen, image_size))
+  raise UsageError(
+      f'--client_memory_budget_mb: expected at least {-(-smallest // (MEGABYTE // 10)) / 10:.1f} for '
+      f'--batch_size={batch} of {config.model.encoder} and --method={config.method.method}, '
+      f'got {config.client.client_memory_budget_mb:g}')
+
+
+def describe(plan: MemoryPlan) -> str:
+  """Returns one line: what was chosen, what it takes, what it costs."""
+  client, budget = plan.config.client, plan.config.client.client_memory_budget_mb
+  return (
+      f'memory plan: micro_batch_size={client.micro_batch_size or client.batch_size} of {client.batch_size}, '
+      f'rematerialize={client.rematerialize}, compute_dtype={plan.config.model.compute_dtype}: '
+      f'{plan.peak_bytes / MEGABYTE:.1f} of {budget:g} MB, {100 * plan.extra_operations:.1f} % more operations')

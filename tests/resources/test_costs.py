@@ -1,0 +1,125 @@
+"""The cost sheet: totals under their convention's name, parts that add up, a figure for every switch."""
+
+import json
+
+import pytest
+
+from lwfedssl_jax import UsageError
+from lwfedssl_jax import config as configs
+from lwfedssl_jax.resources import communication, costs, flops, pictures
+from lwfedssl_jax.stages import make_plans
+
+PAPER = {'encoder': 'vit_tiny', 'rounds_per_stage': 15, 'local_epochs': 3, 'num_clients': 10}
+
+
+def config_of(method, **values):
+  return configs.with_values(configs.Config(), {**PAPER, 'method': method, **values})
+
+
+@pytest.mark.parametrize(('method', 'gb', 'gflops'), [
+    ('end_to_end', 8.40, 586), ('layerwise', 1.66, 139), ('prog_fedssl', 5.04, 318)])
+def test_published_totals(method, gb, gflops):
+  cost = costs.method_cost(config_of(method), 32, 'paper_v4')
+  found = costs.to_json(cost)
+  assert found['communication_gb'] == pytest.approx(gb, abs=0.01)
+  assert found['gflops'] == pytest.approx(gflops, abs=1)
+  assert found['peak_memory_bytes'] is None  # the paper measures a GPU's process, and gives no formula
+  assert found['download_bytes'] + found['upload_bytes'] == cost.total_bytes
+  assert len(found['stages']) == len(make_plans(config_of(method)))
+  assert json.loads(json.dumps(found)) == found
+
+
+def test_the_first_versions_count_encoder_blocks_only():
+  total = {method: costs.method_cost(config_of(method), 32, 'paper_v1') for method in configs.METHODS}
+  assert total['end_to_end'].total_bytes / total['lw_fedssl'].total_bytes == pytest.approx(3.20)
+  assert total['end_to_end'].total_bytes / total['prog_fedssl'].total_bytes == pytest.approx(1.846, abs=5e-4)
+  assert total['lw_fedssl'].total_flops is None
+  for stage in total['lw_fedssl'].stages:
+    assert [stage.download_bytes[part] for part in ('embedding', 'norm', 'heads')] == [0, 0, 0]
+
+
+def test_parts_of_a_stage():
+  """Stage 3 of lw_fedssl: all that exists comes down, the active block, norm and heads go up; 15 rounds of float32."""
+  stage = costs.method_cost(config_of('lw_fedssl'), 32, 'paper_v4').stages[2]
+  block, heads = 444_864, 493_568 + 263_168
+  assert stage.download_bytes == {'embedding': 60 * 21_696, 'blocks': 60 * 3 * block, 'norm': 60 * 384,
+                                  'heads': 60 * heads}
+  assert stage.upload_bytes == {'embedding': 0, 'blocks': 60 * block, 'norm': 60 * 384, 'heads': 60 * heads}
+  assert (stage.start, stage.stop, stage.num_rounds, stage.local_epochs) == (2, 3, 15, 45)
+
+
+def test_worst_case_of_layerwise_downloads_what_lw_fedssl_does():
+  for convention in ('paper_v4', 'actual'):
+    cost = lambda method, worst: costs.method_cost(
+        config_of(method), 32, convention, worst_case_download=worst, with_memory=False)
+    worst, calibrated = cost('layerwise', True), cost('lw_fedssl', False)
+    assert [s.download_bytes for s in worst.stages] == [s.download_bytes for s in calibrated.stages]
+    assert worst.stages[3].upload_bytes == cost('layerwise', False).stages[3].upload_bytes
+
+
+def test_actual_counts_the_hand_over_of_finished_blocks():
+  """Each later stage's first download brings the final state of the block before it: 11 blocks and the embedding."""
+  paper = costs.method_cost(config_of('layerwise'), 32, 'paper_v4')
+  actual = costs.method_cost(config_of('layerwise'), 32, 'actual', with_memory=False)
+  assert actual.total_bytes - paper.total_bytes == 4 * (11 * 444_864 + 21_696)
+
+
+def test_actual_under_partial_participation_is_what_the_ledger_charges():
+  config = config_of('layerwise', num_clients=7, clients_per_round=3, client_dropout=0.3, seed=5, rounds_per_stage=2)
+  found = costs.method_cost(config, 32, 'actual', with_memory=False)
+  from lwfedssl_jax.federated import sampling
+
+  plans = make_plans(config)
+  participation = sampling.plan_participation(5, 24, 7, 3, 0.3)
+  charged = communication.charge_run(communication.make_payload(config, 32), plans, 7, *participation)
+  for index, stage in enumerate(found.stages):
+    assert sum(stage.download_bytes.values()) * 7 == pytest.approx(charged.download_bytes[index].sum(), rel=1e-12)
+    assert sum(stage.upload_bytes.values()) * 7 == pytest.approx(charged.upload_bytes[index].sum(), rel=1e-12)
+
+
+def test_actual_operations_are_the_executed_ones_per_image():
+  config = config_of('lw_fedssl', batch_size=64, calibration_epochs=2)
+  found = costs.method_cost(config, 32, 'actual', with_memory=False)
+  plan = make_plans(config)[4]
+  assert found.stages[4].flops == 45 * flops.executed_flops(config, 32, plan, 64).total_flops / 64
+  assert found.stages[4].server_flops == 30 * flops.calibration_flops(config, 32, plan, 64).total_flops / 64
+  assert costs.method_cost(config_of('layerwise'), 32, 'actual', with_memory=False).stages[4].server_flops == 0
+
+
+def test_actual_memory_is_compiled_once_for_all_stages_of_a_shape():
+  config = configs.with_values(configs.Config(), {'encoder': 'vit_micro', 'method': 'layerwise', 'batch_size': 8})
+  stages = costs.method_cost(config, 8, 'actual').stages
+  assert all(stage.peak_memory_bytes > stage.scratch_bytes > 0 for stage in stages)
+  assert len({stage.peak_memory_bytes for stage in stages[1:]}) == 1
+  assert stages[0].peak_memory_bytes != stages[1].peak_memory_bytes
+
+
+def test_micro_batches_and_rematerialisation_are_counted_as_operations():
+  plan = make_plans(config_of('layerwise'))[3]
+  count = lambda **values: flops.executed_flops(config_of('layerwise', **values), 32, plan, 64)
+  whole = count()
+  assert whole.recomputed_flops == 0
+  again = whole.online_forward_flops
+  assert count(micro_batch_size=16, batch_size=64).recomputed_flops == again
+  assert count(rematerialize=True).recomputed_flops == again
+  assert count(micro_batch_size=16, batch_size=64, rematerialize=True).total_flops == whole.total_flops + 2 * again
+
+
+def test_text_names_its_convention_and_compares_with_end_to_end():
+  found = [costs.method_cost(config_of(method), 32, 'paper_v4') for method in ('end_to_end', 'layerwise')]
+  text = costs.to_text(found)
+  assert text.startswith('convention paper_v4: GB = 1000 MiB')
+  row = next(line for line in text.splitlines() if line.startswith('| layerwise'))
+  assert [cell.strip() for cell in row.split('|')[1:-1]] == ['layerwise', '1.65', '5.08x', '139.4', '4.20x', '-', '-']
+
+
+def test_pictures_of_what_is_counted(tmp_path):
+  found = [costs.method_cost(config_of(method), 32, 'paper_v4') for method in configs.METHODS]
+  assert pictures.write_cost_pictures(str(tmp_path), found) == ['flops_over_local_epochs.png', 'bytes_over_rounds.png']
+  assert all((tmp_path / name).stat().st_size > 10_000 for name in ('flops_over_local_epochs.png',
+                                                                  'bytes_over_rounds.png'))
+
+
+def test_unknown_convention():
+  with pytest.raises(UsageError, match='--convention'):
+    costs.method_cost(config_of('layerwise'), 32, 'paper_v9')

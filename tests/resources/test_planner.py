@@ -1,0 +1,66 @@
+"""Memory budgets: met by the compiled program, or refused with the smallest that would be."""
+
+import re
+
+import pytest
+
+from lwfedssl_jax import UsageError
+from lwfedssl_jax import config as configs
+from lwfedssl_jax.resources import memory, planner
+from lwfedssl_jax.stages import make_plans
+
+
+def config_of(**values):
+  return configs.with_values(
+      configs.Config(), {'encoder': 'vit_micro', 'method': 'layerwise', 'batch_size': 32, **values})
+
+
+@pytest.fixture(scope='module')
+def whole():
+  return planner.peak_bytes(config_of(), 16)
+
+
+def test_demanding_stages_are_the_widest_of_each_shape():
+  shapes = lambda method: [(p.stage, p.shape) for p in planner.demanding_stages(make_plans(config_of(method=method)))]
+  assert shapes('layerwise') == [(1, (1, False)), (0, (1, True))]
+  assert shapes('prog_fedssl') == [(3, (4, True))]
+  assert shapes('end_to_end') == [(0, (4, True))]
+
+
+def test_what_fits_stays_as_it_is(whole):
+  plan = planner.fit(config_of(client_memory_budget_mb=whole / 1e6), 16)
+  assert plan.peak_bytes == whole
+  assert plan.extra_operations == 0
+  assert plan.config == config_of(client_memory_budget_mb=whole / 1e6)
+
+
+def test_a_smaller_budget_is_met_by_the_largest_micro_batch_that_fits(whole):
+  budget = 0.8 * whole
+  plan = planner.fit(config_of(client_memory_budget_mb=budget / 1e6), 16)
+  chosen = plan.config.client
+  assert 0 < chosen.micro_batch_size < 32 and not chosen.rematerialize
+  assert plan.config.model.compute_dtype == 'float32'
+  for stage in make_plans(plan.config):
+    assert memory.step_memory(plan.config, 16, stage).peak_bytes <= plan.peak_bytes <= budget
+  if chosen.micro_batch_size < 16:
+    larger = configs.with_values(plan.config, {'micro_batch_size': 2 * chosen.micro_batch_size})
+    assert planner.peak_bytes(larger, 16) > budget
+  assert 0 < plan.extra_operations < 0.3
+  assert f'micro_batch_size={chosen.micro_batch_size} of 32' in planner.describe(plan)
+
+
+def test_impossible_budget_is_refused_with_the_smallest_that_works():
+  few = {'compute_dtype': 'bfloat16', 'rematerialize': True, 'batch_size': 4}  # nothing else is left to try
+  with pytest.raises(UsageError, match='--client_memory_budget_mb: expected at least') as error:
+    planner.fit(config_of(client_memory_budget_mb=1, **few), 16)
+  smallest = float(re.search(r'at least ([\d.]+)', str(error.value)).group(1))
+  found = [planner.peak_bytes(config_of(micro_batch_size=size, **few), 16) for size in (0, 1)]
+  assert smallest - 0.1 <= min(found) / 1e6 <= smallest
+
+
+@pytest.mark.usefixtures('fully_optimized')
+def test_a_batch_of_512_of_vit_tiny_fits_in_150_mb_of_scratch():
+  config = configs.with_values(configs.Config(), {
+      'encoder': 'vit_tiny', 'method': 'layerwise', 'batch_size': 512, 'micro_batch_size': 8})
+  for plan in planner.demanding_stages(make_plans(config)):
+    assert memory.step_memory(config, 32, plan).scratch_bytes < 150e6
