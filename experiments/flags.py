@@ -103,7 +103,8 @@ def use_compilation_cache() -> None:
   if jax.config.jax_compilation_cache_dir is None:
     root = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
     jax.config.update('jax_compilation_cache_dir', os.path.join(root, 'lwfedssl_jax', 'compiled'))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+    jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 
 def run(main: Callable[[], dict[str, Any]]) -> None:

@@ -19,10 +19,11 @@ SMALL = ('--encoder=vit_micro', '--image_size=8', '--patch_size=4', '--num_clien
          '--rounds_per_stage=1', '--blocks_per_stage=4', '--local_epochs=1', '--auxiliary_fraction=0.2')
 
 
-def command(module, *arguments, **environment):
+def command(module, *arguments, without=(), **environment):
+  inherited = {name: value for name, value in os.environ.items() if name not in without}
   return subprocess.run(
       [sys.executable, '-m', f'experiments.{module}', *arguments], cwd=ROOT, capture_output=True, text=True,
-      timeout=300, env=os.environ | environment)
+      timeout=300, env=inherited | environment)
 
 
 def pretrain(*arguments):
@@ -92,8 +93,26 @@ def test_mistake_is_one_line_and_exit_code_2_and_writes_nothing(mistake, tmp_pat
 def class_folder_run(tmp_path_factory):
   root = tmp_path_factory.mktemp('cli')
   write_class_folder(root / 'images', per_class=30)
-  arguments = (f'--dataset=folder:{root}/images', *SMALL, f'--workdir={root}/run')
-  return root, command('pretrain', *arguments, JAX_DISABLE_MOST_OPTIMIZATIONS='0')  # compiled as a user's run is
+  return root, as_a_user(root, 'run')
+
+
+def as_a_user(root, workdir):
+  """Compiled fully, into a cache of its own."""
+  environment = {'JAX_DISABLE_MOST_OPTIMIZATIONS': '0', 'XDG_CACHE_HOME': str(root / 'user_cache')}
+  without = ('JAX_COMPILATION_CACHE_DIR', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS')
+  return command('pretrain', f'--dataset=folder:{root}/images', *SMALL, f'--workdir={root}/{workdir}', without=without,
+                 **environment)
+
+
+def test_second_run_compiles_nothing_and_ends_with_the_same_bits(class_folder_run):
+  root, first = class_folder_run
+  compiled = lambda: {path.name for path in (root / 'user_cache' / 'lwfedssl_jax' / 'compiled').glob('*-cache')}
+  before = compiled()
+  assert len(before) > 5
+  second = as_a_user(root, 'again')
+  assert compiled() == before
+  digest = lambda result: json.loads(result.stdout.splitlines()[-1])['params_sha256']
+  assert digest(second) == digest(first)
 
 
 def test_folder_of_the_users_own_images_trains(class_folder_run):
@@ -174,6 +193,18 @@ def test_resources_of_one_method_as_table_and_pictures(tmp_path):
   found = json.loads(result.stdout.splitlines()[-1])['methods']
   assert list(found) == ['layerwise'] and found['layerwise']['peak_memory_bytes'] > 1e6
   assert len(list((tmp_path / 'plots').glob('*.png'))) == 3
+
+
+def test_benchmark_compares_every_case_with_end_to_end():
+  result = command('benchmark', '--suite=step', '--encoder=vit_micro', '--image_size=8', '--batch_size=8', '--repeats=2')
+  assert result.returncode == 0, result.stderr
+  found = json.loads(result.stdout.splitlines()[-1])
+  cases = {case['case']: case for case in found['cases']}
+  assert list(cases)[0] == 'end_to_end, stage 1' and cases['end_to_end, stage 1']['ratio_to_end_to_end'] == 1
+  assert {'layerwise, stage 1', 'layerwise, stage 4', 'lw_fedssl, stage 4', 'prog_fedssl, stage 2'} <= cases.keys()
+  assert cases['layerwise, stage 4']['peak_bytes'] < cases['end_to_end, stage 1']['peak_bytes']
+  assert all(0 < case['share_of_matrix_product_rate'] < 1 for case in found['cases'])
+  assert 'PyTorch end_to_end, stage 1' in cases or 'PyTorch is not installed' in result.stdout
 
 
 @pytest.mark.parametrize(('arguments', 'expected'), [
