@@ -196,11 +196,12 @@ def test_resources_of_one_method_as_table_and_pictures(tmp_path):
 
 
 def test_benchmark_compares_every_case_with_end_to_end():
-  result = command('benchmark', '--suite=step', '--encoder=vit_micro', '--image_size=8', '--batch_size=8', '--repeats=2')
+  result = command('benchmark', '--suite=step', '--encoder=vit_micro', '--image_size=8', '--batch_size=8',
+                   '--repeats=2')
   assert result.returncode == 0, result.stderr
   found = json.loads(result.stdout.splitlines()[-1])
   cases = {case['case']: case for case in found['cases']}
-  assert list(cases)[0] == 'end_to_end, stage 1' and cases['end_to_end, stage 1']['ratio_to_end_to_end'] == 1
+  assert next(iter(cases)) == 'end_to_end, stage 1' and cases['end_to_end, stage 1']['ratio_to_end_to_end'] == 1
   assert {'layerwise, stage 1', 'layerwise, stage 4', 'lw_fedssl, stage 4', 'prog_fedssl, stage 2'} <= cases.keys()
   assert cases['layerwise, stage 4']['peak_bytes'] < cases['end_to_end, stage 1']['peak_bytes']
   assert all(0 < case['share_of_matrix_product_rate'] < 1 for case in found['cases'])

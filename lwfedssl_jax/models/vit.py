@@ -86,6 +86,11 @@ class Attention(nn.Module):
     return linear(d, 'projection')(jnp.einsum('bhqk,bkhe->bqhe', weights, v).reshape(b, t, d))
 
 
+def gelu(x: jax.Array) -> jax.Array:
+  """Exact GELU by erf; jax.nn.gelu's erfc takes twice the time on CPU and differs by float32 rounding only."""
+  return 0.5 * x * (1 + jax.lax.erf(x * 0.5 ** 0.5))
+
+
 class Block(nn.Module):
   """Pre-norm transformer block, (B, T, D) -> (B, T, D)."""
 
@@ -98,7 +103,7 @@ class Block(nn.Module):
     norm = lambda name: nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name=name)
     linear = lambda width, name: Linear(width, self.dtype, name=name)
     x = x + Attention(self.num_heads, self.dtype, name='attention')(norm('norm1')(x))
-    hidden = nn.gelu(linear(self.mlp_ratio * x.shape[-1], 'mlp1')(norm('norm2')(x)), approximate=False)
+    hidden = gelu(linear(self.mlp_ratio * x.shape[-1], 'mlp1')(norm('norm2')(x)))
     return x + linear(x.shape[-1], 'mlp2')(hidden)
 
 
