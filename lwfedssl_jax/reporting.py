@@ -116,6 +116,8 @@ def read_summary(workdir: str) -> dict[str, Any]:
 def write_comparison_picture(path: str, workdirs: Sequence[str]) -> None:
   """Draws kNN accuracy against the bytes a client has exchanged so far, one line a run, a mark a stage."""
   pyplot = _pyplot()
+  from matplotlib import ticker
+
   figure, axes = pyplot.subplots(figsize=(8, 5), layout='constrained')
   for index, workdir in enumerate(workdirs):
     rows, summary = run_log.read_metrics(workdir), read_summary(workdir)
@@ -124,8 +126,8 @@ def write_comparison_picture(path: str, workdirs: Sequence[str]) -> None:
     if not measured:
       continue
     line, mark = ('-', '--', '-.', ':')[index % 4], 'osD^v<>PX'[index % 9]
-    axes.plot(*zip(*measured), line, marker=mark, markersize=8, label=f'{summary["method"]} ({summary["objective"]})')
-    axes.annotate(f'{measured[-1][1]:.2f}', measured[-1], xytext=(8, 4), textcoords='offset points')
+    label = f'{summary["method"]} ({summary["objective"]}): {measured[-1][1]:.3f} at the end'
+    axes.plot(*zip(*measured), line, marker=mark, markersize=8, label=label)
     if index == 0:
       for name, title in (('random_init_knn_accuracy', 'random weights'), ('raw_pixel_knn_accuracy', 'raw pixels')):
         axes.axhline(summary[name], color='gray', linewidth=0.8)
@@ -134,9 +136,13 @@ def write_comparison_picture(path: str, workdirs: Sequence[str]) -> None:
   axes.set_xlabel('megabytes a client has exchanged (down and up, convention "actual")')
   axes.set_ylabel('kNN accuracy')
   axes.set_xscale('log')
+  axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+  axes.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:g}'))
+  axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+  axes.margins(x=0.1)
   axes.grid(alpha=0.3)
   if axes.lines:
-    axes.legend()
+    axes.legend(framealpha=1, loc='upper left', bbox_to_anchor=(0, 0.93))
   figure.savefig(path, dpi=120)
   pyplot.close(figure)
 
