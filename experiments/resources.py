@@ -60,7 +60,11 @@ def main():
   }
   if _MEASURE.value:
     for run, method in zip(runs, methods):
-      result['methods'][method]['measured_memory'] = measure.measure_stages(run, image_size)
+      measured = measure.measure_stages(run, image_size)
+      for stage in measured:
+        print(f'{method}, stage {stage["stage"] + 1}: compiled {stage["compiled_bytes"] / 1e6:.1f} MB, '
+              f'measured {stage["measured_bytes"] / 1e6:.1f} MB', flush=True)
+      result['methods'][method]['measured_memory'] = measured
   return result
 
 

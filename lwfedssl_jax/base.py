@@ -47,8 +47,8 @@ class Objective(NamedTuple):
     project: (heads, embeddings (2, B, D), mask (B,)) -> projections (2, B, P).
     loss: (heads, projections (2, B, P), target projections (2, B, P) or None, mask (B,)) ->
       scalar float32, mean over the valid samples.
-    update_target: (target parameters, online parameters) -> target parameters, after a step; None
-      where the objective has no target branch.
+    update_target: (target, online) -> target, after a step; None where the objective has no target
+      branch. Both are packed active parameters (`trees.pack`), the target without the predictor's.
     head_names: the heads that are trained and exchanged.
   """
 
