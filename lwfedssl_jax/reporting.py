@@ -68,6 +68,7 @@ def write_partition_picture(path: str, data: Federation) -> None:
       for (client, label), count in np.ndenumerate(counts):
         shade = 'black' if count > counts.max() / 2 else 'white'
         axes.text(label, client, str(count), ha='center', va='center', fontsize=7, color=shade)
+  axes.yaxis.get_major_locator().set_params(integer=True)
   axes.set_ylabel('client')
   axes.set_title(f'{data.dataset.name}: who holds what')
   figure.savefig(path, dpi=120)
