@@ -56,11 +56,6 @@ def _group(path: tuple[Any, ...]) -> str:
   return f'{PREDICTOR}/{kind}' if name.startswith(PREDICTOR) else kind
 
 
-def num_bytes(tree: Params) -> int:
-  """Bytes of all leaves, from their shapes and dtypes."""
-  return sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
-
-
 def path_name(path: tuple[Any, ...]) -> str:
   """'blocks/attention/qkv/kernel' for a leaf's key path."""
   return jax.tree_util.keystr(path, simple=True, separator='/')
