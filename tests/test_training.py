@@ -51,6 +51,21 @@ def test_bytes_are_those_that_the_cost_sheet_predicted(finished):
   assert summary['upload_bytes'] == pytest.approx(predicted['upload_bytes'], rel=1e-12)
 
 
+def test_a_run_in_micro_batches_on_a_budget_has_the_whole_batch_s_losses_and_resumes(finished, tmp_path, capsys):
+  whole = run_log.read_metrics(str(finished[0]))
+  values = {'micro_batch_size': 8, 'client_memory_budget_mb': 1000.0}
+  training.train(tiny(tmp_path, stop_after_round=1, **values))
+  assert 'memory plan: micro_batch_size=8 of 16' in capsys.readouterr().out
+  training.train(tiny(tmp_path, stop_after_round=2, resume=True, **values))
+  rows = run_log.read_metrics(str(tmp_path))
+  assert [row['round'] for row in rows] == [0, 1]
+  assert rows[0]['loss'] == pytest.approx(whole[0]['loss'], rel=1e-5)
+  # AdamW divides by gradients' size: rounding of gradients near zero shows in the second round, as it must where the
+  # pieces are really summed.
+  assert rows[1]['loss'] == pytest.approx(whole[1]['loss'], rel=2e-3)
+  assert rows[1]['loss'] != whole[1]['loss']
+
+
 def test_workdir_holds_what_a_person_looks_at(finished):
   workdir, _ = finished
   for name in ('views.png', 'partition.png', 'partition.json', 'config.json', 'tensorboard', 'checkpoints'):
