@@ -16,6 +16,7 @@ from lwfedssl_jax.base import UsageError
 
 METHODS = ('end_to_end', 'layerwise', 'lw_fedssl', 'prog_fedssl', 'centralized')
 OBJECTIVES = ('moco_v3', 'byol', 'simclr')
+REMATERIALIZE = ('none', 'elementwise', 'all')  # ever less is kept
 
 
 class EncoderSize(typing.NamedTuple):
@@ -176,8 +177,9 @@ class ClientConfig(_Validated):
   client_memory_budget_mb: float = option(
       0.0, 'megabytes (10^6 bytes) that a client step may take: micro_batch_size, rematerialize and compute_dtype are '
       'chosen so that the compiled step fits; 0: no limit', at_least=0)
-  rematerialize: bool = option(
-      False, 'keep only the inputs of active blocks and compute their activations again in the backward pass')
+  rematerialize: str = option(
+      'none', 'what of an active block is computed again in the backward pass instead of kept: nothing; everything but '
+      'matrix products; everything', choices=REMATERIALIZE)
   learning_rate: float = option(1.5e-4, 'base learning rate of AdamW per 256 images (times batch_size / 256)', above=0)
   weight_decay: float = option(
       1e-5, 'AdamW weight decay of matrices; biases, norms and positions have none', at_least=0)

@@ -65,7 +65,8 @@ def test_gradient_in_pieces_is_the_whole_batch_s(case, whole):
 @pytest.mark.parametrize('objective', ['moco_v3'], indirect=True)
 @pytest.mark.parametrize('case', ['prog_fedssl'], indirect=True)
 @pytest.mark.parametrize('values', [
-    {'micro_batch_size': 1}, {'rematerialize': True}, {'micro_batch_size': 3, 'rematerialize': True}], ids=str)
+    {'micro_batch_size': 1}, {'rematerialize': 'all'}, {'rematerialize': 'elementwise'},
+    {'micro_batch_size': 3, 'rematerialize': 'all'}], ids=str)
 def test_gradient_with_activations_computed_again_is_the_same(case, whole, values):
   check_equal(*gradient(case, **values), whole)
 

@@ -109,7 +109,7 @@ class Block(nn.Module):
 
 def make_vit(
     size: EncoderSize, image_size: int, patch_size: int, dtype: Any = jnp.float32, sincos: bool = False,
-    rematerialize: bool = False) -> Encoder:
+    rematerialize: str = 'none') -> Encoder:
   """Builds a vision transformer.
 
   Args:
@@ -118,7 +118,8 @@ def make_vit(
     patch_size: side of a patch, pixels.
     dtype: type of activations and products; parameters are float32.
     sincos: start the position table as sines and cosines.
-    rematerialize: of a block that is differentiated, keep only the input and compute the rest again when it is needed.
+    rematerialize: what of a block that is differentiated is computed again when it is needed: 'none'; 'elementwise', all
+      but the results of matrix products, which are kept; 'all', of which only the input is kept.
   """
   embedding = Embedding(size.width, patch_size, dtype, sincos)
   block = Block(size.num_heads, size.mlp_ratio, dtype)
@@ -146,7 +147,11 @@ def make_vit(
     body = lambda i, x: apply_block(jax.tree.map(lambda leaf: leaf[i], stacked), x)
     return jax.lax.fori_loop(0, count, body, tokens)
 
-  run_block = jax.checkpoint(apply_block) if rematerialize else apply_block
+  run_block = apply_block
+  if rematerialize != 'none':
+    policies = jax.checkpoint_policies
+    kept = {'elementwise': policies.dots_saveable, 'all': policies.nothing_saveable}[rematerialize]
+    run_block = jax.checkpoint(apply_block, policy=kept)
 
   def blocks(stacked, tokens, depth=None):
     def body(x, scanned):
@@ -166,7 +171,7 @@ def make_vit(
   return Encoder(init, embed, prefix, blocks, pool, size.depth, size.width)
 
 
-def make_encoder(config: ModelConfig, image_size: int, *, rematerialize: bool = False) -> Encoder:
+def make_encoder(config: ModelConfig, image_size: int, *, rematerialize: str = 'none') -> Encoder:
   """Builds the configured encoder for images of a given side, in pixels."""
   return make_vit(
       config.size, image_size, config.patch_size, jnp.dtype(config.compute_dtype),

@@ -171,7 +171,7 @@ def _step_flops(
       heads_forward_flops=pair * (branches * products.projector + products.predictor),
       heads_backward_flops=pair * 2 * (products.projector + products.predictor),
       similarity_flops=_similarity_flops(config, batch_size, aligned),
-      recomputed_flops=pair * (micro_batched * (embedding + active) + config.client.rematerialize * active))
+      recomputed_flops=pair * (micro_batched * (embedding + active) + (config.client.rematerialize == 'all') * active))
 
 
 def executed_flops(config: Config, image_size: int, plan: StagePlan, batch_size: int) -> StepFlops:

@@ -1,4 +1,4 @@
-"""Fits a client's step into a memory budget: micro-batches first, then rematerialisation, then bfloat16.
+"""Fits a client's step into a memory budget: rematerialisation, micro-batches, and bfloat16 last.
 
 Every choice is compiled and its peak memory read off the program; nothing is estimated.
 """
@@ -53,9 +53,9 @@ def extra_operations(config: Config, image_size: int) -> float:
 def fit(config: Config, image_size: int) -> MemoryPlan:
   """Chooses the cheapest way to keep a client's step within `config.client.client_memory_budget_mb` (10^6 bytes).
 
-  In this order: as configured; the largest micro-batch that fits; rematerialisation as well; the same in bfloat16,
-  which alone changes results. Peak memory falls with the micro-batch, so a bisection over the batch's divisors finds
-  the largest.
+  In this order: as configured; computing again what is no matrix product, which costs next to nothing; the largest
+  micro-batch that fits; the same with ever more computed again; all of it in bfloat16, which alone changes results.
+  Peak memory falls with the micro-batch, so a bisection over the batch's divisors finds the largest.
 
   Raises:
     UsageError: nothing fits; the message names the smallest budget that would.
@@ -66,24 +66,25 @@ def fit(config: Config, image_size: int) -> MemoryPlan:
   sizes = [size for size in range(1, largest + 1) if batch % size == 0]  # ascending
 
   @functools.cache
-  def peak(size: int, rematerialize: bool, dtype: str) -> tuple[Config, int]:
+  def peak(size: int, rematerialize: str, dtype: str) -> tuple[Config, int]:
     chosen = configs.with_values(config, {
         'micro_batch_size': 0 if size == batch else size, 'rematerialize': rematerialize, 'compute_dtype': dtype})
     return chosen, peak_bytes(chosen, image_size)
 
   dtypes = dict.fromkeys((config.model.compute_dtype, 'bfloat16'))
-  switches = dict.fromkeys((config.client.rematerialize, True))
+  levels = configs.REMATERIALIZE[configs.REMATERIALIZE.index(config.client.rematerialize):]
+  in_one_piece = [(level, sizes[-1:]) for level in levels if level != 'all']
   smallest = float('inf')
-  for dtype, rematerialize in itertools.product(dtypes, switches):
-    fits = lambda size: peak(size, rematerialize, dtype)[1] <= budget
-    if fits(sizes[-1]):
-      best = sizes[-1]
-    elif fits(sizes[0]):
-      best = sizes[bisect.bisect_left(sizes, True, 1, len(sizes) - 1, key=lambda size: not fits(size)) - 1]
+  for dtype, (level, allowed) in itertools.product(dtypes, [*in_one_piece, *((level, sizes) for level in levels)]):
+    fits = lambda size: peak(size, level, dtype)[1] <= budget
+    if fits(allowed[-1]):
+      best = allowed[-1]
+    elif fits(allowed[0]):
+      best = allowed[bisect.bisect_left(allowed, True, 1, len(allowed) - 1, key=lambda size: not fits(size)) - 1]
     else:
-      smallest = min(smallest, *(peak(size, rematerialize, dtype)[1] for size in (sizes[0], sizes[-1])))
+      smallest = min(smallest, *(peak(size, level, dtype)[1] for size in (allowed[0], allowed[-1])))
       continue
-    chosen, needed = peak(best, rematerialize, dtype)
+    chosen, needed = peak(best, level, dtype)
     return MemoryPlan(chosen, needed, extra_operations(chosen, image_size))
   raise UsageError(
       f'--client_memory_budget_mb: expected at least {-(-smallest // (MEGABYTE // 10)) / 10:.1f} for '

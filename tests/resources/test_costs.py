@@ -101,8 +101,9 @@ def test_micro_batches_and_rematerialisation_are_counted_as_operations():
   assert whole.recomputed_flops == 0
   again = whole.online_forward_flops
   assert count(micro_batch_size=16, batch_size=64).recomputed_flops == again
-  assert count(rematerialize=True).recomputed_flops == again
-  assert count(micro_batch_size=16, batch_size=64, rematerialize=True).total_flops == whole.total_flops + 2 * again
+  assert count(rematerialize='all').recomputed_flops == again
+  assert count(micro_batch_size=16, batch_size=64, rematerialize='all').total_flops == whole.total_flops + 2 * again
+  assert count(rematerialize='elementwise') == whole  # matrix products are kept
 
 
 def test_text_names_its_convention_and_compares_with_end_to_end():

@@ -25,6 +25,10 @@ def test_last_layerwise_stage_needs_a_tenth_of_the_scratch_of_end_to_end(end_to_
   assert compiled_memory(method, 11).scratch_bytes <= end_to_end.scratch_bytes / 10
 
 
+def test_computing_again_what_is_no_matrix_product_halves_end_to_end(end_to_end):
+  assert compiled_memory('end_to_end', 0, rematerialize='elementwise').scratch_bytes < end_to_end.scratch_bytes / 2
+
+
 def test_layerwise_memory_does_not_grow_with_depth():
   second, last = compiled_memory('layerwise', 1), compiled_memory('layerwise', 11)
   assert second == last

@@ -38,7 +38,7 @@ def test_a_smaller_budget_is_met_by_the_largest_micro_batch_that_fits(whole):
   budget = 0.8 * whole
   plan = planner.fit(config_of(client_memory_budget_mb=budget / 1e6), 16)
   chosen = plan.config.client
-  assert 0 < chosen.micro_batch_size < 32 and not chosen.rematerialize
+  assert 0 < chosen.micro_batch_size < 32 and chosen.rematerialize == 'none'
   assert plan.config.model.compute_dtype == 'float32'
   for stage in make_plans(plan.config):
     assert memory.step_memory(plan.config, 16, stage).peak_bytes <= plan.peak_bytes <= budget
@@ -49,8 +49,18 @@ def test_a_smaller_budget_is_met_by_the_largest_micro_batch_that_fits(whole):
   assert f'micro_batch_size={chosen.micro_batch_size} of 32' in planner.describe(plan)
 
 
+def test_operations_without_matrix_products_are_computed_again_before_any_product_is():
+  of = lambda **values: config_of(method='end_to_end', batch_size=64, **values)
+  needed = {level: planner.peak_bytes(of(rematerialize=level), 16) for level in ('none', 'elementwise')}
+  assert needed['elementwise'] < 0.6 * needed['none']
+  plan = planner.fit(of(client_memory_budget_mb=needed['elementwise'] / 1e6), 16)
+  assert plan.config.client.rematerialize == 'elementwise'
+  assert plan.config.client.micro_batch_size == 0
+  assert plan.extra_operations == 0
+
+
 def test_impossible_budget_is_refused_with_the_smallest_that_works():
-  few = {'compute_dtype': 'bfloat16', 'rematerialize': True, 'batch_size': 4}  # nothing else is left to try
+  few = {'compute_dtype': 'bfloat16', 'rematerialize': 'all', 'batch_size': 4}  # nothing else is left to try
   with pytest.raises(UsageError, match='--client_memory_budget_mb: expected at least') as error:
     planner.fit(config_of(client_memory_budget_mb=1, **few), 16)
   smallest = float(re.search(r'at least ([\d.]+)', str(error.value)).group(1))
