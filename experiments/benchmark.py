@@ -26,15 +26,13 @@ from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
 from lwfedssl_jax.federated import local
 from lwfedssl_jax.federated import round as rounds
-from lwfedssl_jax.resources import flops, memory
+from lwfedssl_jax.resources import flops, machine, memory
 from lwfedssl_jax.stages import StagePlan
 
 _SUITE = absl_flags.DEFINE_enum('suite', 'step', ['step', 'round'], 'what to measure')
 _REPEATS = absl_flags.DEFINE_integer('repeats', 7, 'turns that are timed, after one that is not', lower_bound=1)
 _IMAGES = absl_flags.DEFINE_integer('images_per_client', 128, 'suite round: images that a client holds', lower_bound=2)
 _ALL_STAGES = absl_flags.DEFINE_boolean('all_stages', False, 'every stage of layerwise, not a choice of four')
-
-RATE_SIDE = 2048  # square matrices whose product measures the machine's rate
 
 
 class Case(NamedTuple):
@@ -122,18 +120,6 @@ def _torch_case(config: Config, plan: StagePlan) -> Case:
               operations)
 
 
-def _product_rate() -> float:
-  """Operations per second of the fastest of 20 matrix products."""
-  matrix = jax.random.normal(jax.random.key(0), (RATE_SIDE, RATE_SIDE))
-  product, fastest = jax.jit(jnp.matmul), float('inf')
-  jax.block_until_ready(product(matrix, matrix))
-  for _ in range(20):
-    begin = time.perf_counter()
-    jax.block_until_ready(product(matrix, matrix))
-    fastest = min(fastest, time.perf_counter() - begin)
-  return 2 * RATE_SIDE**3 / fastest
-
-
 def _named_stages(config: Config) -> list[tuple[str, int]]:
   last = len(stages.make_plans(configs.with_values(config, {'method': 'layerwise'}))) - 1
   chosen = range(last + 1) if _ALL_STAGES.value else sorted({0, 1, last // 2, last})
@@ -207,9 +193,9 @@ def main():
   flags.print_config(config)
   jax.config.update('jax_enable_compilation_cache', False)  # so that compiling is really timed
   cases = _cases(config)
-  rate = _product_rate()
+  rate = machine.matrix_product_rate()
   seconds = _time_in_turns(cases, _REPEATS.value)
-  rate = max(rate, _product_rate())
+  rate = max(rate, machine.matrix_product_rate())
   results = [_result(case, measured, seconds[0], rate) for case, measured in zip(cases, seconds)]
   print(tables.markdown([
       [_SUITE.value, 'median s', 'fastest to slowest', 'of end to end', 'images/s', 'of product rate', 'compile s',

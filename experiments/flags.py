@@ -15,6 +15,7 @@ from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.config import Config
 
 USAGE_EXIT_CODE = 2
+FAILURE_EXIT_CODE = 1  # part of the work failed; the result says which
 
 
 def _define(name: str, default: Any, annotation: Any, metadata: Any) -> None:
@@ -114,8 +115,11 @@ def run(main: Callable[[], dict[str, Any]]) -> None:
     del argv
     try:
       use_compilation_cache()
-      print(json.dumps(main()), flush=True)
+      result = main()
     except UsageError as error:
       _fail(str(error))
+    print(json.dumps(result), flush=True)
+    if result.get('failed'):
+      sys.exit(FAILURE_EXIT_CODE)
 
   app.run(guarded, flags_parser=_parse)

@@ -22,13 +22,17 @@ class Restored(NamedTuple):
 class Checkpoints:
   """The newest checkpoints of a run, one per saved round, written in the background."""
 
-  def __init__(self, workdir: str, keep: int):
+  def __init__(self, workdir: str, keep: int | None = None, *, read_only: bool = False):
     import orbax.checkpoint as ocp  # half a second to import; only runs that save need it
 
     self._ocp = ocp
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True)
-    self._manager = ocp.CheckpointManager(os.path.abspath(os.path.join(workdir, FOLDER)), options=options)
+        max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=not read_only, read_only=read_only,
+        create=not read_only)
+    path = os.path.abspath(os.path.join(workdir, FOLDER))
+    if read_only and not os.path.isdir(path):
+      raise UsageError(f'--workdir: expected a run with checkpoints, {workdir} has none')
+    self._manager, self._read_only = ocp.CheckpointManager(path, options=options), read_only
 
   def save(self, params: Params, rounds_done: int) -> None:
     """Starts saving; returns once the parameters may change."""
@@ -57,7 +61,7 @@ class Checkpoints:
       else:
         reason = 'its digest does not match'
       if restored is not None:
-        for damaged in (s for s in steps if s > step):
+        for damaged in (s for s in steps if s > step and not self._read_only):
           self._manager.delete(damaged)
         return restored
       logging.warning('checkpoint %d is damaged and passed over: %s', step, reason)

@@ -25,6 +25,8 @@ class Stream(enum.IntEnum):
   CALIBRATION_SHUFFLE = 6
   CALIBRATION_AUGMENT = 7
   MONITOR = 8  # evaluation subsets and pictures
+  FINETUNE_SHUFFLE = 9
+  FINETUNE_AUGMENT = 10
 
 
 def key(seed: int | Any, stream: Stream | Any, *indices: int | Any) -> PRNGKey:

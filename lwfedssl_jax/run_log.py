@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 
 from lwfedssl_jax import config as configs
@@ -33,6 +34,16 @@ def write_json(path: str, value: Any) -> None:
   with open(temporary, 'w', encoding='utf-8') as file:
     json.dump(value, file, indent=2)
     file.write('\n')
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+
+
+def write_arrays(path: str, arrays: dict[str, np.ndarray]) -> None:
+  """Writes an .npz file whole or not at all."""
+  temporary = f'{path}.tmp'
+  with open(temporary, 'wb') as file:
+    np.savez_compressed(file, **arrays)
     file.flush()
     os.fsync(file.fileno())
   os.replace(temporary, path)

@@ -1,5 +1,7 @@
-"""The driver: stages times rounds, with metrics, checkpoints and resume. The only place with a wall clock."""
+"""The driver: stages times rounds, with metrics, checkpoints and resume."""
 
+import dataclasses
+import functools
 import json
 import os
 import time
@@ -10,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lwfedssl_jax import checkpoint, reporting, rng, run_log, stages, trees
+from lwfedssl_jax import config as configs
 from lwfedssl_jax.base import FederatedRound, Params
-from lwfedssl_jax.config import Config
+from lwfedssl_jax.config import Config, RunConfig
 from lwfedssl_jax.data import batching, federation, sources
 from lwfedssl_jax.data.federation import Federation
 from lwfedssl_jax.evaluation.monitor import Monitor
@@ -22,6 +25,10 @@ from lwfedssl_jax.resources import communication, planner
 from lwfedssl_jax.stages import StagePlan
 
 Summary = dict[str, Any]
+EMBEDDINGS = 'embeddings.npz'
+
+# Runs that differ in seed, workdir and the like alone are trained by the same compiled round.
+_shared_round = functools.lru_cache(maxsize=4)(rounds.make_round)
 
 
 class _Run:
@@ -32,7 +39,8 @@ class _Run:
     self.plans = stages.make_plans(config)
     self.num_rounds = sum(plan.num_rounds for plan in self.plans)
     self.seed_key = jax.random.key(config.run.seed)
-    self.round: FederatedRound = rounds.make_round(config, data.image_size, data.max_client_images)
+    self.round: FederatedRound = _shared_round(
+        dataclasses.replace(config, run=RunConfig()), data.image_size, data.max_client_images)
     fast_to_compile = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
     self._init = jax.jit(self.round.init, compiler_options=fast_to_compile)
     self.monitor = Monitor(make_encoder(config.model, data.image_size), data.dataset, config.run)
@@ -88,6 +96,7 @@ def train(config: Config, data: Federation | None = None) -> Summary:
     UsageError: a mistake in the configuration, the data or the workdir, found before anything is written.
   """
   data = data or federation.load(config)
+  config = configs.with_values(config, {'image_size': data.image_size})
   if config.client.client_memory_budget_mb:
     plan = planner.fit(config, data.image_size)
     print(planner.describe(plan), flush=True)
@@ -109,6 +118,7 @@ def train(config: Config, data: Federation | None = None) -> Summary:
     if rounds_done < run.num_rounds:
       return {'finished': False, 'method': config.method.method, 'rounds_done': rounds_done,
               'num_rounds': run.num_rounds, 'params_sha256': trees.sha256(params)}
+    run_log.write_arrays(os.path.join(workdir, EMBEDDINGS), run.monitor.sample(params, run.init()))
     summary = _summarize(run, params, rows)
     run_log.write_json(summary_path, summary)
     return summary

@@ -1,6 +1,8 @@
 """Pooled embeddings of many images, in batches, by one executable whatever the depth."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,20 @@ import numpy as np
 from lwfedssl_jax.base import Encoder, Params
 from lwfedssl_jax.data import augment
 
+jitted = functools.lru_cache(maxsize=8)(jax.jit)  # one compiled function for all callers
 
+
+def in_batches(run: Callable[[np.ndarray], Any], rows: np.ndarray, batch_size: int = 256) -> np.ndarray:
+  """Applies `run` to rows (N, ...), N at least 1, in batches of one size, the last one padded; joins the results."""
+  parts = []
+  for first in range(0, len(rows), batch_size):
+    batch = rows[first:first + batch_size]
+    padding = [(0, batch_size - len(batch))] + [(0, 0)] * (rows.ndim - 1)
+    parts.append(np.asarray(run(np.pad(batch, padding)))[:len(batch)])
+  return np.concatenate(parts)
+
+
+@functools.lru_cache(maxsize=4)
 def make_embedder(encoder: Encoder, batch_size: int = 256) -> Callable[[Params, np.ndarray, int], np.ndarray]:
   """Builds (params, images (N, S, S, 3) uint8, depth) -> embeddings (N, D) float32 after `depth` blocks."""
 
@@ -19,12 +34,9 @@ def make_embedder(encoder: Encoder, batch_size: int = 256) -> Callable[[Params, 
     return encoder.pool(params['norm'], encoder.prefix(params['blocks'], tokens, depth))
 
   def embed(params, images, depth):
-    parts = []
-    for first in range(0, len(images), batch_size):
-      batch = images[first:first + batch_size]
-      padding = [(0, batch_size - len(batch))] + [(0, 0)] * 3
-      parts.append(np.asarray(embed_batch(params, np.pad(batch, padding), jnp.int32(depth)))[:len(batch)])
-    return np.concatenate(parts) if parts else np.zeros((0, encoder.width), np.float32)
+    if not len(images):
+      return np.zeros((0, encoder.width), np.float32)
+    return in_batches(lambda batch: embed_batch(params, batch, jnp.int32(depth)), images, batch_size)
 
   return embed
 

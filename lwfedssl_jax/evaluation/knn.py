@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lwfedssl_jax.evaluation import embeddings
+
 NEIGHBOURS = 200
 TEMPERATURE = 0.1
-QUERY_BATCH = 256
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
@@ -26,13 +27,8 @@ def knn_predict(bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, 
   """
   unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
   bank, queries = jnp.asarray(unit(bank)), unit(queries)
-  parts = []
-  for first in range(0, len(queries), QUERY_BATCH):
-    batch = queries[first:first + QUERY_BATCH]
-    padded = np.pad(batch, [(0, QUERY_BATCH - len(batch)), (0, 0)])
-    votes = _votes(bank, jnp.asarray(bank_labels), padded, min(NEIGHBOURS, len(bank)), num_classes)
-    parts.append(np.asarray(votes)[:len(batch)])
-  return np.concatenate(parts)
+  bank_labels, neighbours = jnp.asarray(bank_labels), min(NEIGHBOURS, len(bank))
+  return embeddings.in_batches(lambda batch: _votes(bank, bank_labels, batch, neighbours, num_classes), queries)
 
 
 def knn_accuracy(

@@ -10,6 +10,8 @@ from lwfedssl_jax.config import RunConfig
 from lwfedssl_jax.data.sources import ImageDataset
 from lwfedssl_jax.evaluation import embeddings, knn
 
+SAMPLE_IMAGES = 1000
+
 
 class _Subset(NamedTuple):
   images: np.ndarray
@@ -29,7 +31,7 @@ class Monitor:
     self._bank = choose(dataset.train_images, dataset.train_labels, config.knn_bank_images)
     self._test = choose(dataset.test_images, dataset.test_labels, config.knn_test_images)
     self._num_classes = len(dataset.class_names)
-    self._embed = embeddings.make_embedder(encoder)
+    self._embed, self._depth = embeddings.make_embedder(encoder), encoder.depth
 
   @property
   def has_labels(self) -> bool:
@@ -52,6 +54,23 @@ class Monitor:
     flat = lambda images: images.reshape(len(images), -1).astype(np.float32) / 255
     bank, test = flat(self._bank.images), flat(self._test.images)
     return self._accuracy(bank - bank.mean(axis=0), test - bank.mean(axis=0))
+
+  def sample(self, params: Params, random: Params) -> dict[str, np.ndarray]:
+    """Returns the embeddings of up to 1,000 test images (of training images where there are none), to be looked at.
+
+    Args:
+      params: trained parameters.
+      random: those before the first round.
+
+    Returns:
+      `trained` and `random`, (N, D) float32, and `labels` (N,) int32, -1 where there are none.
+    """
+    images, labels = self._test if len(self._test.images) else self._bank
+    images = images[:SAMPLE_IMAGES]
+    labels = np.full(len(images), -1, np.int32) if labels is None else labels[:SAMPLE_IMAGES]
+    depth = self._depth
+    return {'trained': self._embed(params, images, depth), 'random': self._embed(random, images, depth),
+            'labels': labels}
 
   def _accuracy(self, bank: np.ndarray, test: np.ndarray) -> float:
     return knn.knn_accuracy(bank, self._bank.labels, test, self._test.labels, self._num_classes)

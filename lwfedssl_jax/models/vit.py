@@ -5,6 +5,7 @@ Dosovitskiy et al. 2021 (arXiv 2010.11929), pre-norm; sizes of DeiT-Tiny (arXiv 
 The position table is learned; it starts random, as timm's does, or as 2-D sines and cosines, as MoCo v3's.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -118,8 +119,8 @@ def make_vit(
     patch_size: side of a patch, pixels.
     dtype: type of activations and products; parameters are float32.
     sincos: start the position table as sines and cosines.
-    rematerialize: what of a block that is differentiated is computed again when it is needed: 'none'; 'elementwise', all
-      but the results of matrix products, which are kept; 'all', of which only the input is kept.
+    rematerialize: what of a block that is differentiated is computed again when it is needed: 'none'; 'elementwise',
+      all but the results of matrix products, which are kept; 'all', of which only the input is kept.
   """
   embedding = Embedding(size.width, patch_size, dtype, sincos)
   block = Block(size.num_heads, size.mlp_ratio, dtype)
@@ -171,6 +172,7 @@ def make_vit(
   return Encoder(init, embed, prefix, blocks, pool, size.depth, size.width)
 
 
+@functools.lru_cache(maxsize=16)
 def make_encoder(config: ModelConfig, image_size: int, *, rematerialize: str = 'none') -> Encoder:
   """Builds the configured encoder for images of a given side, in pixels."""
   return make_vit(

@@ -1,0 +1,130 @@
+"""RandAugment (arXiv 1909.13719) on the device: pure functions on one float image (S, S, 3) in [0, 1].
+
+Fourteen operations with torchvision's strengths. The five geometric ones are one affine resampling each draw, so that
+under vmap every image is resampled once per drawn operation whatever was drawn.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from lwfedssl_jax.base import PRNGKey
+from lwfedssl_jax.data import augment
+
+NUM_OPERATIONS = 2  # drawn an image
+MAGNITUDE = 9  # of 30
+MAX_MAGNITUDE = 30
+
+
+def affine(image: jax.Array, matrix: jax.Array) -> jax.Array:
+  """Resamples (S, S, 3) bilinearly; black outside.
+
+  Args:
+    image: what is resampled.
+    matrix: (2, 3) output (x, y, 1), in pixels from the centre -> input (x, y).
+  """
+  size = image.shape[0]
+  centred = jnp.arange(size) - (size - 1) / 2
+  y, x = jnp.meshgrid(centred, centred, indexing='ij')
+  source = jnp.einsum('ij,jhw->ihw', matrix, jnp.stack([x, y, jnp.ones_like(x)])) + (size - 1) / 2
+  sample = lambda channel: jax.scipy.ndimage.map_coordinates(channel, [source[1], source[0]], order=1)
+  return jax.vmap(sample, in_axes=-1, out_axes=-1)(image)
+
+
+def autocontrast(image: jax.Array) -> jax.Array:
+  """Stretches each channel to [0, 1]; a constant channel stays."""
+  low, high = image.min((0, 1)), image.max((0, 1))
+  return jnp.where(high > low, (image - low) / jnp.where(high > low, high - low, 1), image)
+
+
+def equalize(image: jax.Array) -> jax.Array:
+  """Equalises each channel's histogram of 256 levels, as Pillow does."""
+
+  def one(channel):
+    levels = jnp.round(channel * 255).astype(jnp.int32)
+    counts = jnp.zeros(256, jnp.int32).at[levels.ravel()].add(1)
+    last = counts[255 - jnp.argmax(counts[::-1] > 0)]
+    step = (counts.sum() - last) // 255
+    table = jnp.clip((jnp.cumsum(counts) - counts + step // 2) // jnp.maximum(step, 1), 0, 255)
+    return jnp.where(step > 0, table[levels] / 255, channel)
+
+  return jax.vmap(one, in_axes=-1, out_axes=-1)(image)
+
+
+def posterize(image: jax.Array, bits: jax.Array) -> jax.Array:
+  """Keeps the highest `bits` of 8."""
+  levels = jnp.round(image * 255).astype(jnp.int32)
+  dropped = 8 - bits
+  return ((levels >> dropped) << dropped) / 255
+
+
+def sharpness(image: jax.Array, factor: jax.Array) -> jax.Array:
+  """Blends with a 3 x 3 smoothing; the border of one pixel stays."""
+  kernel = jnp.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], image.dtype) / 13
+  smooth = jax.vmap(lambda c: jax.scipy.signal.convolve2d(c, kernel, 'valid'), in_axes=-1, out_axes=-1)(image)
+  return augment.blend(image, image.at[1:-1, 1:-1].set(smooth), factor)
+
+
+def _matrices(strength: jax.Array, sign: jax.Array, size: int) -> jax.Array:
+  """Affine matrices (6, 2, 3) of identity, shear x and y, translation x and y, rotation, strength in [0, 1]."""
+  shear, shift = 0.3 * strength * sign, 150 / 331 * size * strength * sign
+  angle = jnp.deg2rad(30 * strength * sign)
+  zero, one, cos, sin = 0 * strength, 1 + 0 * strength, jnp.cos(angle), jnp.sin(angle)
+  rows = [
+      [one, zero, zero, zero, one, zero], [one, shear, zero, zero, one, zero], [one, zero, zero, shear, one, zero],
+      [one, zero, -shift, zero, one, zero], [one, zero, zero, zero, one, -shift], [cos, sin, zero, -sin, cos, zero]]
+  return jnp.array(rows).reshape(6, 2, 3)
+
+
+NUM_KINDS = 14
+
+
+def operate(image: jax.Array, kind: jax.Array, sign: jax.Array, magnitude: float = MAGNITUDE) -> jax.Array:
+  """Applies one operation.
+
+  Args:
+    image: (S, S, 3).
+    kind: 0 identity, 1 to 5 geometric (see `_matrices`), then brightness, colour, contrast, sharpness, posterize,
+      solarize, autocontrast, equalize.
+    sign: +1 or -1, the direction of geometry and the four enhancements.
+    magnitude: 0 to 30.
+  """
+  strength = jnp.float32(magnitude / MAX_MAGNITUDE)
+  factor = 1 + 0.9 * strength * sign
+  gray = augment.gray(image)
+  bits = 8 - jnp.round(magnitude * 4 / MAX_MAGNITUDE).astype(jnp.int32)
+  operations = [
+      lambda: affine(image, _matrices(strength, sign, image.shape[0])[jnp.minimum(kind, 5)]),
+      lambda: augment.blend(image, jnp.zeros_like(image), factor),
+      lambda: augment.blend(image, gray, factor),
+      lambda: augment.blend(image, gray.mean(), factor),
+      lambda: sharpness(image, factor),
+      lambda: posterize(image, bits),
+      lambda: jnp.where(image >= 1 - strength, 1 - image, image),
+      lambda: autocontrast(image),
+      lambda: equalize(image),
+  ]
+  return jax.lax.switch(jnp.maximum(kind - 5, 0), operations)
+
+
+def rand_augment(key: PRNGKey, images: jax.Array, flip_probability: float = 0.5) -> jax.Array:
+  """Mirrors images at random and applies two random operations to each.
+
+  Args:
+    key: the step's.
+    images: (B, S, S, 3) uint8.
+    flip_probability: of a horizontal flip.
+
+  Returns:
+    (B, S, S, 3) float32 in [0, 1].
+  """
+
+  def one(key, image):
+    flip_key, kind_key, sign_key = jax.random.split(key, 3)
+    image = jnp.where(jax.random.bernoulli(flip_key, flip_probability), image[:, ::-1], image)
+    kinds = jax.random.randint(kind_key, (NUM_OPERATIONS,), 0, NUM_KINDS)
+    signs = jax.random.rademacher(sign_key, (NUM_OPERATIONS,), jnp.float32)
+    for kind, sign in zip(kinds, signs):
+      image = operate(image, kind, sign)
+    return image
+
+  return jax.vmap(one)(jax.random.split(key, len(images)), augment.to_float(images))

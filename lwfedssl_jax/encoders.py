@@ -1,0 +1,78 @@
+"""A trained encoder, taken away from its run: one function and its parameters."""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from lwfedssl_jax import checkpoint, rng, run_log
+from lwfedssl_jax.base import Encoder, Params, UsageError
+from lwfedssl_jax.config import Config
+from lwfedssl_jax.data import augment
+from lwfedssl_jax.federated import round as rounds
+from lwfedssl_jax.models.vit import make_encoder
+from lwfedssl_jax.stages import make_plans
+
+
+class LoadedEncoder(NamedTuple):
+  """An encoder and its parameters.
+
+  Attributes:
+    apply: (params, images (B, S, S, 3), uint8 or float in [0, 1]) -> embeddings (B, D) float32. Pure: may be jitted
+      and differentiated.
+    params: `embedding`, `blocks` (stacked, those that the run had reached) and `norm`, float32.
+    encoder: the functions `apply` is made of.
+    config: the run's configuration.
+    rounds_done: rounds that the parameters have seen; 0 for random weights.
+  """
+
+  apply: Callable[[Params, Any], Any]
+  params: Params
+  encoder: Encoder
+  config: Config
+  rounds_done: int
+
+  @property
+  def depth(self) -> int:
+    """Blocks that exist."""
+    return jax.tree.leaves(self.params['blocks'])[0].shape[0]
+
+
+def _apply(encoder: Encoder, params: Params, images: Any) -> Any:
+  inputs = augment.to_float(images) if images.dtype == 'uint8' else images
+  tokens = encoder.embed(params['embedding'], augment.normalize(inputs))
+  return encoder.pool(params['norm'], encoder.blocks(params['blocks'], tokens))
+
+
+def _of(params: Params, config: Config, depth: int, rounds_done: int) -> LoadedEncoder:
+  encoder = make_encoder(config.model, config.model.image_size)
+  kept = {name: params[name] for name in ('embedding', 'norm')}
+  kept['blocks'] = jax.tree.map(lambda leaf: leaf[:depth], params['blocks'])
+  return LoadedEncoder(functools.partial(_apply, encoder), kept, encoder, config, rounds_done)
+
+
+def random_encoder(config: Config, seed: int) -> LoadedEncoder:
+  """Returns the configured encoder with the random weights that a run of that seed starts from."""
+  init = rounds.make_round(config, config.model.image_size, config.client.batch_size).init
+  return _of(jax.jit(init)(rng.key(seed, rng.Stream.INIT)), config, config.model.size.depth, 0)
+
+
+def load_encoder(workdir: str) -> LoadedEncoder:
+  """Loads the encoder of a run's newest sound checkpoint; the run may still be going on.
+
+  Raises:
+    UsageError: the folder holds no run, or no checkpoint that can be read.
+  """
+  if not os.path.isdir(workdir):
+    raise UsageError(f'--workdir: expected the folder of a run, {workdir} is none')
+  config = run_log.read_config(workdir)
+  init = rounds.make_round(config, config.model.image_size, config.client.batch_size).init
+  with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
+    restored = checkpoints.restore_newest(jax.eval_shape(init, jax.random.key(0)))
+  if restored is None:
+    raise UsageError(f'--workdir: expected a run with a checkpoint, {workdir} has none')
+  plans = make_plans(config)
+  reached = max(plan.stop for plan in plans if plan.first_round < restored.rounds_done)
+  return _of(restored.params, config, reached, restored.rounds_done)

@@ -1,0 +1,147 @@
+"""Evaluation by the field's protocols: kNN, linear probe, finetuning, on all labels or few, over seeds.
+
+The protocol is part of a result's name. Nothing is chosen on the images that are reported.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn import model_selection
+
+from lwfedssl_jax.base import Params, UsageError
+from lwfedssl_jax.data.sources import ImageDataset
+from lwfedssl_jax.evaluation import embeddings, finetune, knn, linear, metrics
+
+PROTOCOLS = ('knn', 'linear', 'finetune')
+SPLITS = ('test', 'validation')
+VALIDATION_SHARE = 0.2
+
+
+class Labelled(NamedTuple):
+  """Images (N, S, S, 3) uint8 and labels (N,) int32."""
+
+  images: np.ndarray
+  labels: np.ndarray
+
+
+class Task(NamedTuple):
+  """What is learned from and what is asked: `train` and `queries`, class names, and a name for results."""
+
+  train: Labelled
+  queries: Labelled
+  class_names: tuple[str, ...]
+  name: str
+
+  @property
+  def num_classes(self) -> int:
+    return len(self.class_names)
+
+
+def make_task(dataset: ImageDataset, split: str = 'test', max_train_images: int = 0) -> Task:
+  """Cuts a data set for evaluation.
+
+  Args:
+    dataset: labelled.
+    split: `test`; or `validation`, a fixed fifth of the training images, by class, for choosing settings.
+    max_train_images: use so many training images, drawn by a fixed seed; 0: all.
+
+  Raises:
+    UsageError: no labels or no test images.
+  """
+  has_test = dataset.test_labels is not None and len(dataset.test_labels) > 0
+  if dataset.train_labels is None or (split == 'test' and not has_test):
+    raise UsageError(f'--dataset={dataset.name}: expected labelled training and test images')
+  ids = np.arange(len(dataset.train_images))
+  queries = None
+  if split == 'validation':
+    ids, held = model_selection.train_test_split(
+        ids, test_size=VALIDATION_SHARE, stratify=dataset.train_labels, random_state=0)
+    queries = Labelled(dataset.train_images[np.sort(held)], dataset.train_labels[np.sort(held)])
+  if max_train_images:
+    ids = np.random.default_rng(0).permutation(ids)[:max_train_images]
+  ids = np.sort(ids)
+  return Task(Labelled(dataset.train_images[ids], dataset.train_labels[ids]),
+              queries or Labelled(dataset.test_images, dataset.test_labels), dataset.class_names, dataset.name)
+
+
+def label_subset(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+  """Returns sorted indices of a share of each class, rounded, at least one image a class; all of them if it is 1."""
+  if fraction == 1:
+    return np.arange(len(labels))
+  generator = np.random.Generator(np.random.Philox(key=[seed, 0]))
+  chosen = [generator.permutation(ids)[:max(1, round(fraction * len(ids)))]
+            for ids in (np.flatnonzero(labels == label) for label in np.unique(labels))]
+  return np.sort(np.concatenate(chosen))
+
+
+def result_name(protocol: str, dataset: str, label_fraction: float, *, split: str, from_scratch: bool) -> str:
+  """Returns the name of a result, which says how it came about: 'linear, digits, 10 % of labels'."""
+  parts = [protocol, dataset, f'{100 * label_fraction:g} % of labels']
+  return ', '.join(parts + ['validation split'] * (split == 'validation') + ['from scratch'] * from_scratch)
+
+
+def evaluate(
+    apply: Callable[[Params, Any], Any],
+    params_of: Callable[[int], Params],
+    protocol: str,
+    task: Task,
+    *,
+    label_fraction: float = 1.0,
+    seeds: Sequence[int] = (0,),
+    options: finetune.FinetuneOptions = finetune.FinetuneOptions(),
+) -> dict[str, Any]:
+  """Evaluates an encoder.
+
+  Args:
+    apply: (params, images) -> embeddings, as `LoadedEncoder.apply`.
+    params_of: seed -> parameters; the same object for every seed if they are pretrained.
+    protocol: one of PROTOCOLS.
+    task: see `make_task`.
+    label_fraction: in (0, 1], of each class's training labels, drawn by the seed.
+    seeds: of the label subset, the probe's held-out part, the finetuning; one result each.
+    options: of finetuning.
+
+  Returns:
+    `runs`, a dict of metrics (see metrics.py), `seed`, `num_labels` and the protocol's own figure for each seed; `mean`
+    and `std` (over seeds, of the sample; 0 for one seed) of the metrics; `confusion`, counts (C, C) summed over seeds,
+    rows the true classes.
+  """
+  embedded: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # by identity of the parameters
+
+  def rows_of(params):
+    if id(params) not in embedded:
+      embedded.clear()
+      embedded[id(params)] = tuple(embed(apply, params, images) for images in (task.train.images, task.queries.images))
+    return embedded[id(params)]
+
+  runs, confusion = [], np.zeros((task.num_classes, task.num_classes), int)
+  for seed in seeds:
+    chosen, params = label_subset(task.train.labels, label_fraction, seed), params_of(seed)
+    labels, extra = task.train.labels[chosen], {}
+    if protocol == 'finetune':
+      predicted, extra['train_loss'] = finetune.predict(
+          apply, params, task.train.images[chosen], labels, task.queries.images, task.num_classes, seed, options)
+    else:
+      rows, queries = rows_of(params)
+      if protocol == 'linear':
+        predicted, extra['inverse_penalty'] = linear.predict(rows[chosen], labels, queries, seed)
+      else:
+        predicted = knn.knn_predict(rows[chosen], labels, queries, task.num_classes)
+    found = metrics.classification_metrics(task.queries.labels, predicted, task.num_classes)
+    np.add.at(confusion, (task.queries.labels, predicted), 1)
+    runs.append({'seed': seed, 'num_labels': len(chosen), **found, **extra})
+  over_seeds = {name: np.array([run[name] for run in runs]) for name in found}
+  spread = lambda values: float(values.std(ddof=1)) if len(values) > 1 else 0.0
+  return {
+      'runs': runs,
+      'mean': {name: float(values.mean()) for name, values in over_seeds.items()},
+      'std': {name: spread(values) for name, values in over_seeds.items()},
+      'confusion': confusion.tolist(),
+  }
+
+
+def embed(apply: Callable[[Params, Any], Any], params: Params, images: np.ndarray) -> np.ndarray:
+  """Returns embeddings (N, D) float32 of images (N, S, S, 3), batch by batch."""
+  compiled = embeddings.jitted(apply)
+  return embeddings.in_batches(lambda batch: compiled(params, batch), images)

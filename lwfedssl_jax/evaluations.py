@@ -1,0 +1,68 @@
+"""Evaluating a run and keeping what was found: evaluations/NAME.json and a confusion matrix in the run's folder."""
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from lwfedssl_jax import encoders, reporting, run_log
+from lwfedssl_jax.data.sources import ImageDataset
+from lwfedssl_jax.evaluation import finetune, protocols
+
+FOLDER = 'evaluations'
+
+
+def evaluate_run(
+    workdir: str,
+    protocol: str,
+    dataset: ImageDataset,
+    *,
+    label_fraction: float = 1.0,
+    seeds: Sequence[int] = (0,),
+    split: str = 'test',
+    max_train_images: int = 0,
+    from_scratch: bool = False,
+    options: finetune.FinetuneOptions = finetune.FinetuneOptions(),
+) -> dict[str, Any]:
+  """Evaluates a run's encoder, or the same architecture with random weights, and writes the result into the run.
+
+  Args:
+    workdir: of the run.
+    protocol: `knn`, `linear` or `finetune`.
+    dataset: labelled, images of the run's size.
+    label_fraction: in (0, 1].
+    seeds: one result each; with `from_scratch` also of the weights.
+    split: `test` or `validation`.
+    max_train_images: see `protocols.make_task`.
+    from_scratch: use random weights.
+    options: of finetuning.
+
+  Returns:
+    As `protocols.evaluate`, and `name`, `protocol`, `dataset`, `label_fraction`, `split`, `from_scratch`.
+
+  Raises:
+    UsageError: no such run, or no labels.
+  """
+  loaded = encoders.load_encoder(workdir)
+  task = protocols.make_task(dataset, split, max_train_images)
+  params_of = lambda seed: encoders.random_encoder(loaded.config, seed).params if from_scratch else loaded.params
+  name = protocols.result_name(protocol, dataset.name, label_fraction, split=split, from_scratch=from_scratch)
+  found = protocols.evaluate(
+      loaded.apply, params_of, protocol, task, label_fraction=label_fraction, seeds=seeds, options=options)
+  result = {
+      'name': name, 'protocol': protocol, 'dataset': dataset.name, 'label_fraction': label_fraction, 'split': split,
+      'from_scratch': from_scratch, 'rounds_done': loaded.rounds_done, 'num_train_images': len(task.train.images),
+      'options': options._asdict() if protocol == 'finetune' else {}, **found}
+  folder = os.path.join(workdir, FOLDER)
+  os.makedirs(folder, exist_ok=True)
+  path = os.path.join(folder, re.sub(r'[^\w.]+', '_', name))
+  run_log.write_json(f'{path}.json', result)
+  reporting.write_confusion_picture(f'{path}.png', result['confusion'], task.class_names, name)
+  return result
+
+
+def read_evaluations(workdir: str) -> list[dict[str, Any]]:
+  """Returns the results kept in a run's folder, by name."""
+  folder = os.path.join(workdir, FOLDER)
+  files = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+  return [run_log.read_json(os.path.join(folder, file)) for file in files if file.endswith('.json')]

@@ -1,0 +1,165 @@
+"""Many runs from one command: methods x seeds x one field's values, finished ones skipped, interrupted ones resumed."""
+
+import functools
+import itertools
+import os
+import time
+import traceback
+import typing
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from lwfedssl_jax import config as configs
+from lwfedssl_jax import run_log, training
+from lwfedssl_jax.base import UsageError
+from lwfedssl_jax.config import Config
+from lwfedssl_jax.data import batching, federation, sources
+from lwfedssl_jax.data.federation import Federation
+from lwfedssl_jax.resources import flops
+from lwfedssl_jax.stages import make_plans
+
+# Share of the machine's matrix-product rate that a small encoder's run reaches: a first guess, corrected by every run.
+FIRST_GUESS_SHARE = 0.15
+
+
+class Variation(NamedTuple):
+  """A configuration field and the values it takes in turn."""
+
+  field: str
+  values: tuple[Any, ...]
+
+
+class SweepRun(NamedTuple):
+  """One run of a sweep: its configuration, workdir included, and how many of its rounds are already done."""
+
+  config: Config
+  rounds_done: int
+  finished: bool
+
+  @property
+  def workdir(self) -> str:
+    return self.config.run.workdir
+
+
+class Outcome(NamedTuple):
+  """What became of a sweep: workdirs of the finished runs, and workdir -> reason of those that failed."""
+
+  finished: list[str]
+  failed: dict[str, str]
+
+
+def parse_variation(text: str) -> Variation:
+  """Reads 'field=value,value,...'; parts of a value of several numbers are joined by ':'. Raises UsageError."""
+  field, equals, values = text.partition('=')
+  annotations = {name: annotation for group in configs.GROUPS.values()
+                 for name, annotation in typing.get_type_hints(group).items()}
+  if not equals or not values or field not in annotations or field in ('workdir', 'seed', 'method'):
+    raise UsageError(f'--vary: expected FLAG=VALUE,VALUE,... with a flag of pretrain other than workdir, seed and '
+                     f'method, got {text!r}')
+  kind, _, length = configs.value_type(annotations[field])
+
+  def read(part):
+    try:
+      if kind is bool:
+        return {'true': True, 'false': False}[part.lower()]
+      return tuple(map(kind, part.split(':'))) if length else kind(part)
+    except (KeyError, ValueError) as error:
+      raise UsageError(f'--vary: expected values of type {kind.__name__} for {field}, got {part!r}') from error
+
+  return Variation(field, tuple(read(part) for part in values.split(',')))
+
+
+def _shown(value: Any) -> str:
+  text = ':'.join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
+  return text.replace(os.sep, '_')
+
+
+def plan(base: Config, methods: Sequence[str], seeds: Sequence[int], variation: Variation | None,
+         output: str) -> list[SweepRun]:
+  """Lists a sweep's runs, runs that can share compilations side by side.
+
+  Raises:
+    UsageError: a configuration is not valid, or a folder of that name holds another run.
+  """
+  runs = []
+  values = variation.values if variation else (None,)
+  for method, value, seed in itertools.product(methods, values, seeds):
+    varied = {variation.field: value} if variation else {}
+    name = '-'.join([method, *(f'{field}={_shown(value)}' for field, value in varied.items()), f'seed{seed}'])
+    config = configs.with_values(base, {
+        'method': method, 'seed': seed, **varied, 'workdir': os.path.join(output, name), 'resume': True})
+    runs.append(SweepRun(config, len(run_log.read_metrics(config.run.workdir)),
+                         os.path.exists(os.path.join(config.run.workdir, run_log.SUMMARY))))
+  return runs
+
+
+@functools.lru_cache(maxsize=2)
+def _dataset(data: configs.DataConfig, image_size: int) -> sources.ImageDataset:
+  return sources.load(data.dataset, image_size=image_size, data_dir=data.data_dir, cache_dir=data.cache_dir)
+
+
+def deal(config: Config) -> Federation:
+  """Loads a run's data, once for all runs that use the same images, and deals it out. Raises UsageError."""
+  if config.data.auxiliary_dataset:
+    return federation.load(config)
+  return federation.deal(_dataset(config.data, config.model.image_size), config)
+
+
+def operations(config: Config, data: Federation, first_round: int = 0) -> float:
+  """Counts the operations of a run's matrix products from a round on: clients' and calibration's, 2 a multiply-add."""
+  sizes = [len(ids) for ids in data.client_images]
+  batch, total = config.client.batch_size, 0.0
+  steps = config.client.local_epochs * sum(batching.steps_per_epoch(size, batch) for size in sizes)
+  steps *= config.clients_per_round / config.num_clients * (1 - config.client.client_dropout)
+  for stage in make_plans(config):
+    rounds = stage.num_rounds - min(max(first_round - stage.first_round, 0), stage.num_rounds)
+    total += rounds * steps * flops.executed_flops(config, data.image_size, stage, batch).total_flops
+    if stage.calibrates:
+      server_batch = min(config.method.calibration_batch_size or batch, len(data.server_images))
+      server_steps = config.method.calibration_epochs * batching.steps_per_epoch(len(data.server_images), server_batch)
+      total += rounds * server_steps * flops.calibration_flops(
+          config, data.image_size, stage, server_batch).total_flops
+  return total
+
+
+def describe(runs: Sequence[SweepRun], remaining_operations: float, rate: float) -> str:
+  """Returns what a sweep will run, and a first estimate of how long, before anything starts.
+
+  Args:
+    runs: see `plan`.
+    remaining_operations: of all that is left to do.
+    rate: operations per second of the machine's matrix products.
+  """
+  states = [f'  {"finished" if run.finished else f"from round {run.rounds_done + 1}" if run.rounds_done else "new"}: '
+            f'{run.workdir}' for run in runs]
+  minutes = remaining_operations / (rate * FIRST_GUESS_SHARE) / 60
+  return '\n'.join([
+      f'{len(runs)} runs, {sum(not run.finished for run in runs)} to do:', *states,
+      f'about {minutes:.0f} minutes at {100 * FIRST_GUESS_SHARE:.0f} % of {rate / 1e9:.0f} GFLOP/s, and compiling; '
+      'corrected after every run'])
+
+
+def run_all(runs: Sequence[SweepRun]) -> Outcome:
+  """Trains what is not finished, one run after the other; a failure is noted and the next run starts."""
+  outcome = Outcome([run.workdir for run in runs if run.finished], {})
+  waiting = [(run, operations(run.config, deal(run.config), run.rounds_done)) for run in runs if not run.finished]
+  done_operations, seconds = 0.0, 0.0
+  for index, (run, work) in enumerate(waiting):
+    print(f'== run {index + 1} of {len(waiting)}: {run.workdir}', flush=True)
+    begin = time.perf_counter()
+    try:
+      training.train(run.config, deal(run.config))
+      outcome.finished.append(run.workdir)
+    except UsageError as error:
+      outcome.failed[run.workdir] = str(error)
+    except Exception as error:  # one broken run must not take the others with it
+      traceback.print_exc()
+      outcome.failed[run.workdir] = f'{type(error).__name__}: {error}'
+    else:
+      done_operations, seconds = done_operations + work, seconds + time.perf_counter() - begin
+      left = sum(work for _, work in waiting[index + 1:])
+      if left:
+        print(f'== {seconds / done_operations * left / 60:.0f} minutes to go, by the runs so far', flush=True)
+  for workdir, reason in outcome.failed.items():
+    print(f'failed: {workdir}: {reason}', flush=True)
+  return outcome

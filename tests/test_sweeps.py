@@ -1,0 +1,95 @@
+"""Sweeps: what is planned, skipped, resumed and reported; the runs themselves are stood in for, but for one test."""
+
+import os
+
+import pytest
+
+from lwfedssl_jax import UsageError, run_log, sweeps, training
+from lwfedssl_jax import config as configs
+from tests.test_training import TINY
+
+BASE = configs.with_values(configs.Config(), TINY)
+
+
+def plan(tmp_path, methods=('layerwise', 'lw_fedssl'), seeds=(0, 1), vary=None):
+  variation = sweeps.parse_variation(vary) if vary else None
+  return sweeps.plan(BASE, methods, seeds, variation, str(tmp_path))
+
+
+def test_every_combination_has_its_folder(tmp_path):
+  runs = plan(tmp_path, vary='learning_rate=1e-3,2e-3')
+  names = [os.path.basename(run.workdir) for run in runs]
+  assert names[:4] == [f'layerwise-learning_rate={rate}-seed{seed}' for rate in (0.001, 0.002) for seed in (0, 1)]
+  assert len(set(names)) == 8
+  assert [run.config.client.learning_rate for run in runs] == [1e-3, 1e-3, 2e-3, 2e-3] * 2
+  assert all(run.config.run.resume for run in runs)
+
+
+@pytest.mark.parametrize(('text', 'values'), [
+    ('server_calibration=true,false', (True, False)),
+    ('crop_area=0.2:1,0.5:1', ((0.2, 1.0), (0.5, 1.0))),
+    ('objective=byol', ('byol',)),
+    ('num_clients=2,4', (2, 4)),
+])
+def test_values_have_their_field_s_type(text, values):
+  assert sweeps.parse_variation(text).values == values
+
+
+@pytest.mark.parametrize('text', ['', 'learning_rate', 'nonsense=1', 'seed=1,2', 'num_clients=many',
+                                  'server_calibration=perhaps', 'num_clients='])
+def test_what_cannot_vary(text):
+  with pytest.raises(UsageError, match='--vary: expected'):
+    sweeps.parse_variation(text)
+
+
+def test_finished_runs_are_skipped_and_failures_do_not_stop_the_rest(tmp_path, monkeypatch, capsys):
+  trained = []
+
+  def train(config, data):
+    trained.append(os.path.basename(config.run.workdir))
+    assert data.image_size == 16
+    if config.method.method == 'lw_fedssl' and config.run.seed == 0:
+      raise UsageError('--workdir: expected something else')
+    if config.method.method == 'lw_fedssl':
+      raise ZeroDivisionError('by zero')
+
+  monkeypatch.setattr(training, 'train', train)
+  done = plan(tmp_path)[0].workdir
+  os.makedirs(done)
+  run_log.write_json(os.path.join(done, run_log.SUMMARY), {})
+  outcome = sweeps.run_all(plan(tmp_path, methods=('lw_fedssl', 'layerwise')))
+  assert trained == ['lw_fedssl-seed0', 'lw_fedssl-seed1', 'layerwise-seed1']
+  assert outcome.finished == [done, str(tmp_path / 'layerwise-seed1')]
+  assert outcome.failed == {
+      str(tmp_path / 'lw_fedssl-seed0'): '--workdir: expected something else',
+      str(tmp_path / 'lw_fedssl-seed1'): 'ZeroDivisionError: by zero'}
+  assert 'failed: ' in capsys.readouterr().out
+
+
+def test_estimate_counts_what_is_left(tmp_path):
+  run = plan(tmp_path)[0]
+  data = sweeps.deal(run.config)
+  whole, half = (sweeps.operations(run.config, data, first) for first in (0, 2))
+  second_stage = whole - sweeps.operations(run.config, data, 2)
+  assert 0 < half < whole and second_stage < half  # the later stage runs a longer prefix
+  assert sweeps.operations(run.config, data, 4) == 0
+  calibrated = configs.with_values(run.config, {'server_calibration': True})
+  assert sweeps.operations(calibrated, data) > whole
+  text = sweeps.describe(plan(tmp_path), 6e11 * sweeps.FIRST_GUESS_SHARE, 1e9)
+  assert text.startswith('4 runs, 4 to do:') and 'about 10 minutes' in text
+
+
+def test_runs_that_differ_in_seed_share_the_compiled_round(tmp_path):
+  """And a seed trained in a sweep ends with the same bits as one trained alone."""
+  values = {'rounds_per_stage': 1, 'blocks_per_stage': 4, 'client_size_sigma': 0.0}
+  base = configs.with_values(BASE, values)
+  runs = sweeps.plan(base, ['layerwise'], [0, 1], None, str(tmp_path))
+  training._shared_round.cache_clear()
+  assert sorted(sweeps.run_all(runs).finished) == sorted(run.workdir for run in runs)
+  assert training._shared_round.cache_info().misses == 1
+  assert training._shared_round.cache_info().hits == 1
+  summaries = [run_log.read_json(os.path.join(run.workdir, run_log.SUMMARY)) for run in runs]
+  assert summaries[0]['params_sha256'] != summaries[1]['params_sha256']
+  training._shared_round.cache_clear()
+  alone = training.train(configs.with_values(runs[1].config, {'workdir': str(tmp_path / 'alone')}))
+  assert alone['params_sha256'] == summaries[1]['params_sha256']
