@@ -1,7 +1,56 @@
-"""Layer-wise federated self-supervised learning (LW-FedSSL, arXiv 2401.11647) in JAX and Flax."""
+"""Layer-wise federated self-supervised learning (LW-FedSSL, arXiv 2401.11647) in JAX and Flax.
+
+    config = lwfedssl_jax.configure(dataset='digits', method='lw_fedssl', workdir='runs/mine')
+    summary = lwfedssl_jax.train(config)
+    loaded = lwfedssl_jax.load_encoder('runs/mine')
+    embeddings = loaded.apply(loaded.params, images)
+
+Names are imported when they are first used, so that `import lwfedssl_jax` does not load jax.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from lwfedssl_jax.base import UsageError
-from lwfedssl_jax.config import Config
+from lwfedssl_jax.config import Config, configure
 from lwfedssl_jax.version import __version__
 
-__all__ = ['Config', 'UsageError', '__version__']
+if TYPE_CHECKING:
+  from lwfedssl_jax.data.federation import deal
+  from lwfedssl_jax.data.sources import ImageDataset
+  from lwfedssl_jax.data.sources import load as load_dataset
+  from lwfedssl_jax.encoders import LoadedEncoder, load_encoder
+  from lwfedssl_jax.evaluations import evaluate_run
+  from lwfedssl_jax.export import export_encoder
+  from lwfedssl_jax.report.page import write_report
+  from lwfedssl_jax.resources.costs import method_cost
+  from lwfedssl_jax.training import train
+
+# Public name -> (module, name in it).
+_LAZY = {
+    'train': ('training', 'train'),
+    'load_encoder': ('encoders', 'load_encoder'),
+    'LoadedEncoder': ('encoders', 'LoadedEncoder'),
+    'load_dataset': ('data.sources', 'load'),
+    'ImageDataset': ('data.sources', 'ImageDataset'),
+    'deal': ('data.federation', 'deal'),
+    'evaluate_run': ('evaluations', 'evaluate_run'),
+    'export_encoder': ('export', 'export_encoder'),
+    'write_report': ('report.page', 'write_report'),
+    'method_cost': ('resources.costs', 'method_cost'),
+}
+
+__all__ = [
+    'Config', 'ImageDataset', 'LoadedEncoder', 'UsageError', '__version__', 'configure', 'deal', 'evaluate_run',
+    'export_encoder', 'load_dataset', 'load_encoder', 'method_cost', 'train', 'write_report']
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _LAZY:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  module, attribute = _LAZY[name]
+  return getattr(importlib.import_module(f'{__name__}.{module}'), attribute)
+
+
+def __dir__() -> list[str]:
+  return sorted(__all__)

@@ -300,6 +300,15 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
   return Config(**groups)
 
 
+def configure(**values: Any) -> Config:
+  """Returns the default configuration with the named fields set: `configure(dataset='digits', num_clients=4)`.
+
+  Raises:
+    UsageError: a name is not a field, or a value is not valid.
+  """
+  return with_values(Config(), values)
+
+
 def flatten(config: Config) -> dict[str, Any]:
   """Returns {field: value} over all groups, in declaration order."""
   return {

@@ -150,11 +150,63 @@ def test_images_without_labels_train_and_report_no_accuracy(tmp_path):
 
 def test_report_compares_finished_runs(class_folder_run):
   root, _ = class_folder_run
-  result = command('report', f'--workdirs={root}/run,{root}/run', f'--output={root}/report')
+  result = command('report', f'--workdirs={root}/run', f'--output={root}/report')
   assert result.returncode == 0, result.stderr
-  assert result.stdout.count('| lw_fedssl |') == 2
+  assert result.stdout.count('| lw_fedssl |') == 1
   assert Image.open(root / 'report' / 'accuracy_against_bytes.png').size[0] > 500
+  assert json.loads(result.stdout.splitlines()[-1]) == {'report': f'{root}/report/report.html', 'groups': 1}
   assert 'lw_fedssl' in (root / 'report' / 'report.md').read_text()
+
+
+def test_run_is_evaluated_and_exported(class_folder_run):
+  root, _ = class_folder_run
+  result = command('evaluate', f'--workdir={root}/run', '--protocol=finetune', '--epochs=2', '--warmup_epochs=1',
+                   '--seeds=0,1')
+  assert result.returncode == 0, result.stderr
+  found = json.loads(result.stdout.splitlines()[-1])['results']
+  assert [entry['name'] for entry in found] == [f'finetune, folder:{root}/images, 100 % of labels']
+  assert 0 <= found[0]['mean']['accuracy'] <= 1
+  result = command('export', f'--workdir={root}/run', f'--output={root}/encoder.safetensors')
+  assert result.returncode == 0, result.stderr
+  written = json.loads(result.stdout.splitlines()[-1])
+  assert json.loads(pathlib.Path(written['description']).read_text())['arguments']['embed_dim'] == 64
+  assert os.path.getsize(written['weights']) > 4 * 50_000 * 4  # float32 of four blocks
+
+
+@pytest.mark.parametrize(('module', 'arguments', 'expected'), [
+    ('evaluate', (), '--workdir: expected the folder of a run'),
+    ('evaluate', ('--workdir={tmp}',), 'config.json: expected a JSON file of a run'),
+    ('evaluate', ('--workdir={tmp}', '--label_fraction=0'), '--label_fraction: expected more than 0'),
+    ('evaluate', ('--workdir={tmp}', '--seeds=a'), '--seeds: expected whole numbers'),
+    ('evaluate', ('--workdir={tmp}', '--protocol=magic'), 'protocol'),
+    ('export', ('--workdir={tmp}',), 'config.json: expected a JSON file of a run'),
+    ('export', ('--workdir={tmp}/none',), '--workdir: expected the folder of a run'),
+    ('sweep', (), '--output: expected a folder'),
+    ('sweep', ('--output={tmp}', '--vary=nonsense=1'), '--vary: expected FLAG=VALUE'),
+    ('sweep', ('--output={tmp}', '--methods=magic'), '--method: expected one of'),
+    ('sweep', ('--output={tmp}', '--workdir={tmp}'), '--workdir: expected none'),
+    ('sweep', ('--output={tmp}', '--seeds=x'), '--seeds: expected whole numbers'),
+])
+def test_mistake_is_one_line_and_writes_nothing(module, arguments, expected, tmp_path):
+  result = command(module, *(argument.format(tmp=tmp_path) for argument in arguments))
+  assert result.returncode == 2, result.stderr
+  assert expected in result.stderr and 'Traceback' not in result.stderr
+  assert not any(tmp_path.iterdir())
+
+
+def test_sweep_lists_its_runs_and_reports_failures_in_its_exit_code(class_folder_run, tmp_path):
+  root, _ = class_folder_run
+  small = [f'--dataset=folder:{root}/images', *SMALL, f'--output={tmp_path}/sweep']
+  result = command('sweep', *small, '--methods=layerwise,end_to_end', '--seeds=0,1', '--dry_run')
+  assert result.returncode == 0, result.stderr
+  assert '4 runs, 4 to do:' in result.stdout and not (tmp_path / 'sweep').exists()
+  (tmp_path / 'sweep').mkdir()
+  (tmp_path / 'sweep' / 'layerwise-seed0').write_text('a file where a folder must be')
+  result = command('sweep', *small, '--methods=layerwise')
+  assert result.returncode == 1
+  failed = json.loads(result.stdout.splitlines()[-1])['failed']
+  assert list(failed) == [f'{tmp_path}/sweep/layerwise-seed0']
+  assert 'expected a folder that can be written' in failed[f'{tmp_path}/sweep/layerwise-seed0']
 
 
 def test_report_names_a_run_that_is_not_finished(tmp_path):

@@ -6,7 +6,8 @@ import os
 import numpy as np
 import pytest
 
-from lwfedssl_jax import UsageError, run_log, training
+import lwfedssl_jax
+from lwfedssl_jax import UsageError, evaluations, run_log, training
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.resources import costs
@@ -64,6 +65,8 @@ def test_a_run_in_micro_batches_on_a_budget_has_the_whole_batch_s_losses_and_res
   # pieces are really summed.
   assert rows[1]['loss'] == pytest.approx(whole[1]['loss'], rel=2e-3)
   assert rows[1]['loss'] != whole[1]['loss']
+  loaded = lwfedssl_jax.load_encoder(str(tmp_path))  # of a run that has reached two blocks of four
+  assert (loaded.depth, loaded.rounds_done) == (2, 2)
 
 
 def test_workdir_holds_what_a_person_looks_at(finished):
@@ -76,6 +79,56 @@ def test_workdir_holds_what_a_person_looks_at(finished):
   saved = json.loads((workdir / 'config.json').read_text())
   assert saved['config']['num_clients'] == 3
   assert {'jax', 'flax', 'python'} <= saved['versions'].keys()
+
+
+def files_of(workdir):
+  return {path: path.stat().st_mtime_ns for path in workdir.rglob('*') if path.is_file() and path.name != '.lock'}
+
+
+def test_encoder_is_loaded_in_one_line_and_gives_the_run_s_embeddings(finished):
+  workdir, _summary = finished
+  before = files_of(workdir)
+  loaded = lwfedssl_jax.load_encoder(str(workdir))
+  assert (loaded.depth, loaded.rounds_done) == (4, TOTAL_ROUNDS)
+  dataset = lwfedssl_jax.load_dataset('digits', image_size=16)
+  images = dataset.test_images[np.sort(_monitored_test_images(dataset))]
+  with np.load(workdir / 'embeddings.npz') as kept:
+    np.testing.assert_allclose(loaded.apply(loaded.params, images), kept['trained'], atol=1e-5)
+    assert np.abs(kept['trained'] - kept['random']).max() > 0.01
+  assert files_of(workdir) == before
+
+
+def _monitored_test_images(dataset):
+  """The monitor's choice: the second draw of its generator."""
+  generator = np.random.Generator(np.random.Philox(key=[0, 8]))
+  generator.permutation(len(dataset.train_images))
+  return generator.permutation(len(dataset.test_images))[:TINY['knn_test_images']]
+
+
+def test_evaluations_are_kept_with_the_run_under_a_name_that_says_how(finished):
+  workdir, _summary = finished
+  dataset = lwfedssl_jax.load_dataset('digits', image_size=16)
+  trained = lwfedssl_jax.evaluate_run(str(workdir), 'linear', dataset, label_fraction=0.1, seeds=(0, 1))
+  scratch = lwfedssl_jax.evaluate_run(str(workdir), 'linear', dataset, label_fraction=0.1, seeds=(0, 1),
+                                      from_scratch=True)
+  assert trained['name'] == 'linear, digits, 10 % of labels'
+  assert scratch['name'] == 'linear, digits, 10 % of labels, from scratch'
+  assert trained['mean']['accuracy'] > 0.3  # of ten classes
+  assert trained['mean'] != scratch['mean']
+  accuracies = [run['accuracy'] for run in scratch['runs']]
+  assert accuracies[0] != accuracies[1]  # other weights and other labels
+  assert [kept['name'] for kept in evaluations.read_evaluations(str(workdir))] == [trained['name'], scratch['name']]
+  assert (workdir / 'evaluations' / 'linear_digits_10_of_labels.png').stat().st_size > 5000
+
+
+@pytest.mark.parametrize('content', ['nothing', 'no checkpoint'])
+def test_what_has_no_encoder_is_named(tmp_path, content):
+  if content == 'no checkpoint':
+    with run_log.claim_workdir(tiny(tmp_path)):
+      pass
+  with pytest.raises(UsageError, match=str(tmp_path)):
+    lwfedssl_jax.load_encoder(str(tmp_path))
+  assert not (tmp_path / 'checkpoints').exists()
 
 
 def test_tensorboard_events_hold_the_losses(finished):
@@ -114,10 +167,9 @@ def test_stopping_after_any_round_and_resuming_changes_nothing(finished, tmp_pat
 
 def test_resuming_a_finished_run_returns_its_summary_and_writes_nothing(finished):
   workdir, summary = finished
-  before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*') if path.is_file() and path.name != '.lock'}
+  before = files_of(workdir)
   assert training.train(tiny(workdir, resume=True)) == summary
-  after = {path: path.stat().st_mtime_ns for path in workdir.rglob('*') if path.is_file() and path.name != '.lock'}
-  assert after == before
+  assert files_of(workdir) == before
 
 
 def test_flipped_byte_in_the_newest_checkpoint_falls_back_to_the_one_before(finished, tmp_path):

@@ -120,7 +120,7 @@ def rand_augment(key: PRNGKey, images: jax.Array, flip_probability: float = 0.5)
 
   def one(key, image):
     flip_key, kind_key, sign_key = jax.random.split(key, 3)
-    image = jnp.where(jax.random.bernoulli(flip_key, flip_probability), image[:, ::-1], image)
+    image = jnp.where(jax.random.uniform(flip_key) < flip_probability, image[:, ::-1], image)
     kinds = jax.random.randint(kind_key, (NUM_OPERATIONS,), 0, NUM_KINDS)
     signs = jax.random.rademacher(sign_key, (NUM_OPERATIONS,), jnp.float32)
     for kind, sign in zip(kinds, signs):

@@ -1,5 +1,7 @@
 """RandAugment's operations against Pillow's."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,7 @@ def pixels():
   generator = np.random.default_rng(0)
   smooth = generator.integers(20, 200, (4, 4, 3)).astype(np.uint8)
   picture = Image.fromarray(smooth).resize((24, 24), Image.Resampling.BICUBIC)
-  return np.asarray(picture)
+  return np.clip(np.asarray(picture) + generator.integers(-20, 20, (24, 24, 3)), 0, 255).astype(np.uint8)
 
 
 def apply(kind, pixels, sign=1.0):
@@ -34,7 +36,7 @@ def pillow(kind, image, sign):
       8: lambda: ImageEnhance.Contrast(image).enhance(factor),
       9: lambda: ImageEnhance.Sharpness(image).enhance(factor),
       10: lambda: ImageOps.posterize(image, 8 - round(MAGNITUDE * 4 / 30)),
-      11: lambda: ImageOps.solarize(image, round(255 * (1 - STRENGTH))),
+      11: lambda: ImageOps.solarize(image, math.ceil(255 * (1 - STRENGTH))),
       12: lambda: ImageOps.autocontrast(image),
       13: lambda: ImageOps.equalize(image),
   }[kind]()
@@ -47,7 +49,7 @@ def test_colour_operations_are_pillow_s(pixels, kind, sign):
   found = apply(kind, pixels, sign)
   assert np.abs(found - expected).max() <= 2.01 * LEVEL  # Pillow rounds each step to a level
   if kind not in (10, 13):
-    assert np.abs(found - pixels / 255).max() > 0.02  # and something happened
+    assert np.abs(found - pixels / 255).max() > 3 * LEVEL  # and something happened
 
 
 @pytest.mark.parametrize(('kind', 'matrix'), [
