@@ -25,7 +25,7 @@ def _define(name: str, default: Any, annotation: Any, metadata: Any) -> None:
     shown = ','.join(map(str, default))
     flags.DEFINE_string(name, shown, f'{text} ({length} comma-separated values)')
   elif metadata['choices']:
-    flags.DEFINE_enum(name, default, metadata['choices'], text)
+    flags.DEFINE_enum(name, default, list(metadata['choices']), text)
   else:
     define = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float}
     define.get(kind, flags.DEFINE_string)(name, default, text)

@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from lwfedssl_jax.base import UsageError
-from lwfedssl_jax.config import Config, configure
+from lwfedssl_jax.config import Config, configure, register_method
 from lwfedssl_jax.version import __version__
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
   from lwfedssl_jax.encoders import LoadedEncoder, load_encoder
   from lwfedssl_jax.evaluations import evaluate_run
   from lwfedssl_jax.export import export_encoder
+  from lwfedssl_jax.objectives import register_objective
   from lwfedssl_jax.report.page import write_report
   from lwfedssl_jax.resources.costs import method_cost
   from lwfedssl_jax.training import train
@@ -37,12 +38,14 @@ _LAZY = {
     'evaluate_run': ('evaluations', 'evaluate_run'),
     'export_encoder': ('export', 'export_encoder'),
     'write_report': ('report.page', 'write_report'),
+    'register_objective': ('objectives', 'register_objective'),
     'method_cost': ('resources.costs', 'method_cost'),
 }
 
 __all__ = [
     'Config', 'ImageDataset', 'LoadedEncoder', 'UsageError', '__version__', 'configure', 'deal', 'evaluate_run',
-    'export_encoder', 'load_dataset', 'load_encoder', 'method_cost', 'train', 'write_report']
+    'export_encoder', 'load_dataset', 'load_encoder', 'method_cost', 'register_method', 'register_objective', 'train',
+    'write_report']
 
 
 def __getattr__(name: str) -> Any:

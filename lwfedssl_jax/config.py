@@ -9,13 +9,63 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from lwfedssl_jax.base import UsageError
 
-METHODS = ('end_to_end', 'layerwise', 'lw_fedssl', 'prog_fedssl', 'centralized')
-OBJECTIVES = ('moco_v3', 'byol', 'simclr')
+
+class MethodTraits(typing.NamedTuple):
+  """What makes a method (arXiv 2401.11647).
+
+  Attributes:
+    staged: the encoder grows by `blocks_per_stage` blocks a stage; else all blocks are there from the start.
+    first_trained: (stop, step) -> first block that a client trains when blocks 0 .. stop - 1 exist and a stage adds
+      `step`; what lies below is frozen on the client.
+    federated: False for one client that holds all the data, with nothing to exchange.
+    mechanisms: server calibration and representation alignment are on unless switched off.
+  """
+
+  staged: bool
+  first_trained: Callable[[int, int], int]
+  federated: bool = True
+  mechanisms: bool = False
+
+
+class ObjectiveTraits(typing.NamedTuple):
+  """What costs and memory depend on in an objective.
+
+  Attributes:
+    has_predictor: a predictor P is trained and exchanged.
+    has_target: a target branch runs beside the online one.
+    similarity_products: products of (B, P) by (P, B) that a step executes, forward and backward.
+    paper_views: views that the paper's count of operations includes.
+  """
+
+  has_predictor: bool
+  has_target: bool
+  similarity_products: int
+  paper_views: int = 1
+
+
+_everything = lambda stop, step: 0
+_newest = lambda stop, step: stop - step
+
+METHODS = {
+    'end_to_end': MethodTraits(staged=False, first_trained=_everything),
+    'layerwise': MethodTraits(staged=True, first_trained=_newest),
+    'lw_fedssl': MethodTraits(staged=True, first_trained=_newest, mechanisms=True),
+    'prog_fedssl': MethodTraits(staged=True, first_trained=_everything),
+    'centralized': MethodTraits(staged=False, first_trained=_everything, federated=False),
+}
+
+# info_nce has a constant side: a product for each of two views, forward and one gradient. NT-Xent compares all 2B
+# projections with each other, four times the entries, and has both gradients. BYOL's distance is row by row.
+OBJECTIVES = {
+    'moco_v3': ObjectiveTraits(has_predictor=True, has_target=True, similarity_products=4),
+    'byol': ObjectiveTraits(has_predictor=True, has_target=True, similarity_products=0),
+    'simclr': ObjectiveTraits(has_predictor=False, has_target=False, similarity_products=12, paper_views=2),
+}
 REMATERIALIZE = ('none', 'elementwise', 'all')  # ever less is kept
 
 
@@ -43,7 +93,7 @@ def option(
     default: Any,
     help: str,
     *,
-    choices: tuple[str, ...] = (),
+    choices: Collection[str] = (),
     at_least: float | None = None,
     above: float | None = None,
     at_most: float | None = None,
@@ -123,6 +173,10 @@ class ObjectiveConfig(_Validated):
       'contrastive', 'form of the alignment regulariser', choices=('contrastive', 'cosine'))
   alignment_weight: float = option(1.0, 'weight of the alignment term', at_least=0)
 
+  @property
+  def traits(self) -> ObjectiveTraits:
+    return OBJECTIVES[self.objective]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MethodConfig(_Validated):
@@ -140,6 +194,10 @@ class MethodConfig(_Validated):
   calibration_batch_size: int = option(0, 'images a calibration step; 0: batch_size', at_least=0)
   calibration_learning_rate: float = option(
       0.0, 'base learning rate of calibration per 256 images; 0: learning_rate', at_least=0)
+
+  @property
+  def traits(self) -> MethodTraits:
+    return METHODS[self.method]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -261,7 +319,7 @@ class Config:
   @property
   def is_federated(self) -> bool:
     """Whether anything travels; `centralized` is one client that holds all the data."""
-    return self.method.method != 'centralized'
+    return self.method.traits.federated
 
   @property
   def num_clients(self) -> int:
@@ -274,12 +332,12 @@ class Config:
   @property
   def server_calibration(self) -> bool:
     chosen = self.method.server_calibration
-    return self.method.method == 'lw_fedssl' if chosen is None else chosen
+    return self.method.traits.mechanisms if chosen is None else chosen
 
   @property
   def representation_alignment(self) -> bool:
     chosen = self.objective.representation_alignment
-    return self.method.method == 'lw_fedssl' if chosen is None else chosen
+    return self.method.traits.mechanisms if chosen is None else chosen
 
 
 GROUPS: dict[str, type] = {f.name: f.type for f in dataclasses.fields(Config)}
@@ -298,6 +356,17 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
   if left:
     raise UsageError(f'config: unknown field {sorted(left)[0]!r}')
   return Config(**groups)
+
+
+def register_method(name: str, traits: MethodTraits) -> None:
+  """Adds a method under a new name, before a configuration or flags name it (docs/extending.md).
+
+  Raises:
+    UsageError: the name is taken.
+  """
+  if name in METHODS:
+    raise UsageError(f'--method: expected a new name, {name!r} is taken')
+  METHODS[name] = traits
 
 
 def configure(**values: Any) -> Config:

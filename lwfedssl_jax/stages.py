@@ -1,6 +1,6 @@
 """Stage plans: which parameters are absent, frozen or active in a stage, and what travels.
 
-A method is data here: a tuple of `StagePlan`, one per stage (method.md, section 1; arXiv 2401.11647
+A method is data: traits (config.METHODS), from which a `StagePlan` for each stage is made here (arXiv 2401.11647
 v1-v3, Fig. 2 and Algorithm 1). Nothing else in the project asks which method runs.
 """
 
@@ -50,31 +50,17 @@ class StagePlan(NamedTuple):
     return StageShape(self.stop - self.start, self.trains_embedding)
 
 
-class _Method(NamedTuple):
-  staged: bool  # the encoder grows block by block
-  freezes: bool  # a client trains the newest blocks only
-
-
-_METHODS = {
-    'end_to_end': _Method(staged=False, freezes=False),
-    'centralized': _Method(staged=False, freezes=False),
-    'layerwise': _Method(staged=True, freezes=True),
-    'lw_fedssl': _Method(staged=True, freezes=True),
-    'prog_fedssl': _Method(staged=True, freezes=False),
-}
-
-
 def make_plans(config: Config) -> tuple[StagePlan, ...]:
   """Builds the stage plans of a run.
 
   All methods run the same number of rounds in all: depth / blocks_per_stage * rounds_per_stage.
   """
-  method, depth = _METHODS[config.method.method], config.model.size.depth
+  method, depth = config.method.traits, config.model.size.depth
   step = config.method.blocks_per_stage if method.staged else depth
   rounds = config.method.rounds_per_stage * (step // config.method.blocks_per_stage)
   plans = []
   for stage, stop in enumerate(range(step, depth + 1, step)):
-    start = stop - step if method.freezes else 0
+    start = method.first_trained(stop, step)
     plans.append(
         StagePlan(
             stage=stage,

@@ -1,13 +1,35 @@
 """Self-supervised objectives: two augmented views in, one scalar out."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 
-from lwfedssl_jax.base import Objective
-from lwfedssl_jax.config import HEAD_HIDDEN, PROJECTION_SIZE, ObjectiveConfig
+from lwfedssl_jax.base import Objective, UsageError
+from lwfedssl_jax.config import HEAD_HIDDEN, OBJECTIVES, PROJECTION_SIZE, ObjectiveConfig, ObjectiveTraits
 from lwfedssl_jax.models.heads import Head
 from lwfedssl_jax.objectives.byol import make_byol
 from lwfedssl_jax.objectives.moco_v3 import make_moco_v3
 from lwfedssl_jax.objectives.simclr import make_simclr
+
+# (configuration, projector, predictor) -> objective
+BUILDERS: dict[str, Callable[[ObjectiveConfig, Head, Head], Objective]] = {
+    'moco_v3': lambda config, projector, predictor: make_moco_v3(
+        projector, predictor, config.temperature, config.target_decay),
+    'byol': lambda config, projector, predictor: make_byol(projector, predictor, config.target_decay),
+    'simclr': lambda config, projector, predictor: make_simclr(projector, config.temperature),
+}
+
+
+def register_objective(
+    name: str, traits: ObjectiveTraits, builder: Callable[[ObjectiveConfig, Head, Head], Objective]) -> None:
+  """Adds an objective under a new name, before a configuration or flags name it (docs/extending.md).
+
+  Raises:
+    UsageError: the name is taken.
+  """
+  if name in OBJECTIVES:
+    raise UsageError(f'--objective: expected a new name, {name!r} is taken')
+  OBJECTIVES[name], BUILDERS[name] = traits, builder
 
 
 def make_objective(config: ObjectiveConfig, compute_dtype: str = 'float32') -> Objective:
@@ -15,9 +37,4 @@ def make_objective(config: ObjectiveConfig, compute_dtype: str = 'float32') -> O
   dtype = jnp.dtype(compute_dtype)
   projector = Head((HEAD_HIDDEN, HEAD_HIDDEN), PROJECTION_SIZE, dtype)
   predictor = Head((HEAD_HIDDEN,), PROJECTION_SIZE, dtype)
-  builders = {
-      'moco_v3': lambda: make_moco_v3(projector, predictor, config.temperature, config.target_decay),
-      'byol': lambda: make_byol(projector, predictor, config.target_decay),
-      'simclr': lambda: make_simclr(projector, config.temperature),
-  }
-  return builders[config.objective]()
+  return BUILDERS[config.objective](config, projector, predictor)

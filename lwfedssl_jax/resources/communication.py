@@ -25,8 +25,6 @@ BYTES_PER_PARAM = 4  # float32, whatever the compute type
 PAPER_GB_BYTES = 1000 * 2**20  # the paper's "GB" is 1000 MiB: only so do its numbers come out
 PAPER_CONVENTIONS = ('paper_v4', 'paper_v1')
 
-_WITH_PREDICTOR = ('moco_v3', 'byol')
-
 
 def paper_gb(num_bytes: int) -> float:
   """Converts bytes to the paper's GB of 1000 MiB."""
@@ -48,7 +46,7 @@ def num_tokens(config: Config, image_size: int) -> int:
 def head_widths(config: Config) -> dict[str, tuple[int, ...]]:
   """Returns the widths of each head, from input to output: {'projector': (D, ..), 'predictor': ..}."""
   widths = {'projector': (config.model.size.width, HEAD_HIDDEN, HEAD_HIDDEN, PROJECTION_SIZE)}
-  if config.objective.objective in _WITH_PREDICTOR:
+  if config.objective.traits.has_predictor:
     widths['predictor'] = (PROJECTION_SIZE, HEAD_HIDDEN, PROJECTION_SIZE)
   return widths
 

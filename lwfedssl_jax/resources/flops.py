@@ -9,14 +9,12 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lwfedssl_jax.config import PROJECTION_SIZE, Config
+from lwfedssl_jax.config import OBJECTIVES, PROJECTION_SIZE, Config
 from lwfedssl_jax.resources.communication import CHANNELS, head_widths, num_tokens
 from lwfedssl_jax.stages import StagePlan, make_plans
 
 LAYER_NORM_OPERATIONS = 5  # per element, paper convention
 
-_PAPER_VIEWS = {'moco_v3': 1, 'byol': 1, 'simclr': 2}
-_WITH_TARGET_BRANCH = ('moco_v3', 'byol')
 
 
 class _Products(NamedTuple):
@@ -82,7 +80,7 @@ def paper_stage_flops(config: Config, image_size: int, *, depth_dropout_keep: in
   layer_norm = LAYER_NORM_OPERATIONS * num_tokens(config, image_size) * config.model.size.width
   block = products.block + 2 * layer_norm
   ends = layer_norm + products.projector + products.predictor
-  views = _PAPER_VIEWS[config.objective.objective]
+  views = config.objective.traits.paper_views
   stages = []
   for plan in make_plans(config):
     kept = min(plan.stop, depth_dropout_keep or plan.stop)
@@ -138,11 +136,9 @@ class StepFlops(NamedTuple):
 
 def _similarity_flops(config: Config, batch_size: int, aligned: bool) -> int:
   one = 2 * batch_size * batch_size * PROJECTION_SIZE
-  # info_nce has a constant side: a matrix for each of two views, forward and one gradient. NT-Xent compares all 2B
-  # projections with each other and has both gradients. BYOL's and the cosine alignment are row-wise, no matrix.
-  info_nce = 2 * one * 2
-  objective = {'moco_v3': info_nce, 'byol': 0, 'simclr': 4 * one * 3}[config.objective.objective]
-  return objective + (info_nce if aligned and config.objective.alignment_kind == 'contrastive' else 0)
+  aligning = aligned and config.objective.alignment_kind == 'contrastive'
+  alignment = OBJECTIVES['moco_v3'].similarity_products if aligning else 0  # info_nce too
+  return (config.objective.traits.similarity_products + alignment) * one
 
 
 def _step_flops(
@@ -160,7 +156,7 @@ def _step_flops(
   pair = 2 * 2 * batch_size  # two operations a multiply-add, two views
   embedding = products.embedding if trains_embedding else 0
   active = (plan.stop - start) * products.block
-  has_target = config.objective.objective in _WITH_TARGET_BRANCH
+  has_target = config.objective.traits.has_target
   branches = 1 + has_target + aligned
   return StepFlops(
       prefix_flops=pair * (products.embedding - embedding + start * products.block),
