@@ -3,9 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv-$(notdir $(PYTHON))
 RUN := $(VENV)/bin/python
 DEMO ?= runs/demo
-METHODS := lw_fedssl layerwise prog_fedssl end_to_end
-comma := ,
-space := $(subst ,, )
+METHODS := lw_fedssl,layerwise,prog_fedssl,end_to_end
 
 .PHONY: demo test lint clean
 
@@ -19,14 +17,10 @@ $(VENV)/installed-for-tests: $(VENV)/installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	touch $@
 
-# The four methods on scikit-learn's digits, then a table and a picture. An interrupted demo goes on where it was.
+# The four methods on scikit-learn's digits, then a page that compares them. An interrupted demo goes on where it was.
 demo: $(VENV)/installed
-	@for method in $(METHODS); do \
-	  $(RUN) -m experiments.pretrain --flagfile=experiments/presets/quickstart.flags \
-	    --method=$$method --workdir=$(DEMO)/$$method --resume || exit; \
-	done
-	@$(RUN) -m experiments.report --output=$(DEMO)/report \
-	  --workdirs=$(subst $(space),$(comma),$(addprefix $(DEMO)/,$(METHODS)))
+	@$(RUN) -m experiments.sweep --flagfile=experiments/presets/quickstart.flags --methods=$(METHODS) --output=$(DEMO)
+	@$(RUN) -m experiments.report --workdirs=$(DEMO) --output=$(DEMO)/report
 
 lint: $(VENV)/installed-for-tests
 	$(RUN) -m ruff check .

@@ -2,7 +2,8 @@
 
     python -m experiments.evaluate --workdir=runs/a,runs/b --protocol=linear --label_fraction=0.1 --seeds=0,1,2
 
-Writes evaluations/NAME.json and a confusion matrix, NAME.png, into each run's folder.
+A sweep's folder stands for the runs in it. Writes evaluations/NAME.json and a confusion matrix, NAME.png, into each
+run's folder.
 """
 
 from absl import flags as absl_flags
@@ -12,8 +13,9 @@ from lwfedssl_jax import evaluations, run_log, tables
 from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.data import sources
 from lwfedssl_jax.evaluation import finetune, protocols
+from lwfedssl_jax.report import runs
 
-_WORKDIR = absl_flags.DEFINE_list('workdir', [], 'folders of runs, comma-separated')
+_WORKDIR = absl_flags.DEFINE_list('workdir', [], 'folders of runs, or of a sweep, comma-separated')
 _PROTOCOL = absl_flags.DEFINE_enum('protocol', 'knn', protocols.PROTOCOLS, 'evaluation protocol')
 _DATASET = absl_flags.DEFINE_string('dataset', '', 'data set to evaluate on; empty: the run\'s own')
 _DATA_DIR = absl_flags.DEFINE_string('data_dir', '', 'folder of prepared TFDS data sets; empty: the run\'s')
@@ -53,7 +55,7 @@ def main():
   if not 0 < _FRACTION.value <= 1:
     raise UsageError(f'--label_fraction: expected more than 0 and at most 1, got {_FRACTION.value}')
   seeds, rows, results = _seeds(), [], []
-  for workdir in _WORKDIR.value:
+  for workdir in runs.expand(_WORKDIR.value):
     config = run_log.read_config(workdir)
     options = finetune.FinetuneOptions(_EPOCHS.value, _WARMUP.value, _BATCH.value, _RATE.value, _DECAY.value,
                                        config.augment.flip_probability)

@@ -53,7 +53,7 @@ def _plain_log_ticks(axis: Any, values: np.ndarray) -> None:
   from matplotlib import ticker
 
   decades = np.log10(values.max() / values.min()) if values.min() > 0 else 1
-  axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
+  axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5, 7) if decades < 1 else (1, 2, 5) if decades < 2 else (1,)))
   axis.set_major_formatter(ticker.StrMethodFormatter('{x:,g}'))
   axis.set_minor_formatter(ticker.NullFormatter())
 
@@ -98,7 +98,7 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, *, log_x: b
   axes.set_ylabel(y_label)
   axes.margins(x=0.06, y=0.1)
   axes.grid(alpha=0.2)
-  figure.legend(loc='outside lower center', ncols=2, frameon=False, fontsize=9)
+  figure.legend(loc='outside lower center', ncols=2, frameon=False, fontsize=9, labelcolor=INK)
   return figure
 
 
@@ -113,7 +113,7 @@ def scatter_by_class(points: np.ndarray, labels: np.ndarray, names: Sequence[str
     axes.scatter(own[:, 0], own[:, 1], s=28, marker=f'${sign}$' if index >= 0 else 'o', color=colour, linewidths=0)
   axes.set_xticks([])
   axes.set_yticks([])
-  axes.set_title(title, fontsize=10)
+  axes.set_title(title, fontsize=10, color=INK)
   return figure
 
 

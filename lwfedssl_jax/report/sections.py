@@ -158,7 +158,7 @@ def overview(groups: Sequence[Group], counted: Costs) -> Section:
     rows.append([
         group.name, str(len(group.runs)), of('final_knn_accuracy'), of('random_init_knn_accuracy'),
         of('raw_pixel_knn_accuracy'), of('download_bytes', 1, 1e6), of('upload_bytes', 1, 1e6),
-        f'{cost.peak_memory_bytes / 1e6:.0f}', f'{cost.total_flops / 1e9:.1f}', of('seconds', 0)])
+        f'{cost.peak_memory_bytes / 1e6:.0f}', f'{cost.total_flops / 1e9:.3g}', of('seconds', 0)])
   text = (f'{first["dataset"]}, {first["encoder"]}, {first["objective"]}, {first["num_clients"]} clients, '
           f'{first["num_rounds"]} rounds. kNN: cosine, k = 200, on the pooled embedding. Mean ± standard deviation '
           'over seeds. Bytes are per client, all rounds, as really exchanged; memory is of the compiled step; GFLOPs '

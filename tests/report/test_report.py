@@ -119,6 +119,7 @@ def test_page_takes_the_reader_s_colours(report):
   assert 'prefers-color-scheme: dark' in text and '@media print' in text and 'width=device-width' in text
   assert 'currentColor' in text and 'var(--c0)' in text
   assert charts.INK not in text
+  assert not re.search(r'<text[^>]*(?:fill: ?#000|style="(?![^"]*fill)[^"]*")', text)  # black would vanish in the dark
   for colour in charts.COLOURS:
     assert f'stroke: {colour}' not in text
 
