@@ -33,11 +33,12 @@ class StepMemory(NamedTuple):
     return self.argument_bytes + self.output_bytes - self.alias_bytes + self.scratch_bytes
 
 
-def lower_client_step(config: Config, image_size: int, plan: StagePlan) -> Any:
+def lower_client_step(config: Config, image_size: int, plan: StagePlan, num_steps: int = 1) -> Any:
   """Traces one client step of a stage on abstract arrays, state donated; returns jax's `Lowered`.
 
   The step is `federated.local.train_step`, the one the round scans over, on two views of `config.client.batch_size`
-  images of `image_size` pixels.
+  images of `image_size` pixels. With `num_steps` above 1, so many steps on the same batch, one after the other in one
+  program, as in a round.
   """
   rules = rounds.make_rules(config, image_size)
   whole = jax.eval_shape(rounds.make_round(config, image_size, config.client.batch_size).init, jax.random.key(0))
@@ -47,7 +48,10 @@ def lower_client_step(config: Config, image_size: int, plan: StagePlan) -> Any:
   mask = jax.ShapeDtypeStruct((config.client.batch_size,), jnp.bool_)
 
   def step(state, received, frozen, start, views, mask):
-    return local.train_step(rules, state, received, frozen, start, views, mask)
+    take = lambda state: local.train_step(rules, state, received, frozen, start, views, mask)
+    if num_steps == 1:
+      return take(state)
+    return jax.lax.scan(lambda state, _: take(state), state, None, length=num_steps)
 
   start = jax.ShapeDtypeStruct((), jnp.int32)
   return jax.jit(step, donate_argnums=0).lower(state, active, frozen, start, views, mask)
