@@ -94,7 +94,7 @@ def _round_case(config: Config, plan: StagePlan) -> Case:
   inputs = rounds.RoundInputs(
       jax.random.key(config.run.seed), jnp.int32(0), images(clients * each),
       rounds.Clients(jnp.arange(clients), jnp.arange(clients * each).reshape(clients, each),
-                     jnp.full(clients, each), jnp.ones(clients, bool)), images(num_server))
+                     jnp.full(clients, each), jnp.ones(clients, bool)), images(num_server), jnp.float32(jnp.inf))
   built = rounds.make_round(config, size, each)
   params = built.init(jax.random.key(config.run.seed))
   start, stop = jnp.int32(plan.start), jnp.int32(plan.stop)

@@ -11,11 +11,13 @@ from typing import Any
 from absl import app, flags, logging
 
 from lwfedssl_jax import config as configs
-from lwfedssl_jax.base import UsageError
+from lwfedssl_jax.base import TrainingError, UsageError
 from lwfedssl_jax.config import Config
+from lwfedssl_jax.interrupts import Interrupted
 
 USAGE_EXIT_CODE = 2
-FAILURE_EXIT_CODE = 1  # part of the work failed; the result says which
+FAILURE_EXIT_CODE = 1  # all or part of the work failed; the result or the message says which
+STOPPED_EXIT_CODE = 75  # by SIGTERM or Ctrl-C (EX_TEMPFAIL): the same command with --resume goes on
 
 
 def _define(name: str, default: Any, annotation: Any, metadata: Any) -> None:
@@ -73,9 +75,9 @@ def presets_first(argv: list[str]) -> list[str]:
   return [argv[0], *presets, *others]
 
 
-def _fail(message: str) -> typing.NoReturn:
+def _fail(message: str, code: int = USAGE_EXIT_CODE) -> typing.NoReturn:
   print(f'error: {" ".join(message.split())}', file=sys.stderr)
-  sys.exit(USAGE_EXIT_CODE)
+  sys.exit(code)
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -118,7 +120,14 @@ def run(main: Callable[[], dict[str, Any]]) -> None:
       result = main()
     except UsageError as error:
       _fail(str(error))
+    except TrainingError as error:
+      _fail(str(error), FAILURE_EXIT_CODE)
+    except Interrupted as error:
+      _fail(f'{error}: the round was dropped; --resume goes on from the last checkpoint', STOPPED_EXIT_CODE)
     print(json.dumps(result), flush=True)
+    if result.get('stopped_by'):
+      print(f'stopped by {result["stopped_by"]}: the same command with --resume goes on', file=sys.stderr)
+      sys.exit(STOPPED_EXIT_CODE)
     if result.get('failed'):
       sys.exit(FAILURE_EXIT_CODE)
 

@@ -11,6 +11,10 @@ class UsageError(ValueError):
   """A user's mistake: the message is one line that names the flag or file and what was expected."""
 
 
+class TrainingError(RuntimeError):
+  """A run cannot go on; what was good is saved. The message is one line."""
+
+
 class Encoder(NamedTuple):
   """An encoder that can be cut between blocks.
 

@@ -1,6 +1,8 @@
 """Checkpoints: orbax writes them, a digest of our own says whether what comes back is what was saved."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -33,13 +35,15 @@ class Checkpoints:
     if read_only and not os.path.isdir(path):
       raise UsageError(f'--workdir: expected a run with checkpoints, {workdir} has none')
     self._manager, self._read_only = ocp.CheckpointManager(path, options=options), read_only
+    self._last = 0  # the newest save that was started
 
   def save(self, params: Params, rounds_done: int) -> None:
     """Starts saving; returns once the parameters may change."""
-    args = self._ocp.args
+    args, self._last = self._ocp.args, rounds_done
     meta = {'rounds_done': rounds_done, 'params_sha256': trees.sha256(params)}
-    saved = self._manager.save(
-        rounds_done, args=args.Composite(params=args.StandardSave(params), meta=args.JsonSave(meta)))
+    with self._room_for(rounds_done):
+      saved = self._manager.save(
+          rounds_done, args=args.Composite(params=args.StandardSave(params), meta=args.JsonSave(meta)))
     if not saved:
       raise RuntimeError(f'checkpoint {rounds_done} was not written: one of that number or later exists')
 
@@ -77,10 +81,24 @@ class Checkpoints:
     sound = trees.sha256(out['params']) == out['meta']['params_sha256'] and out['meta']['rounds_done'] == step
     return Restored(out['params'], step) if sound else None
 
+  @contextlib.contextmanager
+  def _room_for(self, rounds_done: int | str) -> Iterator[None]:
+    """Says in one line that a save failed, this one or the one before it in the background."""
+    try:
+      yield
+    except Exception as error:  # orbax passes on what its threads and tensorstore raise, of many types
+      reason = ' '.join(str(error).split())[:300]
+      raise UsageError(
+          f'{self._manager.directory}: expected room for checkpoint {rounds_done} in a folder that can be written; '
+          f'earlier ones are whole ({reason})') from error
+
   def close(self) -> None:
     """Waits for saves under way and stops the background threads."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+    try:
+      with self._room_for(self._last):
+        self._manager.wait_until_finished()
+    finally:
+      self._manager.close()
 
   def __enter__(self) -> 'Checkpoints':
     return self

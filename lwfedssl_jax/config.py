@@ -66,6 +66,7 @@ OBJECTIVES = {
     'byol': ObjectiveTraits(has_predictor=True, has_target=True, similarity_products=0),
     'simclr': ObjectiveTraits(has_predictor=False, has_target=False, similarity_products=12, paper_views=2),
 }
+AGGREGATIONS = ('mean', 'median', 'trimmed_mean')
 REMATERIALIZE = ('none', 'elementwise', 'all')  # ever less is kept
 
 
@@ -185,6 +186,16 @@ class MethodConfig(_Validated):
   rounds_per_stage: int = option(
       15, 'rounds of a layer-wise stage; a method of one stage runs as many rounds in all as a '
       'layer-wise one (depth / blocks_per_stage * rounds_per_stage)', at_least=1)
+  aggregation: str = option(
+      'mean', 'how updates are put together: mean weighted by images, or a coordinate-wise median or trimmed mean of '
+      'equal weights, which hold all of a round\'s updates in memory', choices=AGGREGATIONS)
+  trim_fraction: float = option(
+      0.2, 'share of clients left out at either end by --aggregation=trimmed_mean', at_least=0, at_most=0.49)
+  client_update_clip: float = option(
+      0.0, 'greatest l2 norm of a client\'s update; longer ones are shortened; 0: no limit', at_least=0)
+  client_loss_limit: float = option(
+      10.0, 'a client whose mean loss is more than so many times the round before\'s is left out; 0: no limit',
+      at_least=0)
   new_block_init: str = option(
       'random', 'initial weights of a new block: random, or a copy of the block below',
       choices=('random', 'previous'))

@@ -27,6 +27,7 @@ class Stream(enum.IntEnum):
   MONITOR = 8  # evaluation subsets and pictures
   FINETUNE_SHUFFLE = 9
   FINETUNE_AUGMENT = 10
+  SECOND_ATTEMPT = 11  # of a round in which no client's update could be used
 
 
 def key(seed: int | Any, stream: Stream | Any, *indices: int | Any) -> PRNGKey:

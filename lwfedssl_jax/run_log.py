@@ -1,6 +1,7 @@
 """What a run writes and who may write it: lock, config.json, metrics.jsonl, TensorBoard events, lines or a bar."""
 
 import contextlib
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -21,6 +22,7 @@ from lwfedssl_jax.config import Config
 from lwfedssl_jax.version import __version__
 
 FORMAT = 1
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 CONFIG, METRICS, SUMMARY, LOCK = 'config.json', 'metrics.jsonl', 'summary.json', '.lock'
 # Fields that do not decide a run's result, so that a resumed run may change them.
 FREE_FIELDS = frozenset({
@@ -128,7 +130,13 @@ def claim_workdir(config: Config) -> Iterator[str]:
       raise UsageError(f'--workdir: expected a folder that no other process uses, {workdir} is in use') from error
     if not os.path.exists(path):
       write_json(path, {'format': FORMAT, 'config': configs.flatten(config), **describe_environment()})
-    yield workdir
+    try:
+      yield workdir
+    except OSError as error:
+      if error.errno not in _NO_ROOM:
+        raise
+      raise UsageError(
+          f'--workdir: expected room to write in {workdir}: {error.strerror}; what was saved is whole') from error
 
 
 def _check_same(config: Config, workdir: str) -> None:

@@ -42,10 +42,17 @@ class SweepRun(NamedTuple):
 
 
 class Outcome(NamedTuple):
-  """What became of a sweep: workdirs of the finished runs, and workdir -> reason of those that failed."""
+  """What became of a sweep.
+
+  Attributes:
+    finished: workdirs.
+    failed: workdir -> reason.
+    stopped_by: the signal that ended it, if one did.
+  """
 
   finished: list[str]
   failed: dict[str, str]
+  stopped_by: str | None = None
 
 
 def parse_variation(text: str) -> Variation:
@@ -148,7 +155,9 @@ def run_all(runs: Sequence[SweepRun]) -> Outcome:
     print(f'== run {index + 1} of {len(waiting)}: {run.workdir}', flush=True)
     begin = time.perf_counter()
     try:
-      training.train(run.config, deal(run.config))
+      summary = training.train(run.config, deal(run.config))
+      if summary.get('stopped_by'):
+        return outcome._replace(stopped_by=summary['stopped_by'])
       outcome.finished.append(run.workdir)
     except UsageError as error:
       outcome.failed[run.workdir] = str(error)

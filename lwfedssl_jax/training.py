@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lwfedssl_jax import checkpoint, reporting, rng, run_log, stages, trees
+from lwfedssl_jax import checkpoint, interrupts, reporting, rng, run_log, stages, trees
 from lwfedssl_jax import config as configs
-from lwfedssl_jax.base import FederatedRound, Params
+from lwfedssl_jax.base import FederatedRound, Params, TrainingError
 from lwfedssl_jax.config import Config, RunConfig
 from lwfedssl_jax.data import batching, federation, sources
 from lwfedssl_jax.data.federation import Federation
@@ -26,6 +26,7 @@ from lwfedssl_jax.stages import StagePlan
 
 Summary = dict[str, Any]
 EMBEDDINGS = 'embeddings.npz'
+POLL_SECONDS = 0.002
 
 # Runs that differ in seed, workdir and the like alone are trained by the same compiled round.
 _shared_round = functools.lru_cache(maxsize=4)(rounds.make_round)
@@ -59,13 +60,17 @@ class _Run:
     """Returns the stage a round (0-based, over the run) belongs to."""
     return self.plans[round_num // self.plans[0].num_rounds]
 
-  def inputs(self, round_num: int) -> rounds.RoundInputs:
-    """Returns what a round reads."""
+  def inputs(self, round_num: int, last_loss: float | None, attempt: int = 0) -> rounds.RoundInputs:
+    """Returns what a round reads; a second attempt draws other numbers."""
     ids = self.participation.client_ids[round_num]
     clients = rounds.Clients(
         jnp.asarray(ids), jnp.asarray(self.table[ids]), jnp.asarray(self.sizes[ids]),
         jnp.asarray(self.participation.returned[round_num]))
-    return rounds.RoundInputs(self.seed_key, jnp.int32(round_num), self.images, clients, self.server_images)
+    factor = self.config.method.client_loss_limit
+    limit = factor * abs(last_loss) if factor and last_loss is not None else np.inf
+    seed_key = rng.key(self.seed_key, rng.Stream.SECOND_ATTEMPT) if attempt else self.seed_key
+    return rounds.RoundInputs(seed_key, jnp.int32(round_num), self.images, clients, self.server_images,
+                              jnp.float32(limit))
 
   def images_trained(self, round_num: int) -> int:
     """Images that the clients of a round take gradients on, epochs multiplied in."""
@@ -90,10 +95,13 @@ def train(config: Config, data: Federation | None = None) -> Summary:
     data: images already loaded and dealt; None loads what the configuration names.
 
   Returns:
-    The summary, as in summary.json. Of a run that stopped early: `finished` False and the rounds done.
+    The summary, as in summary.json. Of a run that stopped early: `finished` False, the rounds done, and the signal that
+    stopped it (see interrupts.py), if one did.
 
   Raises:
     UsageError: a mistake in the configuration, the data or the workdir, found before anything is written.
+    TrainingError: two attempts at a round in a row gave no update that could be used; the state before it is saved.
+    Interrupted: a second signal; complete checkpoints stay.
   """
   data = data or federation.load(config)
   config = configs.with_values(config, {'image_size': data.image_size})
@@ -112,12 +120,12 @@ def train(config: Config, data: Federation | None = None) -> Summary:
       if restored is None:
         _write_pictures(run, workdir)
       params, rounds_done = restored or (run.init(), 0)
-      with run_log.RunLog(workdir, rounds_done, run.num_rounds) as log:
-        params, rounds_done = _train_rounds(run, params, rounds_done, log, checkpoints)
+      with run_log.RunLog(workdir, rounds_done, run.num_rounds) as log, interrupts.catch() as stop:
+        params, rounds_done = _train_rounds(run, params, rounds_done, log, checkpoints, stop)
         rows = log.rows
     if rounds_done < run.num_rounds:
       return {'finished': False, 'method': config.method.method, 'rounds_done': rounds_done,
-              'num_rounds': run.num_rounds, 'params_sha256': trees.sha256(params)}
+              'num_rounds': run.num_rounds, 'params_sha256': trees.sha256(params), 'stopped_by': stop.name}
     run_log.write_arrays(os.path.join(workdir, EMBEDDINGS), run.monitor.sample(params, run.init()))
     summary = _summarize(run, params, rows)
     run_log.write_json(summary_path, summary)
@@ -125,26 +133,36 @@ def train(config: Config, data: Federation | None = None) -> Summary:
 
 
 def _train_rounds(run: _Run, params: Params, rounds_done: int, log: run_log.RunLog,
-                  checkpoints: checkpoint.Checkpoints) -> tuple[Params, int]:
+                  checkpoints: checkpoint.Checkpoints, stop: interrupts.StopRequest) -> tuple[Params, int]:
   """Runs rounds from `rounds_done` on; returns the parameters and the rounds done at the end."""
   options = run.config.run
   last = min(options.stop_after_round or run.num_rounds, run.num_rounds)
-  ledger = run.ledger_after(rounds_done)
+  ledger, saved = run.ledger_after(rounds_done), rounds_done
   for round_num in range(rounds_done, last):
     plan = run.plan_of(round_num)
     stage_ends = round_num + 1 == plan.first_round + plan.num_rounds
     if round_num == plan.first_round:
       params = stages.begin(params, plan, run.config.method.new_block_init)
     params, row = _run_round(run, params, plan, round_num, log)
+    if row['participants'] and not row['accepted']:
+      if saved < round_num:
+        checkpoints.save(params, round_num)
+      raise TrainingError(
+          f'round {round_num + 1}: no client\'s update could be used, twice (not finite, or its loss exploded); the '
+          f'state before it is saved. A smaller --learning_rate may help')
     ledger, traffic = communication.charge_round(
         ledger, run.payload, plan, run.participation.client_ids[round_num], run.participation.returned[round_num])
     row |= _traffic_row(traffic, run.config.num_clients)
     if stage_ends:
       row |= _measure_stage(run, params, plan)
     log.write(row)
-    if stage_ends or round_num + 1 == last or (round_num + 1) % options.checkpoint_every == 0:
-      checkpoints.save(params, round_num + 1)
-  return params, max(rounds_done, last)
+    rounds_done = round_num + 1
+    if stage_ends or rounds_done == last or rounds_done % options.checkpoint_every == 0 or stop.name:
+      checkpoints.save(params, rounds_done)
+      saved = rounds_done
+    if stop.name:
+      break
+  return params, rounds_done
 
 
 def _run_round(run: _Run, params: Params, plan: StagePlan, round_num: int,
@@ -154,11 +172,21 @@ def _run_round(run: _Run, params: Params, plan: StagePlan, round_num: int,
          'participants': int(returned.sum())}
   if not returned.any():
     log.say(f'round {round_num + 1}: no client returned, the global model stays as it was')
-    return params, row | {'seconds': 0.0, 'images_per_second': 0.0}
+    return params, row | {'accepted': 0, 'left_out': [], 'seconds': 0.0, 'images_per_second': 0.0}
+  before = next((old['loss'] for old in reversed(log.rows) if old['loss'] is not None and old['stage'] == plan.stage),
+                None)
   start = time.perf_counter()
-  params, metrics = run.round.apply(params, plan, run.inputs(round_num))
-  metrics = jax.tree.map(np.asarray, jax.block_until_ready(metrics))
+  for attempt in range(2):
+    params, metrics = run.round.apply(params, plan, run.inputs(round_num, before, attempt))
+    metrics = jax.tree.map(np.asarray, _wait_for(metrics))
+    left_out = run.participation.client_ids[round_num][returned & ~metrics.accepted].tolist()
+    if left_out:
+      log.say(f'round {round_num + 1}: left out, update not finite or loss exploded: clients {left_out}')
+    if metrics.accepted.any():
+      break
+    log.say(f'round {round_num + 1}: no update can be used' + ('; once more with other randomness' * (not attempt)))
   seconds = time.perf_counter() - start
+  row |= {'accepted': int(metrics.accepted.sum()), 'left_out': left_out}
   row['loss'] = float(metrics.client.total)
   row['objective_loss'] = float(metrics.client.objective)
   if run.config.representation_alignment:
@@ -166,6 +194,13 @@ def _run_round(run: _Run, params: Params, plan: StagePlan, round_num: int,
   if metrics.calibration is not None:
     row['calibration_loss'] = float(metrics.calibration.total)
   return params, row | {'seconds': seconds, 'images_per_second': run.images_trained(round_num) / seconds}
+
+
+def _wait_for(arrays: Any) -> Any:
+  """Waits until arrays are computed, in Python, so that a signal is noticed meanwhile."""
+  while not all(leaf.is_ready() for leaf in jax.tree.leaves(arrays)):
+    time.sleep(POLL_SECONDS)
+  return arrays
 
 
 def _traffic_row(traffic: communication.RoundTraffic, num_clients: int) -> dict[str, Any]:

@@ -201,6 +201,7 @@ def tiny_inputs():
         jnp.array([1, 3, 4, 8][:len(sizes)], jnp.int32), jnp.asarray(image_ids), jnp.array(sizes, jnp.int32),
         jnp.array(returned))
     return rounds.RoundInputs(
-        jax.random.key(7), jnp.int32(round_num), jnp.asarray(images[:30]), clients, jnp.asarray(images[30:37]))
+        jax.random.key(7), jnp.int32(round_num), jnp.asarray(images[:30]), clients, jnp.asarray(images[30:37]),
+        jnp.float32(jnp.inf))
 
   return build

@@ -52,6 +52,7 @@ def test_finished_runs_are_skipped_and_failures_do_not_stop_the_rest(tmp_path, m
       raise UsageError('--workdir: expected something else')
     if config.method.method == 'lw_fedssl':
       raise ZeroDivisionError('by zero')
+    return {'finished': True}
 
   monkeypatch.setattr(training, 'train', train)
   done = plan(tmp_path)[0].workdir
@@ -64,6 +65,11 @@ def test_finished_runs_are_skipped_and_failures_do_not_stop_the_rest(tmp_path, m
       str(tmp_path / 'lw_fedssl-seed0'): '--workdir: expected something else',
       str(tmp_path / 'lw_fedssl-seed1'): 'ZeroDivisionError: by zero'}
   assert 'failed: ' in capsys.readouterr().out
+
+
+def test_a_signal_ends_the_whole_sweep(tmp_path, monkeypatch):
+  monkeypatch.setattr(training, 'train', lambda config, data: {'finished': False, 'stopped_by': 'SIGTERM'})
+  assert sweeps.run_all(plan(tmp_path)) == sweeps.Outcome([], {}, 'SIGTERM')
 
 
 def test_estimate_counts_what_is_left(tmp_path):

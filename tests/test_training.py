@@ -1,14 +1,17 @@
 """The driver on real digits at reduced scale: determinism, resume, damage, what a run leaves behind."""
 
+import errno
 import json
 import os
+import signal
 
 import numpy as np
 import pytest
 
 import lwfedssl_jax
-from lwfedssl_jax import UsageError, evaluations, run_log, training
+from lwfedssl_jax import UsageError, evaluations, interrupts, run_log, training
 from lwfedssl_jax import config as configs
+from lwfedssl_jax.base import TrainingError
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.resources import costs
 
@@ -204,6 +207,45 @@ def test_round_without_returning_clients_leaves_the_model_alone_and_says_so(tmp_
   assert untouched['params_sha256'] == summary['params_sha256']
 
 
+def test_updates_that_cannot_be_used_end_the_run_with_the_last_good_state(tmp_path, capsys):
+  with pytest.raises(TrainingError, match=r'round 2: no client.s update could be used, twice'):
+    training.train(tiny(tmp_path, client_loss_limit=0.5))  # no loss falls by half in a round
+  said = capsys.readouterr().out
+  assert said.count('clients [0, 1, 2]') == 2 and said.count('once more with other randomness') == 1
+  rows = run_log.read_metrics(str(tmp_path))
+  assert [(row['round'], row['accepted'], row['left_out']) for row in rows] == [(0, 3, [])]
+  assert lwfedssl_jax.load_encoder(str(tmp_path)).rounds_done == 1
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_after_its_round_and_resuming_changes_nothing(finished, tmp_path, monkeypatch, number):
+  _, summary = finished
+  write = run_log.RunLog.write
+
+  def write_and_signal(log, row):
+    write(log, row)
+    if row['round'] == 1:
+      signal.raise_signal(number)
+
+  handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+  with monkeypatch.context() as patch:
+    patch.setattr(run_log.RunLog, 'write', write_and_signal)
+    stopped = training.train(tiny(tmp_path, checkpoint_every=100))
+  assert (stopped['finished'], stopped['rounds_done'], stopped['stopped_by']) == (False, 2, number.name)
+  assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
+  assert training.train(tiny(tmp_path, resume=True))['params_sha256'] == summary['params_sha256']
+
+
+def test_a_second_signal_drops_the_round(finished, tmp_path, monkeypatch):
+  _, summary = finished
+  monkeypatch.setattr(training, '_wait_for', lambda arrays: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
+  with pytest.raises(interrupts.Interrupted, match='SIGINT'):
+    training.train(tiny(tmp_path))
+  monkeypatch.undo()
+  assert run_log.read_metrics(str(tmp_path)) == []
+  assert training.train(tiny(tmp_path, resume=True))['params_sha256'] == summary['params_sha256']
+
+
 def test_partial_participation_charges_only_participants(tmp_path):
   training.train(tiny(tmp_path, method='layerwise', clients_per_round=2, rounds_per_stage=1))
   for row in run_log.read_metrics(str(tmp_path)):
@@ -240,3 +282,19 @@ def test_nothing_is_written_for_a_mistake_about_the_data(tmp_path):
   with pytest.raises(UsageError, match='--batch_size'):
     training.train(tiny(tmp_path / 'run', batch_size=5000))
   assert os.listdir(tmp_path) == []
+
+
+def test_no_room_for_a_row_is_one_line_and_what_was_saved_is_whole(finished, tmp_path, monkeypatch):
+  _, summary = finished
+  write = run_log.RunLog.write
+
+  def fail(log, row):
+    if row['round'] == 2:
+      raise OSError(errno.ENOSPC, 'No space left on device')
+    write(log, row)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(run_log.RunLog, 'write', fail)
+    with pytest.raises(UsageError, match=r'--workdir: expected room to write in .*: No space left on device'):
+      training.train(tiny(tmp_path))
+  assert training.train(tiny(tmp_path, resume=True))['params_sha256'] == summary['params_sha256']

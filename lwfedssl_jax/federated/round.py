@@ -14,7 +14,7 @@ from lwfedssl_jax import rng, stages, trees
 from lwfedssl_jax.base import FederatedRound, Params
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
-from lwfedssl_jax.federated import local, optimizer
+from lwfedssl_jax.federated import aggregation, local, optimizer
 from lwfedssl_jax.models.vit import make_encoder
 from lwfedssl_jax.objectives import make_objective
 from lwfedssl_jax.objectives.alignment import make_alignment
@@ -46,6 +46,7 @@ class RoundInputs(NamedTuple):
     images: (N, S, S, 3) uint8, the training images.
     clients: who trains.
     server_images: (A, S, S, 3) uint8, the server's own; (0, ...) without calibration.
+    loss_limit: () float32; a client whose mean loss is above it is left out.
   """
 
   seed_key: Any
@@ -53,13 +54,18 @@ class RoundInputs(NamedTuple):
   images: Any
   clients: Clients
   server_images: Any
+  loss_limit: Any
 
 
 class RoundMetrics(NamedTuple):
-  """Means over the clients that returned, weighted by their images, except `client_losses` (K,)."""
+  """Means over the clients that were accepted, weighted by their images; `client_losses` and `accepted` are (K,).
+
+  A client is accepted if it returned and its update is sound (`aggregation.is_sound`).
+  """
 
   client: local.Losses
   client_losses: Any
+  accepted: Any
   calibration: local.Losses | None
 
 
@@ -96,15 +102,6 @@ def largest_divisor(number: int, limit: int) -> int:
   return next(d for d in range(min(limit, number), 0, -1) if number % d == 0)
 
 
-def weighted_sum(weights: jax.Array, stacked: Params) -> Params:
-  """Sums leaves (K, ...) with weights (K,) in float32; a client of weight 0 is never multiplied in."""
-  def leaf_sum(leaf):
-    per_client = weights.reshape((-1,) + (1,) * (leaf.ndim - 1))
-    return jnp.where(per_client > 0, per_client * leaf, 0).sum(axis=0)
-
-  return jax.tree.map(leaf_sum, stacked)
-
-
 def make_round(config: Config, image_size: int, max_client_images: int) -> FederatedRound:
   """Builds the round of a run.
 
@@ -134,25 +131,41 @@ def make_round(config: Config, image_size: int, max_client_images: int) -> Feder
     return local.train(rules, augment_key, active, frozen, start, inputs.images, ids, mask)
 
   def train_clients(inputs, active, frozen, start):
-    """Runs the clients in chunks; only a weighted sum is kept, so memory does not grow with their number.
+    """Runs the clients in chunks; of a mean only the weighted sum is kept, so memory does not grow with their number.
 
-    If nobody returned, the active part stays as it was received.
+    If no update can be used, the active part stays as it was received.
     """
     members = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), inputs.clients)
     weights = jnp.where(members.returned, members.num_images, 0).astype(jnp.float32)
+    weights = weights / jnp.maximum(weights.sum(), 1)
+    received = trees.pack(active)
+
+    def update_of(member):
+      trained, losses = train_client(inputs, active, frozen, start, member)
+      update = aggregation.clip_update(trees.pack(trained), received, method.client_update_clip)
+      return update, losses, member.returned & aggregation.is_sound(update, losses.total, inputs.loss_limit)
 
     def add_chunk(total, scanned):
       chunk_members, chunk_weights = scanned
-      trained, losses = jax.vmap(lambda member: train_client(inputs, active, frozen, start, member))(chunk_members)
-      return jax.tree.map(jnp.add, total, weighted_sum(chunk_weights, jax.vmap(trees.pack)(trained))), losses
+      updates, losses, accepted = jax.vmap(update_of)(chunk_members)
+      if method.aggregation != 'mean':
+        return total, (losses, accepted, updates)
+      chunk_sum = aggregation.weighted_sum(jnp.where(accepted, chunk_weights, 0), updates)
+      return jax.tree.map(jnp.add, total, chunk_sum), (losses, accepted, None)
 
-    packed = trees.pack(active)
-    zeros = jax.tree.map(jnp.zeros_like, packed)
-    weights = weights / jnp.maximum(weights.sum(), 1)
-    total, losses = jax.lax.scan(add_chunk, zeros, (members, weights))
-    losses = jax.tree.map(lambda x: x.reshape(-1), losses)
-    mean = trees.unpack(trees.select(inputs.clients.returned.any(), total, packed), active)
-    return mean, losses, weights.reshape(-1)
+    zeros = jax.tree.map(jnp.zeros_like, received)
+    total, scanned = jax.lax.scan(add_chunk, zeros, (members, weights))
+    losses, accepted, updates = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), scanned)
+    weights = weights.reshape(-1)
+    trusted = jnp.where(accepted, weights, 0)
+    if method.aggregation == 'mean':
+      # With everybody accepted the weights add up to one already; dividing would only round.
+      share = jnp.where((accepted == (weights > 0)).all(), 1, jnp.maximum(trusted.sum(), 1e-12))
+      combined = jax.tree.map(lambda leaf: leaf / share, total)
+    else:
+      combined = aggregation.order_statistic(method.aggregation, method.trim_fraction, accepted, updates)
+    combined = trees.unpack(trees.select(accepted.any(), combined, received), active)
+    return combined, losses, accepted, trusted / jnp.maximum(trusted.sum(), 1e-12)
 
   def calibrate(inputs, params, stop):
     """Trains everything that exists end to end on the server's images, from a fresh optimizer and target."""
@@ -171,11 +184,14 @@ def make_round(config: Config, image_size: int, max_client_images: int) -> Feder
   @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
   def run(shape: StageShape, params, start, stop, inputs: RoundInputs):
     active, frozen = stages.split(params, shape, start)
-    mean, losses, weights = train_clients(inputs, active, frozen, start)
-    params = stages.merge(params, mean, start)
-    params, calibration = calibrate(inputs, params, stop) if config.server_calibration else (params, None)
+    combined, losses, accepted, weights = train_clients(inputs, active, frozen, start)
+    params, calibration = stages.merge(params, combined, start), None
+    if config.server_calibration:
+      calibrated, calibration = calibrate(inputs, params, stop)
+      sound = aggregation.is_sound(calibrated, calibration.total, jnp.inf)
+      params = trees.select(accepted.any() & sound, calibrated, params)
     weighted = jax.tree.map(lambda x: jnp.where(weights > 0, weights * x, 0).sum(), losses)
-    return params, RoundMetrics(weighted, losses.total, calibration)
+    return params, RoundMetrics(weighted, losses.total, accepted, calibration)
 
   def apply(params: Params, plan: StagePlan, inputs: RoundInputs):
     return run(plan.shape, params, jnp.int32(plan.start), jnp.int32(plan.stop), inputs)

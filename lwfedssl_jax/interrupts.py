@@ -1,0 +1,44 @@
+"""SIGTERM and Ctrl-C: the first asks a run to stop after the round it is in, the second drops that round."""
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupted(BaseException):
+  """The second signal: the current round is dropped; what is saved is complete."""
+
+
+class StopRequest:
+  """Whether a signal has asked the run to stop, and which."""
+
+  def __init__(self) -> None:
+    self.name: str | None = None
+
+  def receive(self, number: int, frame: Any) -> None:
+    """Handles a signal."""
+    del frame
+    if self.name is not None:
+      raise Interrupted(signal.Signals(number).name)
+    self.name = signal.Signals(number).name
+    print(f'{self.name}: stopping after this round; a second signal drops it', file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def catch() -> Iterator[StopRequest]:
+  """Turns the two signals into a request while the block runs; outside the main thread they are left alone."""
+  request = StopRequest()
+  if threading.current_thread() is not threading.main_thread():
+    yield request
+    return
+  before = {number: signal.signal(number, request.receive) for number in SIGNALS}
+  try:
+    yield request
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)

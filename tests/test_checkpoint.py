@@ -1,0 +1,141 @@
+"""Damaged checkpoints: noticed, said, passed over; never half-believed."""
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lwfedssl_jax import UsageError, checkpoint, trees
+
+DAMAGES = ('truncated', 'emptied', 'deleted', 'bit flipped')
+
+
+def tree(step):
+  generator = np.random.default_rng(step)
+  return {'embedding': {'kernel': jnp.asarray(generator.normal(size=(40, 30)), jnp.float32)},
+          'norm': {'scale': jnp.asarray(generator.normal(size=7), jnp.float32)}}
+
+
+def save_two(folder):
+  with checkpoint.Checkpoints(str(folder), keep=2) as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(tree(step), step)
+
+
+def restore(folder, **options):
+  with checkpoint.Checkpoints(str(folder), keep=2, **options) as checkpoints:
+    return checkpoints.restore_newest(jax.eval_shape(lambda: tree(0)))
+
+
+def files_of(folder):
+  return sorted(path for path in folder.rglob('*') if path.is_file())
+
+
+def damage(path, how):
+  content = path.read_bytes()
+  if how == 'deleted':
+    path.unlink()
+  elif how == 'bit flipped':
+    if content:
+      flipped = bytearray(content)
+      flipped[len(content) // 2] ^= 4
+      path.write_bytes(flipped)
+  else:
+    path.write_bytes(b'' if how == 'emptied' else content[:len(content) // 2])
+
+
+@pytest.fixture(scope='module')
+def sound(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('sound')
+  save_two(folder)
+  return folder
+
+
+@pytest.mark.parametrize('how', DAMAGES)
+def test_any_damaged_file_of_the_newest_step_is_noticed_or_harmless(sound, tmp_path, how, caplog):
+  """What comes back is always exactly what was saved, of the newest step or of the one before."""
+  names = [path.relative_to(sound) for path in files_of(sound / 'checkpoints' / '2')]
+  assert len(names) > 5
+  fell_back = set()
+  for index, name in enumerate(names):
+    folder = tmp_path / str(index)
+    shutil.copytree(sound, folder)
+    damage(folder / name, how)
+    caplog.clear()
+    restored = restore(folder)
+    assert trees.sha256(restored.params) == trees.sha256(tree(restored.rounds_done)), (name, how)
+    if restored.rounds_done == 1:
+      fell_back.add(str(name))
+      assert 'checkpoint 2 is damaged and passed over' in caplog.text
+      assert not (folder / 'checkpoints' / '2').exists()
+  assert any('/d/' in name for name in fell_back)  # the arrays themselves
+  assert any('meta' in name for name in fell_back)
+
+
+def test_a_wrong_array_under_a_right_looking_file_is_noticed(sound, tmp_path):
+  """The parameters of step 1 in the place of step 2's: every file is whole, only our digest tells."""
+  folder = tmp_path / 'swapped'
+  shutil.copytree(sound, folder)
+  shutil.rmtree(folder / 'checkpoints' / '2' / 'params')
+  shutil.copytree(folder / 'checkpoints' / '1' / 'params', folder / 'checkpoints' / '2' / 'params')
+  assert restore(folder).rounds_done == 1
+
+
+def test_reading_alone_deletes_nothing(sound, tmp_path):
+  folder = tmp_path / 'read'
+  shutil.copytree(sound, folder)
+  damage(folder / 'checkpoints' / '2' / 'meta' / 'metadata', 'emptied')
+  before = files_of(folder)
+  assert restore(folder, read_only=True).rounds_done == 1
+  assert files_of(folder) == before
+
+
+def test_a_step_that_was_not_finished_is_not_there(sound, tmp_path):
+  folder = tmp_path / 'half'
+  shutil.copytree(sound, folder)
+  half = folder / 'checkpoints' / '3.orbax-checkpoint-tmp-1'
+  shutil.copytree(folder / 'checkpoints' / '2', half)
+  assert restore(folder).rounds_done == 2
+  assert not half.exists()
+
+
+FULL_DISK = '''
+import resource, signal, sys
+import jax.numpy as jnp
+from lwfedssl_jax import UsageError, checkpoint
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+  with checkpoint.Checkpoints(sys.argv[1], keep=5) as checkpoints:
+    checkpoints.save({'embedding': {'kernel': jnp.arange(100_000.0) ** 1.5}}, 3)
+except UsageError as error:
+  print('USAGE', error)
+'''
+
+
+def test_disk_that_is_full_is_said_in_one_line_and_earlier_checkpoints_stay(sound, tmp_path):
+  """A limit on file sizes stands in for the full disk."""
+  folder = tmp_path / 'full'
+  shutil.copytree(sound, folder)
+  result = subprocess.run([sys.executable, '-c', FULL_DISK, str(folder)], capture_output=True, text=True, timeout=120,
+                          env=os.environ | {'JAX_PLATFORMS': 'cpu'})
+  assert f'USAGE {folder}/checkpoints: expected room for checkpoint 3' in result.stdout, result.stderr[-2000:]
+  assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 20_000
+  assert restore(folder).rounds_done == 2
+
+
+def test_none_is_left(sound, tmp_path):
+  folder = tmp_path / 'none'
+  shutil.copytree(sound, folder)
+  for step in ('1', '2'):
+    damage(folder / 'checkpoints' / step / 'meta' / 'metadata', 'emptied')
+  before = files_of(folder)
+  with pytest.raises(UsageError, match='expected a sound checkpoint, all 2 are damaged'):
+    restore(folder)
+  assert files_of(folder) == before
