@@ -122,8 +122,9 @@ def run(main: Callable[[], dict[str, Any]]) -> None:
       _fail(str(error))
     except TrainingError as error:
       _fail(str(error), FAILURE_EXIT_CODE)
-    except Interrupted as error:
-      _fail(f'{error}: the round was dropped; --resume goes on from the last checkpoint', STOPPED_EXIT_CODE)
+    except (Interrupted, KeyboardInterrupt) as error:
+      _fail(f'{str(error) or "SIGINT"}: dropped what was under way; --resume goes on from the last checkpoint',
+            STOPPED_EXIT_CODE)
     print(json.dumps(result), flush=True)
     if result.get('stopped_by'):
       print(f'stopped by {result["stopped_by"]}: the same command with --resume goes on', file=sys.stderr)
