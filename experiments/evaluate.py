@@ -21,7 +21,7 @@ _DATASET = absl_flags.DEFINE_string('dataset', '', 'data set to evaluate on; emp
 _DATA_DIR = absl_flags.DEFINE_string('data_dir', '', 'folder of prepared TFDS data sets; empty: the run\'s')
 _CACHE_DIR = absl_flags.DEFINE_string('cache_dir', '', 'where decoded images are kept; empty: the user cache folder')
 _FRACTION = absl_flags.DEFINE_float('label_fraction', 1.0, 'share of each class\'s training labels, 0 to 1')
-_SEEDS = absl_flags.DEFINE_list('seeds', ['0'], 'seeds of label subset, probe and finetuning')
+absl_flags.DEFINE_list('seeds', ['0'], 'seeds of label subset, probe and finetuning')
 _SPLIT = absl_flags.DEFINE_enum('split', 'test', protocols.SPLITS, 'validation: a fifth of the training images')
 _MAX_TRAIN = absl_flags.DEFINE_integer('max_train_images', 0, 'use so many training images; 0: all', lower_bound=0)
 _FROM_SCRATCH = absl_flags.DEFINE_boolean('from_scratch', False, 'random weights, the reference')
@@ -36,13 +36,6 @@ _DECAY = absl_flags.DEFINE_float('weight_decay', _DEFAULTS.weight_decay, 'finetu
 _SHOWN = ('accuracy', 'mean_per_class_accuracy', 'macro_precision', 'macro_recall', 'macro_f1')
 
 
-def _seeds() -> list[int]:
-  try:
-    return [int(seed) for seed in _SEEDS.value]
-  except ValueError as error:
-    raise UsageError(f'--seeds: expected whole numbers, got {",".join(_SEEDS.value)}') from error
-
-
 def _row(workdir, result):
   figures = [f'{result["mean"][name]:.3f} ± {result["std"][name]:.3f}' for name in _SHOWN]
   return [workdir, result['name'], str(len(result['runs'])), *figures]
@@ -54,7 +47,7 @@ def main():
     raise UsageError('--workdir: expected the folder of a run')
   if not 0 < _FRACTION.value <= 1:
     raise UsageError(f'--label_fraction: expected more than 0 and at most 1, got {_FRACTION.value}')
-  seeds, rows, results = _seeds(), [], []
+  seeds, rows, results = flags.whole_numbers('seeds'), [], []
   for workdir in runs.expand(_WORKDIR.value):
     config = run_log.read_config(workdir)
     options = finetune.FinetuneOptions(_EPOCHS.value, _WARMUP.value, _BATCH.value, _RATE.value, _DECAY.value,

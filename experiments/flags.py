@@ -62,6 +62,15 @@ def config_from_flags() -> Config:
   return Config(**groups)
 
 
+def whole_numbers(name: str) -> list[int]:
+  """Returns the values of a list flag as integers. Raises UsageError."""
+  values = flags.FLAGS[name].value
+  try:
+    return [int(value) for value in values]
+  except ValueError as error:
+    raise UsageError(f'--{name}: expected whole numbers, got {",".join(values)}') from error
+
+
 def presets_first(argv: list[str]) -> list[str]:
   """Moves --flagfile arguments to the front: absl lets the last one win, and what a user types must beat a preset."""
   presets, others, rest = [], [], iter(argv[1:])

@@ -14,17 +14,10 @@ from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.resources import machine
 
 _METHODS = absl_flags.DEFINE_list('methods', [], 'methods to run; empty: --method alone')
-_SEEDS = absl_flags.DEFINE_list('seeds', [], 'seeds to run; empty: --seed alone')
+absl_flags.DEFINE_list('seeds', [], 'seeds to run; empty: --seed alone')
 _VARY = absl_flags.DEFINE_string('vary', '', 'FLAG=VALUE,VALUE,...: one flag of pretrain and the values it takes')
 _OUTPUT = absl_flags.DEFINE_string('output', '', 'folder to write the runs\' folders to')
 _DRY_RUN = absl_flags.DEFINE_boolean('dry_run', False, 'say what would run, and stop')
-
-
-def _seeds() -> list[int]:
-  try:
-    return [int(seed) for seed in _SEEDS.value]
-  except ValueError as error:
-    raise UsageError(f'--seeds: expected whole numbers, got {",".join(_SEEDS.value)}') from error
 
 
 def main():
@@ -36,7 +29,7 @@ def main():
     raise UsageError('--workdir: expected none, a sweep names its runs\' folders under --output')
   flags.print_config(config)
   variation = sweeps.parse_variation(_VARY.value) if _VARY.value else None
-  runs = sweeps.plan(config, _METHODS.value or [config.method.method], _seeds() or [config.run.seed], variation,
+  runs = sweeps.plan(config, _METHODS.value or [config.method.method], flags.whole_numbers('seeds') or [config.run.seed], variation,
                      _OUTPUT.value)
   left = sum(sweeps.operations(run.config, sweeps.deal(run.config), run.rounds_done)
              for run in runs if not run.finished)
