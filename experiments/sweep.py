@@ -29,8 +29,8 @@ def main():
     raise UsageError('--workdir: expected none, a sweep names its runs\' folders under --output')
   flags.print_config(config)
   variation = sweeps.parse_variation(_VARY.value) if _VARY.value else None
-  runs = sweeps.plan(config, _METHODS.value or [config.method.method], flags.whole_numbers('seeds') or [config.run.seed], variation,
-                     _OUTPUT.value)
+  methods, seeds = _METHODS.value or [config.method.method], flags.whole_numbers('seeds') or [config.run.seed]
+  runs = sweeps.plan(config, methods, seeds, variation, _OUTPUT.value)
   left = sum(sweeps.operations(run.config, sweeps.deal(run.config), run.rounds_done)
              for run in runs if not run.finished)
   print(sweeps.describe(runs, left, machine.matrix_product_rate()), flush=True)
