@@ -34,7 +34,8 @@ class Checkpoints:
     path = os.path.abspath(os.path.join(workdir, FOLDER))
     if read_only and not os.path.isdir(path):
       raise UsageError(f'--workdir: expected a run with checkpoints, {workdir} has none')
-    self._manager, self._read_only = ocp.CheckpointManager(path, options=options), read_only
+    with _saying_only_errors() if read_only else contextlib.nullcontext():  # it warns that it is what it was told to be
+      self._manager, self._read_only = ocp.CheckpointManager(path, options=options), read_only
     self._last = 0  # the newest save that was started
 
   def save(self, params: Params, rounds_done: int) -> None:
@@ -105,6 +106,16 @@ class Checkpoints:
 
   def __exit__(self, *exception: Any) -> None:
     self.close()
+
+
+@contextlib.contextmanager
+def _saying_only_errors() -> Iterator[None]:
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  try:
+    yield
+  finally:
+    logging.set_verbosity(before)
 
 
 def _sharding() -> Any:
