@@ -94,7 +94,8 @@ def read_config(workdir: str) -> Config:
 def read_metrics(workdir: str) -> list[dict[str, Any]]:
   """Returns the rows of metrics.jsonl, oldest first; a last line cut short by a crash is left out."""
   rows = []
-  with contextlib.suppress(FileNotFoundError), open(os.path.join(workdir, METRICS), encoding='utf-8') as file:
+  missing = contextlib.suppress(FileNotFoundError, NotADirectoryError)
+  with missing, open(os.path.join(workdir, METRICS), encoding='utf-8') as file:
     for line in file:
       if line.endswith('\n'):
         rows.append(json.loads(line))

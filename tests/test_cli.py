@@ -203,7 +203,8 @@ def test_sweep_lists_its_runs_and_reports_failures_in_its_exit_code(class_folder
   (tmp_path / 'sweep').mkdir()
   (tmp_path / 'sweep' / 'layerwise-seed0').write_text('a file where a folder must be')
   result = command('sweep', *small, '--methods=layerwise')
-  assert result.returncode == 1
+  assert result.returncode == 1, result.stderr
+  assert 'Traceback' not in result.stderr
   failed = json.loads(result.stdout.splitlines()[-1])['failed']
   assert list(failed) == [f'{tmp_path}/sweep/layerwise-seed0']
   assert 'expected a folder that can be written' in failed[f'{tmp_path}/sweep/layerwise-seed0']
