@@ -46,7 +46,8 @@ def evaluate_run(
   loaded = encoders.load_encoder(workdir)
   task = protocols.make_task(dataset, split, max_train_images)
   params_of = lambda seed: encoders.random_encoder(loaded.config, seed).params if from_scratch else loaded.params
-  name = protocols.result_name(protocol, dataset.name, label_fraction, split=split, from_scratch=from_scratch)
+  name = protocols.result_name(
+      protocol, dataset.name, label_fraction, split=split, from_scratch=from_scratch, max_train_images=max_train_images)
   found = protocols.evaluate(
       loaded.apply, params_of, protocol, task, label_fraction=label_fraction, seeds=seeds, options=options)
   result = {

@@ -75,9 +75,11 @@ def label_subset(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
   return np.sort(np.concatenate(chosen))
 
 
-def result_name(protocol: str, dataset: str, label_fraction: float, *, split: str, from_scratch: bool) -> str:
+def result_name(protocol: str, dataset: str, label_fraction: float, *, split: str, from_scratch: bool,
+                max_train_images: int = 0) -> str:
   """Returns the name of a result, which says how it came about: 'linear, digits, 10 % of labels'."""
   parts = [protocol, dataset, f'{100 * label_fraction:g} % of labels']
+  parts += [f'of {max_train_images} images'] * bool(max_train_images)
   return ', '.join(parts + ['validation split'] * (split == 'validation') + ['from scratch'] * from_scratch)
 
 

@@ -138,4 +138,5 @@ def test_metrics_are_scikit_learn_s_and_count_absent_classes_as_said():
 def test_name_says_how_a_result_came_about():
   name = protocols.result_name('linear', 'digits', 0.1, split='validation', from_scratch=True)
   assert name == 'linear, digits, 10 % of labels, validation split, from scratch'
-  assert protocols.result_name('knn', 'digits', 1, split='test', from_scratch=False) == 'knn, digits, 100 % of labels'
+  name = protocols.result_name('knn', 'digits', 1, split='test', from_scratch=False, max_train_images=500)
+  assert name == 'knn, digits, 100 % of labels, of 500 images'
