@@ -39,7 +39,7 @@ def check_one_line(error, start='--'):
   assert '\n' not in str(error) and str(error).startswith(start), error
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(CONFIG_VALUES)
 def test_a_configuration_is_valid_or_one_line_says_why(values):
   try:
@@ -61,7 +61,7 @@ DATASET = ImageDataset(
     None, ('a', 'b', 'c', 'd'))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.fixed_dictionaries({
     'num_clients': st.integers(1, 50), 'partition': st.sampled_from(['iid', 'dirichlet', 'shards']),
     'dirichlet_beta': st.floats(1e-3, 1e3), 'shards_per_client': st.integers(1, 6),
@@ -83,7 +83,7 @@ def test_every_image_belongs_to_one_client_or_to_the_server(values):
     assert row[:size].tolist() == ids.tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.fixed_dictionaries({
     'method': st.sampled_from(sorted(configs.METHODS)), 'objective': st.sampled_from(sorted(configs.OBJECTIVES)),
     'num_clients': st.integers(1, 8), 'client_dropout': st.floats(0, 1), 'rounds_per_stage': st.integers(1, 4),
@@ -112,7 +112,7 @@ def test_payload_bytes_add_up(values, clients_per_round):
     assert down == up == 0
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_a_mangled_npz_is_read_or_refused_in_one_line(data):
   with tempfile.TemporaryDirectory() as folder:
