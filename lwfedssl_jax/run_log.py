@@ -24,6 +24,7 @@ from lwfedssl_jax.version import __version__
 FORMAT = 1
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 CONFIG, METRICS, SUMMARY, LOCK = 'config.json', 'metrics.jsonl', 'summary.json', '.lock'
+EMBEDDINGS = 'embeddings.npz'
 # Fields that do not decide a run's result, so that a resumed run may change them.
 FREE_FIELDS = frozenset({
     'workdir', 'resume', 'stop_after_round', 'checkpoint_every', 'keep_checkpoints', 'data_dir', 'cache_dir'})

@@ -25,7 +25,6 @@ from lwfedssl_jax.resources import communication, planner
 from lwfedssl_jax.stages import StagePlan
 
 Summary = dict[str, Any]
-EMBEDDINGS = 'embeddings.npz'
 POLL_SECONDS = 0.002
 
 # Runs that differ in seed, workdir and the like alone are trained by the same compiled round.
@@ -126,7 +125,7 @@ def train(config: Config, data: Federation | None = None) -> Summary:
     if rounds_done < run.num_rounds:
       return {'finished': False, 'method': config.method.method, 'rounds_done': rounds_done,
               'num_rounds': run.num_rounds, 'params_sha256': trees.sha256(params), 'stopped_by': stop.name}
-    run_log.write_arrays(os.path.join(workdir, EMBEDDINGS), run.monitor.sample(params, run.init()))
+    run_log.write_arrays(os.path.join(workdir, run_log.EMBEDDINGS), run.monitor.sample(params, run.init()))
     summary = _summarize(run, params, rows)
     run_log.write_json(summary_path, summary)
     return summary

@@ -12,7 +12,6 @@ from lwfedssl_jax import evaluations, run_log
 from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.config import Config
 
-EMBEDDINGS = 'embeddings.npz'
 _APART = frozenset({'seed', 'method', 'server_calibration', 'representation_alignment'}) | run_log.FREE_FIELDS
 
 
@@ -28,7 +27,7 @@ class FinishedRun(NamedTuple):
 
   @property
   def embeddings_path(self) -> str:
-    return os.path.join(self.workdir, EMBEDDINGS)
+    return os.path.join(self.workdir, run_log.EMBEDDINGS)
 
 
 class Group(NamedTuple):
