@@ -2,6 +2,9 @@
 
     python -m experiments.benchmark --suite=step --encoder=vit_tiny --image_size=32 --batch_size=64
     python -m experiments.benchmark --suite=round --encoder=vit_tiny --image_size=32 --batch_size=64 --num_clients=2
+    python -m experiments.benchmark --suite=clients --method=layerwise --image_size=32
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m experiments.benchmark --suite=devices \
+        --method=layerwise --image_size=32 --num_clients=16 --batch_size=32
 
 The cases take turns, so that a machine whose speed drifts treats them alike: quote the ratios, which are formed within
 a turn. PyTorch is left out where it is not installed (extra `torch`).
@@ -18,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags as absl_flags
 
-from experiments import flags
+from experiments import flags, scaling
 from lwfedssl_jax import config as configs
 from lwfedssl_jax import stages, tables
 from lwfedssl_jax.base import UsageError
@@ -26,10 +29,10 @@ from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
 from lwfedssl_jax.federated import local
 from lwfedssl_jax.federated import round as rounds
-from lwfedssl_jax.resources import flops, machine, memory
+from lwfedssl_jax.resources import collectives, flops, machine, memory
 from lwfedssl_jax.stages import StagePlan
 
-_SUITE = absl_flags.DEFINE_enum('suite', 'step', ['step', 'round'], 'what to measure')
+_SUITE = absl_flags.DEFINE_enum('suite', 'step', ['step', 'round', 'clients', 'devices'], 'what to measure')
 _REPEATS = absl_flags.DEFINE_integer('repeats', 7, 'turns that are timed, after one that is not', lower_bound=1)
 _IMAGES = absl_flags.DEFINE_integer('images_per_client', 128, 'suite round: images that a client holds', lower_bound=2)
 _ALL_STAGES = absl_flags.DEFINE_boolean('all_stages', False, 'every stage of layerwise, not a choice of four')
@@ -187,11 +190,49 @@ def _row(result: dict[str, Any]) -> list[str]:
       known(result['peak_bytes'] and result['peak_bytes'] / 1e6, '{:.0f}')]
 
 
+def _scaled_rows(cases: Sequence[scaling.Scaled], seconds: Sequence[list[float]]) -> list[dict[str, Any]]:
+  return [{
+      'case': case.name,
+      'images_per_second': 1 / statistics.median(measured),
+      'rate_to_first': statistics.median(first / mine for first, mine in zip(seconds[0], measured)),
+      'peak_bytes_without_images': case.peak_bytes - case.image_bytes,
+  } for case, measured in zip(cases, seconds)]
+
+
+def _clients_suite(config: Config) -> list[dict[str, Any]]:
+  cases = list(scaling.client_cases(config))
+  results = _scaled_rows(cases, scaling.time_rounds(cases, _REPEATS.value))
+  print(tables.markdown([['clients', 'images/s', 'of the first', 'peak MB without images'], *(
+      [row['case'], f'{row["images_per_second"]:.0f}', f'{row["rate_to_first"]:.2f}',
+       f'{row["peak_bytes_without_images"] / 1e6:.2f}'] for row in results)]))
+  return results
+
+
+def _devices_suite(config: Config) -> list[dict[str, Any]]:
+  cases = list(scaling.device_cases(config))
+  results = _scaled_rows(cases, scaling.time_rounds(cases, _REPEATS.value))
+  alone = cases[0].params()
+  for case, row in zip(cases, results):
+    row['largest_difference_to_one_device'] = scaling.largest_difference(alone, case.params())
+    row['active_bytes'], row['bytes_once_a_round'] = case.active_bytes, collectives.once_a_round(case.traffic)
+    row['bytes_a_calibration_step'] = sum(op.num_bytes for op in case.traffic if op.in_loop)
+  shown = ('active_bytes', 'bytes_once_a_round', 'bytes_a_calibration_step')
+  print(tables.markdown([
+      ['', 'images/s', *(name.replace('_', ' ') for name in shown), 'largest difference'], *(
+          [row['case'], f'{row["images_per_second"]:.0f}', *(str(row[name]) for name in shown),
+           f'{row["largest_difference_to_one_device"]:.1e}'] for row in results)]))
+  return results
+
+
 def main():
   """Prints a table and returns the figures."""
   config = flags.config_from_flags()
   if not config.model.image_size:
     raise UsageError('--image_size: expected the side of the images in pixels, got 0')
+  scaled = {'clients': _clients_suite, 'devices': _devices_suite}.get(_SUITE.value)
+  if scaled is not None:
+    flags.print_config(config)
+    return {'suite': _SUITE.value, 'device_kind': jax.devices()[0].device_kind, 'cases': scaled(config)}
   if _SUITE.value == 'round' and _IMAGES.value < config.client.batch_size:
     raise UsageError(f'--images_per_client: expected at least --batch_size={config.client.batch_size}, '
                      f'got {_IMAGES.value}')

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import logging
 
-from lwfedssl_jax import trees
+from lwfedssl_jax import devices, trees
 from lwfedssl_jax.base import Params, UsageError
 
 FOLDER = 'checkpoints'
@@ -24,10 +24,22 @@ class Restored(NamedTuple):
 class Checkpoints:
   """The newest checkpoints of a run, one per saved round, written in the background."""
 
-  def __init__(self, workdir: str, keep: int | None = None, *, read_only: bool = False):
+  def __init__(self, workdir: str, keep: int | None = None, *, read_only: bool = False,
+               sharding: jax.sharding.Sharding | None = None):
+    """Opens a run's folder of checkpoints.
+
+    Args:
+      workdir: the run's folder.
+      keep: newest checkpoints kept; None: all.
+      read_only: nothing in the folder is touched.
+      sharding: of the parameters that are restored, whatever they were saved from; None: the first device.
+
+    Raises:
+      UsageError: with `read_only`, there are none.
+    """
     import orbax.checkpoint as ocp  # half a second to import; only runs that save need it
 
-    self._ocp = ocp
+    self._ocp, self._sharding = ocp, sharding or devices.sharding(None)
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=not read_only, read_only=read_only,
         create=not read_only)
@@ -76,7 +88,7 @@ class Checkpoints:
 
   def _restore(self, step: int, like: Params) -> Restored | None:
     args = self._ocp.args
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_sharding()), like)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding), like)
     out = self._manager.restore(
         step, args=args.Composite(params=args.StandardRestore(abstract), meta=args.JsonRestore()))
     sound = trees.sha256(out['params']) == out['meta']['params_sha256'] and out['meta']['rounds_done'] == step
@@ -116,7 +128,3 @@ def _saying_only_errors() -> Iterator[None]:
     yield
   finally:
     logging.set_verbosity(before)
-
-
-def _sharding() -> Any:
-  return jax.sharding.SingleDeviceSharding(jax.devices()[0])

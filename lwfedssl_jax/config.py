@@ -237,7 +237,9 @@ class PartitionConfig(_Validated):
 class ClientConfig(_Validated):
   clients_per_round: int = option(0, 'clients sampled each round; 0: all', at_least=0)
   client_dropout: float = option(0.0, 'probability that a sampled client does not return', at_least=0, at_most=1)
-  client_chunk: int = option(0, 'clients computed side by side (vmapped); 0: chosen for the backend', at_least=0)
+  client_chunk: int = option(
+      0, 'clients that a device computes side by side (vmapped), at most; 0: one on CPUs, elsewhere what fits the free '
+      'memory', at_least=0)
   local_epochs: int = option(3, 'epochs over a client\'s images per round', at_least=1)
   batch_size: int = option(512, 'images a client step', at_least=2)
   micro_batch_size: int = option(
@@ -290,6 +292,10 @@ class RunConfig(_Validated):
   stop_after_round: int = option(0, 'stop once this many rounds of the run are done; 0: at its end', at_least=0)
   checkpoint_every: int = option(1, 'rounds between checkpoints; a stage\'s last round is always saved', at_least=1)
   keep_checkpoints: int = option(2, 'newest checkpoints kept', at_least=1)
+  num_devices: int = option(0, 'devices that share a round\'s clients; 0: all there are', at_least=0)
+  device_data_budget_mb: float = option(
+      0.0, 'megabytes (10^6 bytes) of training images that a device may hold; where there are more, they stay in files '
+      'and each round\'s are copied a round ahead; 0: no limit', at_least=0)
   knn_bank_images: int = option(10_000, 'labelled training images the kNN monitor searches; 0: all', at_least=0)
   knn_test_images: int = option(10_000, 'test images the kNN monitor classifies; 0: all', at_least=0)
 

@@ -27,7 +27,8 @@ CONFIG, METRICS, SUMMARY, LOCK = 'config.json', 'metrics.jsonl', 'summary.json',
 EMBEDDINGS = 'embeddings.npz'
 # Fields that do not decide a run's result, so that a resumed run may change them.
 FREE_FIELDS = frozenset({
-    'workdir', 'resume', 'stop_after_round', 'checkpoint_every', 'keep_checkpoints', 'data_dir', 'cache_dir'})
+    'workdir', 'resume', 'stop_after_round', 'checkpoint_every', 'keep_checkpoints', 'data_dir', 'cache_dir',
+    'num_devices', 'device_data_budget_mb'})
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 

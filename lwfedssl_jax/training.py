@@ -1,5 +1,6 @@
 """The driver: stages times rounds, with metrics, checkpoints and resume."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -8,18 +9,17 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from lwfedssl_jax import checkpoint, interrupts, reporting, rng, run_log, stages, trees
+from lwfedssl_jax import checkpoint, devices, interrupts, reporting, rng, run_log, stages, trees
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.base import FederatedRound, Params, TrainingError
 from lwfedssl_jax.config import Config, RunConfig
 from lwfedssl_jax.data import batching, federation, sources
 from lwfedssl_jax.data.federation import Federation
 from lwfedssl_jax.evaluation.monitor import Monitor
+from lwfedssl_jax.federated import feed, sampling
 from lwfedssl_jax.federated import round as rounds
-from lwfedssl_jax.federated import sampling
 from lwfedssl_jax.models.vit import make_encoder
 from lwfedssl_jax.resources import communication, planner
 from lwfedssl_jax.stages import StagePlan
@@ -38,38 +38,42 @@ class _Run:
     self.config, self.data = config, data
     self.plans = stages.make_plans(config)
     self.num_rounds = sum(plan.num_rounds for plan in self.plans)
-    self.seed_key = jax.random.key(config.run.seed)
-    self.round: FederatedRound = _shared_round(
-        dataclasses.replace(config, run=RunConfig()), data.image_size, data.max_client_images)
-    fast_to_compile = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
-    self._init = jax.jit(self.round.init, compiler_options=fast_to_compile)
-    self.monitor = Monitor(make_encoder(config.model, data.image_size), data.dataset, config.run)
     self.participation = sampling.plan_participation(
         config.run.seed, self.num_rounds, config.num_clients, config.clients_per_round, config.client.client_dropout)
+    self.placement = feed.choose_placement(config, data, self.participation)
+    self.feed = feed.Feed(config, data, self.participation, self.placement)
+    self.round: FederatedRound = _shared_round(
+        dataclasses.replace(config, run=RunConfig()), data.image_size, data.max_client_images, self.placement)
+    self.sharding = devices.sharding(self.placement.mesh)
+    fast_to_compile = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
+    self._init = jax.jit(
+        lambda seed: self.round.init(rng.key(seed, rng.Stream.INIT)), compiler_options=fast_to_compile,
+        out_shardings=self.sharding)
+    self._seed_key = jax.jit(
+        lambda seed, attempt: rng.key(seed, rng.Stream.SECOND_ATTEMPT) if attempt else jax.random.key(seed),
+        static_argnums=1, out_shardings=self.sharding)
+    self.monitor = Monitor(
+        make_encoder(config.model, data.image_size), data.dataset, config.run, self.placement.mesh)
     self.payload = communication.make_payload(config, data.image_size)
-    self.table, self.sizes = data.client_table()
-    self.images = jnp.asarray(data.dataset.train_images)
-    self.server_images = jnp.asarray(data.server_images if config.server_calibration else data.server_images[:0])
+    self.sizes = np.array([len(ids) for ids in data.client_images])
+    server_images = data.server_images if config.server_calibration else data.server_images[:0]
+    self.server_images = devices.replicate(self.placement.mesh, server_images)
 
   def init(self) -> Params:
     """Returns the parameters before the first round."""
-    return self._init(rng.key(self.seed_key, rng.Stream.INIT))
+    return self._init(self.config.run.seed)
 
   def plan_of(self, round_num: int) -> StagePlan:
     """Returns the stage a round (0-based, over the run) belongs to."""
     return self.plans[round_num // self.plans[0].num_rounds]
 
-  def inputs(self, round_num: int, last_loss: float | None, attempt: int = 0) -> rounds.RoundInputs:
+  def inputs(self, round_num: int, fed: feed.RoundFeed, last_loss: float | None, attempt: int) -> rounds.RoundInputs:
     """Returns what a round reads; a second attempt draws other numbers."""
-    ids = self.participation.client_ids[round_num]
-    clients = rounds.Clients(
-        jnp.asarray(ids), jnp.asarray(self.table[ids]), jnp.asarray(self.sizes[ids]),
-        jnp.asarray(self.participation.returned[round_num]))
     factor = self.config.method.client_loss_limit
     limit = factor * abs(last_loss) if factor and last_loss is not None else np.inf
-    seed_key = rng.key(self.seed_key, rng.Stream.SECOND_ATTEMPT) if attempt else self.seed_key
-    return rounds.RoundInputs(seed_key, jnp.int32(round_num), self.images, clients, self.server_images,
-                              jnp.float32(limit))
+    return rounds.RoundInputs(
+        self._seed_key(self.config.run.seed, attempt), np.int32(round_num), fed.images, fed.clients,
+        self.server_images, np.float32(limit))
 
   def images_trained(self, round_num: int) -> int:
     """Images that the clients of a round take gradients on, epochs multiplied in."""
@@ -114,8 +118,9 @@ def train(config: Config, data: Federation | None = None) -> Summary:
       return run_log.read_json(summary_path)
     print(sources.describe(data.dataset), flush=True)
     run = _Run(config, data)
-    with checkpoint.Checkpoints(workdir, config.run.keep_checkpoints) as checkpoints:
-      restored = checkpoints.restore_newest(jax.eval_shape(run.round.init, run.seed_key))
+    with contextlib.closing(run.feed), checkpoint.Checkpoints(
+        workdir, config.run.keep_checkpoints, sharding=run.sharding) as checkpoints:
+      restored = checkpoints.restore_newest(jax.eval_shape(run.round.init, jax.random.key(0)))
       if restored is None:
         _write_pictures(run, workdir)
       params, rounds_done = restored or (run.init(), 0)
@@ -175,17 +180,19 @@ def _run_round(run: _Run, params: Params, plan: StagePlan, round_num: int,
   before = next((old['loss'] for old in reversed(log.rows) if old['loss'] is not None and old['stage'] == plan.stage),
                 None)
   start = time.perf_counter()
+  fed = run.feed.take(round_num)
   for attempt in range(2):
-    params, metrics = run.round.apply(params, plan, run.inputs(round_num, before, attempt))
-    metrics = jax.tree.map(np.asarray, _wait_for(metrics))
-    left_out = run.participation.client_ids[round_num][returned & ~metrics.accepted].tolist()
+    params, metrics = run.round.apply(params, plan, run.inputs(round_num, fed, before, attempt))
+    metrics = jax.tree.map(devices.fetch, _wait_for(metrics))
+    returned_ids = run.participation.client_ids[round_num][returned]
+    left_out = np.setdiff1d(returned_ids, fed.client_ids[metrics.accepted]).tolist()
     if left_out:
       log.say(f'round {round_num + 1}: left out, update not finite or loss exploded: clients {left_out}')
     if metrics.accepted.any():
       break
     log.say(f'round {round_num + 1}: no update can be used' + ('; once more with other randomness' * (not attempt)))
   seconds = time.perf_counter() - start
-  row |= {'accepted': int(metrics.accepted.sum()), 'left_out': left_out}
+  row |= {'accepted': int(metrics.accepted.sum()), 'left_out': left_out, 'padded_share': fed.padded_share}
   row['loss'] = float(metrics.client.total)
   row['objective_loss'] = float(metrics.client.objective)
   if run.config.representation_alignment:
@@ -242,7 +249,7 @@ def _summarize(run: _Run, params: Params, rows: list[dict[str, Any]]) -> Summary
 def _write_pictures(run: _Run, workdir: str) -> None:
   """Draws what the model will see and who holds what, and saves the partition, before training starts."""
   reporting.write_contact_sheet(
-      os.path.join(workdir, 'views.png'), run.data, run.config, rng.key(run.seed_key, rng.Stream.MONITOR))
+      os.path.join(workdir, 'views.png'), run.data, run.config, rng.key(run.config.run.seed, rng.Stream.MONITOR))
   clients = [ids.tolist() for ids in run.data.client_images]
   partition = {'clients': clients, 'server': run.data.server_ids.tolist()}
   with open(os.path.join(workdir, 'partition.json'), 'w', encoding='utf-8') as file:

@@ -135,18 +135,22 @@ def augment_image(key: PRNGKey, image: jax.Array, rule: ViewRule, config: Augmen
   return image
 
 
-def two_views(key: PRNGKey, images: jax.Array, config: AugmentConfig) -> jax.Array:
+def two_views(
+    key: PRNGKey, images: jax.Array, config: AugmentConfig, piece: tuple[Any, int] | None = None) -> jax.Array:
   """Draws both views of a batch.
 
   Args:
     key: the step's; each view of each image gets its own from it.
     images: (B, S, S, 3) uint8.
     config: probabilities and strengths.
+    piece: (first, count): only so many images from the first one on, as they come out of the whole batch.
 
   Returns:
     (2, B, S, S, 3) float32 in [0, 1].
   """
   keys = jax.random.split(key, (2, images.shape[0]))
+  if piece is not None:
+    keys, images = (jax.lax.dynamic_slice_in_dim(x, *piece, axis=axis) for x, axis in ((keys, 1), (images, 0)))
   rules = ViewRule(jnp.array(config.blur_probability), jnp.array(config.solarize_probability))
   one_view = jax.vmap(lambda k, x, rule: augment_image(k, x, rule, config), in_axes=(0, 0, None))
   return jax.vmap(one_view, in_axes=(0, None, 0))(keys, to_float(images), rules)

@@ -1,7 +1,8 @@
 """Which images a client's steps see: a pure function of a key, on the device.
 
 The last incomplete batch of an epoch is dropped; a client with fewer images than a batch trains on one masked
-batch per epoch. All clients of a round share one step count; a step or sample that a client does not have is masked.
+batch per epoch. All clients of a round have room for the same number of steps; a client's own come first, without gaps,
+and what it does not have is masked, so that a loop may stop where the last client of a chunk is done.
 """
 
 import jax
@@ -21,7 +22,7 @@ def plan_epochs(
   """Shuffles a client's images anew for each epoch and cuts them into batches.
 
   Args:
-    key: the client's, in this round.
+    key: the client's, in this round; what it draws for an image depends on the image's place alone, not on M.
     image_ids: (M,) int32, the client's images first, padding after.
     num_images: () int32, how many of them are the client's.
     epochs: local epochs E.
@@ -29,7 +30,8 @@ def plan_epochs(
     batch_size: B.
 
   Returns:
-    ids (E * S, B) int32 and mask (E * S, B) bool; a step the client does not take is masked throughout.
+    ids (E * S, B) int32 and mask (E * S, B) bool. The first E * max(1, num_images // B) steps are the client's (none if
+    it has no image); the others are masked throughout.
   """
   capacity = steps * batch_size
   position = jnp.arange(image_ids.shape[0])
@@ -38,8 +40,10 @@ def plan_epochs(
     order = jnp.argsort(jnp.where(position < num_images, draws, 2.0))
     return jnp.resize(image_ids[order], (capacity,))
 
-  ids = jax.vmap(epoch)(jax.random.uniform(key, (epochs, position.size))).reshape(epochs * steps, batch_size)
-  slot = jnp.arange(capacity).reshape(steps, batch_size)
+  draw = lambda epoch_num: jax.random.uniform(jax.random.fold_in(key, epoch_num), position.shape)
+  ids = jax.vmap(lambda epoch_num: epoch(draw(epoch_num)))(jnp.arange(epochs)).reshape(epochs, steps, batch_size)
   own_steps = jnp.maximum(1, num_images // batch_size)
-  mask = (slot < num_images) & (slot // batch_size < own_steps)
-  return ids, jnp.tile(mask, (epochs, 1))
+  index = jnp.arange(epochs * steps)
+  epoch_num, step = jnp.minimum(index // own_steps, epochs - 1), index % own_steps
+  slot = step[:, None] * batch_size + jnp.arange(batch_size)
+  return ids[epoch_num, step], (slot < num_images) & (index < epochs * own_steps)[:, None]

@@ -35,13 +35,6 @@ class Federation(NamedTuple):
   def max_client_images(self) -> int:
     return max(map(len, self.client_images))
 
-  def client_table(self) -> tuple[np.ndarray, np.ndarray]:
-    """Returns indices (N, M) int32, padded with 0, and numbers of images (N,) int32."""
-    table = np.zeros((len(self.client_images), self.max_client_images), np.int32)
-    for row, ids in zip(table, self.client_images):
-      row[:len(ids)] = ids
-    return table, np.array([len(ids) for ids in self.client_images], np.int32)
-
 
 def deal(dataset: ImageDataset, config: Config, auxiliary: np.ndarray | None = None) -> Federation:
   """Deals a data set's training images to the server and the clients.

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
+from lwfedssl_jax import devices
 from lwfedssl_jax.base import Encoder, Params
 from lwfedssl_jax.data import augment
 
@@ -25,10 +26,17 @@ def in_batches(run: Callable[[np.ndarray], Any], rows: np.ndarray, batch_size: i
 
 
 @functools.lru_cache(maxsize=4)
-def make_embedder(encoder: Encoder, batch_size: int = 256) -> Callable[[Params, np.ndarray, int], np.ndarray]:
-  """Builds (params, images (N, S, S, 3) uint8, depth) -> embeddings (N, D) float32 after `depth` blocks."""
+def make_embedder(
+    encoder: Encoder, mesh: Mesh | None = None, batch_size: int = 256
+) -> Callable[[Params, np.ndarray, int], np.ndarray]:
+  """Builds (params, images (N, S, S, 3) uint8, depth) -> embeddings (N, D) float32 after `depth` blocks.
 
-  @jax.jit
+  The devices of a mesh share every batch; in every process the caller gets all embeddings.
+  """
+  divided = mesh is not None and batch_size % mesh.size == 0
+  batch_sharding = devices.sharding(mesh, PartitionSpec(devices.AXIS) if divided else PartitionSpec())
+
+  @functools.partial(jax.jit, out_shardings=devices.sharding(mesh))
   def embed_batch(params, images, depth):
     tokens = encoder.embed(params['embedding'], augment.normalize(augment.to_float(images)))
     return encoder.pool(params['norm'], encoder.prefix(params['blocks'], tokens, depth))
@@ -36,7 +44,8 @@ def make_embedder(encoder: Encoder, batch_size: int = 256) -> Callable[[Params, 
   def embed(params, images, depth):
     if not len(images):
       return np.zeros((0, encoder.width), np.float32)
-    return in_batches(lambda batch: embed_batch(params, batch, jnp.int32(depth)), images, batch_size)
+    run = lambda batch: embed_batch(params, devices.put(batch, batch_sharding), np.int32(depth))
+    return in_batches(run, images, batch_size)
 
   return embed
 

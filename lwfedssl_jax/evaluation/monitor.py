@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
 from lwfedssl_jax import rng
 from lwfedssl_jax.base import Encoder, Params
@@ -21,7 +22,7 @@ class _Subset(NamedTuple):
 class Monitor:
   """Measures kNN accuracy and collapse on a fixed, seeded choice of training (bank) and test images."""
 
-  def __init__(self, encoder: Encoder, dataset: ImageDataset, config: RunConfig):
+  def __init__(self, encoder: Encoder, dataset: ImageDataset, config: RunConfig, mesh: Mesh | None = None):
     generator = np.random.Generator(np.random.Philox(key=[0, int(rng.Stream.MONITOR)]))
 
     def choose(images, labels, limit):
@@ -31,7 +32,7 @@ class Monitor:
     self._bank = choose(dataset.train_images, dataset.train_labels, config.knn_bank_images)
     self._test = choose(dataset.test_images, dataset.test_labels, config.knn_test_images)
     self._num_classes = len(dataset.class_names)
-    self._embed, self._depth = embeddings.make_embedder(encoder), encoder.depth
+    self._embed, self._depth = embeddings.make_embedder(encoder, mesh), encoder.depth
 
   @property
   def has_labels(self) -> bool:

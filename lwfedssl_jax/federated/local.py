@@ -48,6 +48,7 @@ class LocalRules(NamedTuple):
     block_learning_rate_decay: factor on the updates per block below the newest one.
     augment: augmentation strengths.
     micro_batch_size: images whose activations are held at once, a divisor of the batch; 0: the whole batch.
+    axis: name of a mesh axis whose devices share each batch between them, in equal parts; None: one device has it all.
   """
 
   encoder: Encoder
@@ -58,6 +59,7 @@ class LocalRules(NamedTuple):
   block_learning_rate_decay: float
   augment: AugmentConfig
   micro_batch_size: int
+  axis: str | None = None
 
 
 def init_state(rules: LocalRules, active: Params) -> LocalState:
@@ -158,7 +160,10 @@ def step_losses(
     The total loss, and its parts as `Losses`.
   """
   branches = branches_of(rules, params, target, received)
-  return losses_of(rules, branches, embed_branches(rules, branches, inputs, depth), mask)
+  embeddings = embed_branches(rules, branches, inputs, depth)
+  if rules.axis is not None:  # the loss compares all images of the batch: every device gets all embeddings
+    embeddings = jax.tree.map(lambda part: jax.lax.all_gather(part, rules.axis, axis=1, tiled=True), embeddings)
+  return losses_of(rules, branches, embeddings, mask)
 
 
 def gradient(
@@ -175,7 +180,10 @@ def gradient(
   if not size or size >= batch:
     inputs = prefix_tokens(rules, frozen, start, views)
     loss = lambda vectors: step_losses(rules, unpacked(vectors), target, received, inputs, mask, depth)
-    return jax.grad(loss, has_aux=True)(packed)
+    gradients, losses = jax.grad(loss, has_aux=True)(packed)
+    # Each of D devices has the whole gradient of the heads, and of the encoder D times the share of its own images
+    # (the cotangents of D copies of the loss are summed): either way the mean is the gradient.
+    return (gradients if rules.axis is None else jax.lax.pmean(gradients, rules.axis)), losses
 
   def embed_piece(index):
     piece = jax.lax.dynamic_slice_in_dim(views, index * size, size, axis=1)
@@ -216,7 +224,7 @@ def train_step(
 
 def train(
     rules: LocalRules, key: PRNGKey, active: Params, frozen: Params, start: Any, images: jax.Array, ids: jax.Array,
-    mask: jax.Array, depth: Any = None) -> tuple[Params, Losses]:
+    mask: jax.Array, depth: Any = None, num_steps: Any = None) -> tuple[Params, Losses]:
   """Trains the active part on a sequence of batches; blocks that do not exist come back as they were.
 
   Args:
@@ -229,21 +237,30 @@ def train(
     ids: (S, B) int32 into `images`.
     mask: (S, B) bool.
     depth: as in `step_losses`.
+    num_steps: () int, may be traced: batches from here on are masked and are not run; None: S.
 
   Returns:
     The trained active part, and the mean losses over the steps that were taken.
   """
-  def step(state, scanned):
-    index, batch_ids, batch_mask = scanned
-    views = augment.two_views(jax.random.fold_in(key, index), images[batch_ids], rules.augment)
-    return train_step(rules, state, active, frozen, start, views, batch_mask, depth)
+  piece = None
+  if rules.axis is not None:
+    count = ids.shape[1] // jax.lax.axis_size(rules.axis)
+    piece = (jax.lax.axis_index(rules.axis) * count, count)
 
-  state, losses = jax.lax.scan(step, init_state(rules, active), (jnp.arange(ids.shape[0]), ids, mask))
-  taken = mask.any(axis=1)
-  mean = lambda values: jnp.where(taken, values, 0).sum() / taken.sum()
+  def step(index, carry):
+    state, sums = carry
+    batch_mask = mask[index]
+    views = augment.two_views(jax.random.fold_in(key, index), images[ids[index]], rules.augment, piece)
+    state, losses = train_step(rules, state, active, frozen, start, views, batch_mask, depth)
+    return state, jax.tree.map(lambda total, x: total + jnp.where(batch_mask.any(), x, 0), sums, losses)
+
+  sums = Losses(*jnp.zeros(3))
+  state, sums = jax.lax.fori_loop(
+      0, ids.shape[0] if num_steps is None else num_steps, step, (init_state(rules, active), sums))
+  taken = jnp.maximum(mask.any(axis=1).sum(), 1)
   trained = trees.unpack(state.params, active)
   if depth is not None:  # weight decay has moved what no gradient reaches
     exists = jnp.arange(rules.encoder.depth) < depth
     keep = lambda new, old: jnp.where(exists.reshape((-1,) + (1,) * (old.ndim - 1)), new, old)
     trained['blocks'] = jax.tree.map(keep, trained['blocks'], active['blocks'])
-  return trained, jax.tree.map(mean, losses)
+  return trained, jax.tree.map(lambda total: total / taken, sums)

@@ -2,6 +2,9 @@
 
 A round is one jitted function. What differs between rounds comes in as arrays, so all rounds of a stage, and
 all layer-wise stages after the first, run the same executable.
+
+With a mesh the clients are shared between its devices, each of which adds up its own; what the devices tell each other
+is one sum of the active parameters and a few scalars a round. Calibration divides every batch between them.
 """
 
 import functools
@@ -9,12 +12,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
 from lwfedssl_jax import rng, stages, trees
 from lwfedssl_jax.base import FederatedRound, Params
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
-from lwfedssl_jax.federated import aggregation, local, optimizer
+from lwfedssl_jax.devices import AXIS
+from lwfedssl_jax.federated import aggregation, local, optimizer, packing
 from lwfedssl_jax.models.vit import make_encoder
 from lwfedssl_jax.objectives import make_objective
 from lwfedssl_jax.objectives.alignment import make_alignment
@@ -22,12 +28,12 @@ from lwfedssl_jax.stages import StagePlan, StageShape
 
 
 class Clients(NamedTuple):
-  """The sampled clients of a round; K clients, at most M images each.
+  """The sampled clients of a round in K seats (see packing.py), at most M images each.
 
   Attributes:
     client_ids: (K,) int32.
     image_ids: (K, M) int32 into the images; a client's own first, padding after.
-    num_images: (K,) int32.
+    num_images: (K,) int32; 0 in an empty seat.
     returned: (K,) bool; the others are left out of the mean.
   """
 
@@ -43,7 +49,8 @@ class RoundInputs(NamedTuple):
   Attributes:
     seed_key: typed key of the run's seed.
     round_num: () int32, 0-based over the whole run.
-    images: (N, S, S, 3) uint8, the training images.
+    images: (N, S, S, 3) uint8, the training images; or, with a placement that streams, those of this round's clients,
+      for each device its own.
     clients: who trains.
     server_images: (A, S, S, 3) uint8, the server's own; (0, ...) without calibration.
     loss_limit: () float32; a client whose mean loss is above it is left out.
@@ -97,18 +104,43 @@ def round_keys(inputs: RoundInputs, shuffle: rng.Stream, augment: rng.Stream, *i
   return keys(jnp.array([shuffle, augment]))
 
 
-def largest_divisor(number: int, limit: int) -> int:
-  """Returns the largest divisor of `number` that is at most `limit` (>= 1)."""
-  return next(d for d in range(min(limit, number), 0, -1) if number % d == 0)
+class Placement(NamedTuple):
+  """Where a round is computed and where its images are.
+
+  Attributes:
+    mesh: see devices.py; None: one device.
+    streams: each round brings its own clients' images, divided between the devices; else every device holds all.
+  """
+
+  mesh: Mesh | None = None
+  streams: bool = False
+
+  @property
+  def num_devices(self) -> int:
+    return self.mesh.size if self.mesh is not None else 1
 
 
-def make_round(config: Config, image_size: int, max_client_images: int) -> FederatedRound:
+def input_specs(placement: Placement) -> RoundInputs:
+  """Returns how each of a round's inputs is divided between the devices."""
+  whole, divided = PartitionSpec(), PartitionSpec(AXIS)
+  return RoundInputs(
+      whole, whole, divided if placement.streams else whole, Clients(*[divided] * len(Clients._fields)), whole, whole)
+
+
+def make_layout(config: Config, num_devices: int = 1) -> packing.Layout:
+  """Returns the layout of a run's rounds."""
+  return packing.make_layout(config.clients_per_round, config.client.client_chunk or default_chunk(), num_devices)
+
+
+def make_round(
+    config: Config, image_size: int, max_client_images: int, placement: Placement = Placement()) -> FederatedRound:
   """Builds the round of a run.
 
   Args:
     config: the run's configuration.
     image_size: side of the images, pixels.
-    max_client_images: images of the largest client; fixes the number of steps.
+    max_client_images: images of the largest client; room for its steps is made.
+    placement: of computation and images; results do not depend on it but for the rounding of sums.
 
   Returns:
     `init(key) -> params`, the whole tree, float32, and `apply(params, plan, inputs) -> (params, RoundMetrics)`.
@@ -116,38 +148,45 @@ def make_round(config: Config, image_size: int, max_client_images: int) -> Feder
   """
   rules = make_rules(config, image_size)
   server_rules = make_rules(config, image_size, for_server=True)
-  client, method = config.client, config.method
+  client, method, mesh = config.client, config.method, placement.mesh
   steps = batching.steps_per_epoch(max_client_images, client.batch_size)
-  chunk = largest_divisor(config.clients_per_round, client.client_chunk or default_chunk())
+  chunk = make_layout(config, placement.num_devices).chunk
+  add_devices = (lambda x: x) if mesh is None else functools.partial(jax.lax.psum, axis_name=AXIS)
+  join_devices = (lambda x: x) if mesh is None else functools.partial(
+      jax.lax.all_gather, axis_name=AXIS, tiled=True)
 
   def init(key):
     params = rules.encoder.init(jax.random.fold_in(key, 0))
     return params | rules.objective.init(jax.random.fold_in(key, 1), rules.encoder.width)
 
-  def train_client(inputs, active, frozen, start, member):
+  def plan_client(inputs, member):
     shuffle_key, augment_key = round_keys(inputs, rng.Stream.SHUFFLE, rng.Stream.AUGMENT, member.client_ids)
-    ids, mask = batching.plan_epochs(
+    return augment_key, *batching.plan_epochs(
         shuffle_key, member.image_ids, member.num_images, client.local_epochs, steps, client.batch_size)
-    return local.train(rules, augment_key, active, frozen, start, inputs.images, ids, mask)
 
   def train_clients(inputs, active, frozen, start):
     """Runs the clients in chunks; of a mean only the weighted sum is kept, so memory does not grow with their number.
 
-    If no update can be used, the active part stays as it was received.
+    A chunk takes the steps of its busiest client. If no update can be used, the active part stays as it was received.
     """
     members = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), inputs.clients)
     weights = jnp.where(members.returned, members.num_images, 0).astype(jnp.float32)
-    weights = weights / jnp.maximum(weights.sum(), 1)
+    weights = weights / jnp.maximum(add_devices(weights.sum()), 1)
     received = trees.pack(active)
 
-    def update_of(member):
-      trained, losses = train_client(inputs, active, frozen, start, member)
+    def update_of(member, plan, num_steps):
+      augment_key, ids, mask = plan
+      trained, losses = local.train(
+          rules, augment_key, active, frozen, start, inputs.images, ids, mask, num_steps=num_steps)
       update = aggregation.clip_update(trees.pack(trained), received, method.client_update_clip)
       return update, losses, member.returned & aggregation.is_sound(update, losses.total, inputs.loss_limit)
 
     def add_chunk(total, scanned):
       chunk_members, chunk_weights = scanned
-      updates, losses, accepted = jax.vmap(update_of)(chunk_members)
+      plans = jax.vmap(functools.partial(plan_client, inputs))(chunk_members)
+      taken = plans[2].any(axis=(0, 2))
+      num_steps = jnp.where(taken, jnp.arange(1, len(taken) + 1), 0).max()
+      updates, losses, accepted = jax.vmap(update_of, in_axes=(0, 0, None))(chunk_members, plans, num_steps)
       if method.aggregation != 'mean':
         return total, (losses, accepted, updates)
       chunk_sum = aggregation.weighted_sum(jnp.where(accepted, chunk_weights, 0), updates)
@@ -158,14 +197,18 @@ def make_round(config: Config, image_size: int, max_client_images: int) -> Feder
     losses, accepted, updates = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), scanned)
     weights = weights.reshape(-1)
     trusted = jnp.where(accepted, weights, 0)
+    sums = jnp.array([accepted.sum(), (accepted != (weights > 0)).sum(), trusted.sum()])
+    num_accepted, num_left_out, trusted_sum = add_devices(sums)
+    trusted_sum = jnp.maximum(trusted_sum, 1e-12)
     if method.aggregation == 'mean':
       # With everybody accepted the weights add up to one already; dividing would only round.
-      share = jnp.where((accepted == (weights > 0)).all(), 1, jnp.maximum(trusted.sum(), 1e-12))
-      combined = jax.tree.map(lambda leaf: leaf / share, total)
+      share = jnp.where(num_left_out == 0, 1, trusted_sum)
+      combined = jax.tree.map(lambda leaf: leaf / share, add_devices(total))
     else:
-      combined = aggregation.order_statistic(method.aggregation, method.trim_fraction, accepted, updates)
-    combined = trees.unpack(trees.select(accepted.any(), combined, received), active)
-    return combined, losses, accepted, trusted / jnp.maximum(trusted.sum(), 1e-12)
+      combined = aggregation.order_statistic(
+          method.aggregation, method.trim_fraction, *jax.tree.map(join_devices, (accepted, updates)))
+    combined = trees.unpack(trees.select(num_accepted > 0, combined, received), active)
+    return combined, losses, accepted, trusted / trusted_sum, num_accepted > 0
 
   def calibrate(inputs, params, stop):
     """Trains everything that exists end to end on the server's images, from a fresh optimizer and target."""
@@ -177,24 +220,37 @@ def make_round(config: Config, image_size: int, max_client_images: int) -> Feder
         batching.steps_per_epoch(num_images, batch_size), batch_size)
     whole = StageShape(rules.encoder.depth, trains_embedding=True)
     active, frozen = stages.split(params, whole, 0)
+    divided = mesh is not None and batch_size % placement.num_devices == 0
+    own_rules = server_rules._replace(axis=AXIS if divided else None)
     trained, losses = local.train(
-        server_rules, augment_key, active, frozen, 0, inputs.server_images, ids, mask, depth=stop)
+        own_rules, augment_key, active, frozen, 0, inputs.server_images, ids, mask, depth=stop)
     return stages.merge(params, trained, 0), losses
 
-  @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-  def run(shape: StageShape, params, start, stop, inputs: RoundInputs):
+  def on_device(shape, params, start, stop, inputs):
+    """The round as one of the devices computes it."""
     active, frozen = stages.split(params, shape, start)
-    combined, losses, accepted, weights = train_clients(inputs, active, frozen, start)
+    combined, losses, accepted, weights, any_accepted = train_clients(inputs, active, frozen, start)
     params, calibration = stages.merge(params, combined, start), None
     if config.server_calibration:
       calibrated, calibration = calibrate(inputs, params, stop)
       sound = aggregation.is_sound(calibrated, calibration.total, jnp.inf)
-      params = trees.select(accepted.any() & sound, calibrated, params)
-    weighted = jax.tree.map(lambda x: jnp.where(weights > 0, weights * x, 0).sum(), losses)
+      params = trees.select(any_accepted & sound, calibrated, params)
+    weighted = local.Losses(*add_devices(
+        jnp.stack([jnp.where(weights > 0, weights * values, 0).sum() for values in losses])))
     return params, RoundMetrics(weighted, losses.total, accepted, calibration)
 
+  @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+  def run(shape: StageShape, params, start, stop, inputs: RoundInputs):
+    body = functools.partial(on_device, shape)
+    if mesh is not None:
+      whole, divided = PartitionSpec(), PartitionSpec(AXIS)
+      body = jax.shard_map(
+          body, mesh=mesh, in_specs=(whole, whole, whole, input_specs(placement)),
+          out_specs=(whole, RoundMetrics(whole, divided, divided, whole)), check_vma=False)
+    return body(params, start, stop, inputs)
+
   def apply(params: Params, plan: StagePlan, inputs: RoundInputs):
-    return run(plan.shape, params, jnp.int32(plan.start), jnp.int32(plan.stop), inputs)
+    return run(plan.shape, params, np.int32(plan.start), np.int32(plan.stop), inputs)
 
   apply.jitted = run
   return FederatedRound(init, apply)

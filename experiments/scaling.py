@@ -1,0 +1,133 @@
+"""Suites `clients` and `devices` of experiments.benchmark: what grows with clients, what devices tell each other."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lwfedssl_jax import config as configs
+from lwfedssl_jax import devices, rng, stages
+from lwfedssl_jax.base import Params, UsageError
+from lwfedssl_jax.config import Config
+from lwfedssl_jax.data.federation import Federation
+from lwfedssl_jax.data.sources import ImageDataset
+from lwfedssl_jax.federated import feed, sampling
+from lwfedssl_jax.federated import round as rounds
+from lwfedssl_jax.resources import collectives, memory
+
+POPULATIONS = (10, 100, 1_000, 10_000)
+SAMPLED = 10
+CLIENTS_A_ROUND = (10, 100, 1_000)
+IMAGES_A_CLIENT = 64
+POOL_IMAGES = 4_096  # that all clients' images are drawn from: storage is shared, work is not
+ROUNDS_PLANNED = 64
+
+
+class Scaled(NamedTuple):
+  """A compiled round with its feed.
+
+  Attributes:
+    name: what it is.
+    run: computes the next round and returns when it is done.
+    params: () -> the parameters as they are now.
+    images: a round trains on, epochs multiplied in.
+    image_bytes: of the images among the round's arguments.
+    peak_bytes: of the compiled program, the images among them.
+    traffic: collectives of the compiled program.
+    active_bytes: of the parameters that the stage trains.
+  """
+
+  name: str
+  run: Any
+  params: Any
+  images: int
+  image_bytes: int
+  peak_bytes: int
+  traffic: list[collectives.Collective]
+  active_bytes: int
+
+
+def _federation(config: Config, server_images: int) -> Federation:
+  """A federation of random images in which clients share a pool."""
+  generator = np.random.default_rng(0)
+  size = config.model.image_size
+  pool = generator.integers(0, 256, (POOL_IMAGES, size, size, 3), np.uint8)
+  dataset = ImageDataset('synthetic', pool, None, pool[:0], None, ())
+  owned = [np.sort(generator.choice(POOL_IMAGES, IMAGES_A_CLIENT, replace=False)) for _ in range(config.num_clients)]
+  return Federation(dataset, owned, np.arange(0), pool[:server_images])
+
+
+def build(config: Config, name: str, num_devices: int = 1) -> Scaled:
+  """Compiles the last stage's round of a synthetic federation whose clients hold IMAGES_A_CLIENT images each."""
+  data = _federation(config, IMAGES_A_CLIENT if config.server_calibration else 0)
+  plan = stages.make_plans(config)[-1]
+  participation = sampling.plan_participation(
+      config.run.seed, ROUNDS_PLANNED, config.num_clients, config.clients_per_round, config.client.client_dropout)
+  placement = rounds.Placement(devices.make_mesh(num_devices))
+  source = feed.Feed(config, data, participation, placement)
+  made = rounds.make_round(config, data.image_size, data.max_client_images, placement)
+  whole = devices.sharding(placement.mesh)
+  params = jax.jit(lambda: made.init(rng.key(config.run.seed, rng.Stream.INIT)), out_shardings=whole)()
+  seed_key = jax.jit(lambda: jax.random.key(config.run.seed), out_shardings=whole)()
+  server_images = devices.put(data.server_images, whole)
+  bounds = np.int32(plan.start), np.int32(plan.stop)
+
+  def inputs(round_num: int) -> rounds.RoundInputs:
+    fed = source.take(round_num)
+    return rounds.RoundInputs(
+        seed_key, np.int32(round_num), fed.images, fed.clients, server_images, np.float32(np.inf))
+
+  first = inputs(0)
+  compiled = made.apply.jitted.lower(plan.shape, params, *bounds, first).compile()
+  numbers = iter(range(ROUNDS_PLANNED))
+
+  def run():
+    nonlocal params
+    params, _ = jax.block_until_ready(compiled(params, *bounds, inputs(next(numbers))))
+
+  active, _ = stages.split(params, plan.shape, plan.start)
+  return Scaled(
+      name, run, lambda: params, config.clients_per_round * config.client.local_epochs * IMAGES_A_CLIENT,
+      first.images.nbytes, memory.read_analysis(compiled).peak_bytes,
+      collectives.read_collectives(compiled.as_text()), sum(4 * leaf.size for leaf in jax.tree.leaves(active)))
+
+
+def client_cases(config: Config) -> Iterator[Scaled]:
+  """Builds populations of which SAMPLED train in a round, then rounds of ever more clients."""
+  small = {'batch_size': IMAGES_A_CLIENT // 2, 'rounds_per_stage': ROUNDS_PLANNED}
+  for population in POPULATIONS:
+    values = {'num_clients': population, 'clients_per_round': SAMPLED}
+    yield build(configs.with_values(config, small | values), f'{SAMPLED} of {population} clients')
+  for clients in CLIENTS_A_ROUND:
+    values = {'num_clients': clients, 'clients_per_round': 0}
+    yield build(configs.with_values(config, small | values), f'{clients} of {clients} clients')
+
+
+def time_rounds(cases: Sequence[Scaled], repeats: int) -> list[list[float]]:
+  """Returns seconds an image of every case in every turn; the first turn is not kept."""
+  seconds = [[] for _ in cases]
+  for turn in range(repeats + 1):
+    for case, measured in zip(cases, seconds):
+      begin = time.perf_counter()
+      case.run()
+      if turn:
+        measured.append((time.perf_counter() - begin) / case.images)
+  return seconds
+
+
+def device_cases(config: Config) -> Iterator[Scaled]:
+  """Builds the same round on 1, 2, 4, .. of the devices there are. Raises UsageError if there is only one."""
+  found = jax.device_count()
+  if found == 1:
+    raise UsageError('--suite=devices: expected several devices; on a CPU XLA_FLAGS='
+                     '--xla_force_host_platform_device_count=8 makes them')
+  for count in (2**power for power in range(found.bit_length()) if 2**power <= found):
+    yield build(config, f'{count} devices', count)
+
+
+def largest_difference(one: Params, other: Params) -> float:
+  """Returns the largest difference between two parameter trees."""
+  pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+  return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)

@@ -1,0 +1,65 @@
+"""The devices a run is spread over, in one process or several (jax.distributed): a mesh of one axis, `clients`."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+
+from lwfedssl_jax.base import UsageError
+
+AXIS = 'clients'
+
+
+def make_mesh(num_devices: int = 0) -> Mesh | None:
+  """Returns the mesh of the first `num_devices` devices, 0: all of them, of all processes; None for one device.
+
+  Raises:
+    UsageError: there are not so many, or processes would be left without.
+  """
+  found = jax.devices()
+  count = num_devices or len(found)
+  if count > len(found):
+    raise UsageError(f'--num_devices: expected at most {len(found)}, the devices there are, got {count}')
+  if jax.process_count() > 1 and count != len(found):
+    raise UsageError(f'--num_devices: expected 0 or all {len(found)} devices of {jax.process_count()} processes, '
+                     f'got {count}')
+  return Mesh(np.array(found[:count]), (AXIS,)) if count > 1 else None
+
+
+def sharding(mesh: Mesh | None, spec: PartitionSpec = PartitionSpec()) -> Sharding:
+  """Returns the sharding of an array that is divided as `spec` says; by default every device holds all of it."""
+  return SingleDeviceSharding(jax.devices()[0]) if mesh is None else NamedSharding(mesh, spec)
+
+
+def put(array: np.ndarray, target: Sharding) -> jax.Array:
+  """Copies a host array to the devices; a process touches only what its own devices hold."""
+  return jax.make_array_from_callback(array.shape, target, lambda index: np.asarray(array[index]))
+
+
+def replicate(mesh: Mesh | None, array: Any) -> jax.Array:
+  """Copies a host array whole to every device."""
+  return put(np.asarray(array), sharding(mesh))
+
+
+def fetch(array: jax.Array) -> np.ndarray:
+  """Returns an array's values, whatever process has them; all processes have to ask."""
+  if array.is_fully_addressable or array.is_fully_replicated:
+    return np.asarray(array)
+  from jax.experimental import multihost_utils
+
+  return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def is_first_process() -> bool:
+  """Whether this process is the one that writes."""
+  return jax.process_index() == 0
+
+
+def any_process(value: bool) -> bool:
+  """Returns whether the value is true in any process; all of them have to ask."""
+  if jax.process_count() == 1:
+    return value
+  from jax.experimental import multihost_utils
+
+  return bool(multihost_utils.process_allgather(np.array(value)).any())

@@ -1,0 +1,43 @@
+"""What the devices of a mesh tell each other in a round, read off the compiled program."""
+
+import math
+import re
+from typing import NamedTuple
+
+_BYTES = {'f64': 8, 's64': 8, 'u64': 8, 'f32': 4, 's32': 4, 'u32': 4, 'bf16': 2, 'f16': 2, 'u16': 2, 's16': 2,
+          'pred': 1, 's8': 1, 'u8': 1}
+_OPERATION = re.compile(
+    r'= (?P<shapes>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(')
+_ARRAY = re.compile(r'(\w+)\[([\d,]*)\]')
+
+
+class Collective(NamedTuple):
+  """A collective operation.
+
+  Attributes:
+    kind: `all-reduce`, `all-gather` and so on.
+    num_bytes: of its result on one device.
+    in_loop: it is in a loop's body: bytes count once a step, not once a round.
+  """
+
+  kind: str
+  num_bytes: int
+  in_loop: bool
+
+
+def read_collectives(hlo_text: str) -> list[Collective]:
+  """Lists the collective operations of a compiled program (`compiled.as_text()`)."""
+  found, in_entry = [], False
+  for line in hlo_text.splitlines():
+    if line.endswith('{') and not line.startswith(' '):
+      in_entry = line.startswith('ENTRY')
+    elif match := _OPERATION.search(line):
+      sizes = [_BYTES.get(dtype, 0) * math.prod(int(n) for n in shape.split(',') if n)
+               for dtype, shape in _ARRAY.findall(match['shapes'])]
+      found.append(Collective(match['kind'], sum(sizes), not in_entry))
+  return found
+
+
+def once_a_round(found: list[Collective]) -> int:
+  """Returns the bytes that a device contributes to collectives outside loops."""
+  return sum(operation.num_bytes for operation in found if not operation.in_loop)

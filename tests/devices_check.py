@@ -1,0 +1,108 @@
+"""Run by test_devices.py in a process with four forced host devices; prints one line of JSON.
+
+The same round on one device and on four, with the images on every device and streamed to each its own.
+"""
+
+import functools
+import json
+import sys
+
+import jax
+import numpy as np
+import optax
+
+from lwfedssl_jax import config as configs
+from lwfedssl_jax import devices, objectives, rng, stages
+from lwfedssl_jax.data import augment, batching, federation, sources
+from lwfedssl_jax.evaluation.embeddings import make_embedder
+from lwfedssl_jax.federated import feed, sampling
+from lwfedssl_jax.federated import round as rounds
+from lwfedssl_jax.models.vit import make_encoder
+from lwfedssl_jax.resources import collectives
+from tests import conftest
+
+VALUES = {
+    'dataset': 'digits', 'image_size': 8, 'patch_size': 4, 'num_clients': 9, 'clients_per_round': 6, 'batch_size': 4,
+    'max_train_images': 160, 'client_size_sigma': 0.7, 'auxiliary_fraction': 0.1, 'local_epochs': 2,
+    'client_dropout': 0.2, 'learning_rate': 0.05, 'temperature': 0.5, 'client_chunk': 2}
+
+
+def _shrink():
+  """As the fixture tiny_library, with an optimizer that does not amplify rounding."""
+  configs.ENCODER_SIZES['vit_micro'] = configs.EncoderSize(width=8, depth=2, num_heads=2, mlp_ratio=2)
+  objectives.HEAD_HIDDEN, objectives.PROJECTION_SIZE = 12, 8
+  augment.two_views, batching.plan_epochs = conftest.cheap_two_views, conftest.cheap_plan_epochs
+  optax.scale_by_adam = functools.partial(optax.scale_by_adam, eps=conftest.SMOOTH_EPSILON)
+
+
+def _run(values, num_devices, budget_mb):
+  """Two rounds of a stage; returns parameters, metrics of the second by client, and collectives."""
+  config = configs.configure(**VALUES, **values, num_devices=num_devices, device_data_budget_mb=budget_mb)
+  dataset = sources.load('digits', image_size=8)
+  data = federation.deal(dataset, config)
+  plan = stages.make_plans(config)[-1]
+  participation = sampling.plan_participation(0, 4, config.num_clients, config.clients_per_round, 0.2)
+  placement = feed.choose_placement(config, data, participation)
+  made = rounds.make_round(config, 8, data.max_client_images, placement)
+  whole = devices.sharding(placement.mesh)
+  params = jax.jit(lambda: made.init(rng.key(0, rng.Stream.INIT)), out_shardings=whole)()
+  seed_key = jax.jit(lambda: jax.random.key(0), out_shardings=whole)()
+  server_images = devices.put(data.server_images, whole)
+  source = feed.Feed(config, data, participation, placement)
+  for round_num in range(2):
+    fed = source.take(round_num)
+    inputs = rounds.RoundInputs(
+        seed_key, np.int32(round_num), fed.images, fed.clients, server_images, np.float32(np.inf))
+    shapes = (params, np.int32(plan.start), np.int32(plan.stop), inputs)
+    if round_num == 0:
+      compiled = made.apply.jitted.lower(plan.shape, *shapes).compile()
+    params, metrics = compiled(*shapes)
+  source.close()
+  accepted = np.sort(fed.client_ids[devices.fetch(metrics.accepted)]).tolist()
+  active, _ = stages.split(params, plan.shape, plan.start)
+  embed = make_embedder(make_encoder(config.model, 8), placement.mesh, batch_size=64)
+  return {
+      'params': [devices.fetch(leaf) for leaf in jax.tree.leaves(params)],
+      'loss': float(metrics.client.total), 'accepted': accepted,
+      'calibration': None if metrics.calibration is None else float(metrics.calibration.total),
+      'embeddings': embed(jax.tree.map(devices.fetch, params), dataset.test_images[:50], 2),
+      'collectives': collectives.read_collectives(compiled.as_text()),
+      'active_bytes': sum(leaf.size * 4 for leaf in jax.tree.leaves(active)),
+      'streams': placement.streams,
+      'images': fed.images.shape[0],
+  }
+
+
+def _difference(one, other):
+  return max(float(np.abs(a - b).max()) for a, b in zip(one['params'], other['params'], strict=True))
+
+
+def main():
+  """Prints what test_devices.py asserts."""
+  _shrink()
+  report = {'num_devices': jax.device_count()}
+  for name, values, budget in (
+      ('lw_fedssl', {'method': 'lw_fedssl'}, 0.1),  # all training images take 0.28 MB
+      ('median', {'method': 'layerwise', 'objective': 'simclr', 'aggregation': 'median'}, 0.0),
+      ('layerwise', {'method': 'layerwise', 'objective': 'simclr'}, 0.0)):
+    one, four = _run(values, 1, 0.0), _run(values, 4, budget)
+    streamed = _run(values, 1, budget) if budget else one
+    report[name] = {
+        'streams': [run['streams'] for run in (one, streamed, four)],
+        'images': [run['images'] for run in (one, streamed, four)],
+        'streaming_differs': _difference(one, streamed),
+        'devices_differ': _difference(one, four),
+        'moved': max(float(np.abs(leaf).max()) for leaf in one['params']),
+        'embeddings_differ': float(np.abs(one['embeddings'] - four['embeddings']).max()),
+        'loss': [one['loss'], four['loss']], 'accepted': [one['accepted'], four['accepted']],
+        'calibration': [one['calibration'], four['calibration']],
+        'once_a_round': [collectives.once_a_round(run['collectives']) for run in (one, four)],
+        'in_loops': [sum(op.num_bytes for op in run['collectives'] if op.in_loop) for run in (one, four)],
+        'active_bytes': one['active_bytes'],
+    }
+  print(json.dumps(report))
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
