@@ -11,7 +11,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from lwfedssl_jax import config as configs
-from lwfedssl_jax.base import TrainingError, UsageError
+from lwfedssl_jax.base import LostPeerError, TrainingError, UsageError
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.interrupts import Interrupted
 
@@ -85,8 +85,14 @@ def presets_first(argv: list[str]) -> list[str]:
 
 
 def _fail(message: str, code: int = USAGE_EXIT_CODE) -> typing.NoReturn:
-  print(f'error: {" ".join(message.split())}', file=sys.stderr)
+  print(f'error: {" ".join(message.split())}', file=sys.stderr, flush=True)
   sys.exit(code)
+
+
+def _leave_peers(message: str) -> typing.NoReturn:
+  """Fails without the farewell that jax takes of processes which are no longer there."""
+  print(f'error: {" ".join(message.split())}', file=sys.stderr, flush=True)
+  os._exit(FAILURE_EXIT_CODE)
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -131,6 +137,8 @@ def run(main: Callable[[], dict[str, Any]]) -> None:
       _fail(str(error))
     except TrainingError as error:
       _fail(str(error), FAILURE_EXIT_CODE)
+    except LostPeerError as error:
+      _leave_peers(str(error))
     except (Interrupted, KeyboardInterrupt) as error:
       _fail(f'{str(error) or "SIGINT"}: dropped what was under way; --resume goes on from the last checkpoint',
             STOPPED_EXIT_CODE)

@@ -11,6 +11,10 @@ class UsageError(ValueError):
   """A user's mistake: the message is one line that names the flag or file and what was expected."""
 
 
+class LostPeerError(RuntimeError):
+  """Another process of the run is gone; what was saved is whole."""
+
+
 class TrainingError(RuntimeError):
   """A run cannot go on; what was good is saved. The message is one line."""
 

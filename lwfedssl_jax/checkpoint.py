@@ -1,4 +1,7 @@
-"""Checkpoints: orbax writes them, a digest of our own says whether what comes back is what was saved."""
+"""Checkpoints: orbax writes them, a digest of our own says whether what comes back is what was saved.
+
+Of several processes each has to ask for every save; one writes, at once, so that a lost process leaves nothing pending.
+"""
 
 import contextlib
 import os
@@ -41,8 +44,8 @@ class Checkpoints:
 
     self._ocp, self._sharding = ocp, sharding or devices.sharding(None)
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=not read_only, read_only=read_only,
-        create=not read_only)
+        max_to_keep=keep, enable_async_checkpointing=jax.process_count() == 1, cleanup_tmp_directories=not read_only,
+        read_only=read_only, create=not read_only)
     path = os.path.abspath(os.path.join(workdir, FOLDER))
     if read_only and not os.path.isdir(path):
       raise UsageError(f'--workdir: expected a run with checkpoints, {workdir} has none')

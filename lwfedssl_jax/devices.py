@@ -11,6 +11,36 @@ from lwfedssl_jax.base import UsageError
 AXIS = 'clients'
 
 
+def connect(address: str, num_processes: int, process_id: int) -> None:
+  """Joins the processes of a run, before anything else of jax is used; an empty address leaves this one alone.
+
+  Args:
+    address: HOST:PORT of the first process; `auto`: address, number and id from the cluster's environment (Slurm, TPU).
+    num_processes: in all, 2 or more.
+    process_id: of this one, from 0.
+
+  Raises:
+    UsageError: a value is missing or out of range, or the first process is not found.
+  """
+  if not address:
+    return
+  values = {}
+  if address != 'auto':
+    host, _, port = address.rpartition(':')
+    if not host or not port.isdigit():
+      raise UsageError(f'--coordinator_address: expected HOST:PORT or auto, got {address!r}')
+    if num_processes < 2:
+      raise UsageError(f'--num_processes: expected at least 2 with --coordinator_address, got {num_processes}')
+    if not 0 <= process_id < num_processes:
+      raise UsageError(f'--process_id: expected 0 to {num_processes - 1}, got {process_id}')
+    values = {'coordinator_address': address, 'num_processes': num_processes, 'process_id': process_id}
+  try:
+    jax.distributed.initialize(**values)
+  except (RuntimeError, ValueError) as error:
+    reason = ' '.join(str(error).split())[:300]
+    raise UsageError(f'--coordinator_address: expected to reach the other processes by {address}: {reason}') from error
+
+
 def make_mesh(num_devices: int = 0) -> Mesh | None:
   """Returns the mesh of the first `num_devices` devices, 0: all of them, of all processes; None for one device.
 

@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+import typing
 from collections.abc import Iterator
 from typing import Any
 
@@ -153,12 +154,36 @@ def _check_same(config: Config, workdir: str) -> None:
                      + ', '.join(differing))
 
 
-class RunLog:
+class Rows:
+  """The rows of a run so far, for a process that writes nothing."""
+
+  def __init__(self, workdir: str, rounds_done: int, num_rounds: int):
+    del num_rounds
+    self.rows = [row for row in read_metrics(workdir) if row['round'] < rounds_done]
+
+  def write(self, row: dict[str, Any]) -> None:
+    """Keeps a round's row."""
+    self.rows.append(row)
+
+  def say(self, text: str) -> None:
+    """Leaves it to the first process."""
+
+  def close(self) -> None:
+    """Has nothing to close."""
+
+  def __enter__(self) -> typing.Self:
+    return self
+
+  def __exit__(self, *exception: Any) -> None:
+    self.close()
+
+
+class RunLog(Rows):
   """Writes one row per round to metrics.jsonl and TensorBoard, and tells the user how the run is getting on."""
 
   def __init__(self, workdir: str, rounds_done: int, num_rounds: int):
+    super().__init__(workdir, rounds_done, num_rounds)
     self._path = os.path.join(workdir, METRICS)
-    self.rows = [row for row in read_metrics(workdir) if row['round'] < rounds_done]
     temporary = f'{self._path}.tmp'
     with open(temporary, 'w', encoding='utf-8') as file:
       file.writelines(json.dumps(row) + '\n' for row in self.rows)
@@ -170,7 +195,7 @@ class RunLog:
 
   def write(self, row: dict[str, Any]) -> None:
     """Appends a round's row; it is on disk when this returns."""
-    self.rows.append(row)
+    super().write(row)
     self._file.write(json.dumps(row) + '\n')
     self._file.flush()
     os.fsync(self._file.fileno())
@@ -195,12 +220,6 @@ class RunLog:
       self._events.close()
     if self._bar is not None:
       self._bar.close()
-
-  def __enter__(self) -> 'RunLog':
-    return self
-
-  def __exit__(self, *exception: Any) -> None:
-    self.close()
 
 
 def _progress_text(row: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 
 from lwfedssl_jax import checkpoint, devices, interrupts, reporting, rng, run_log, stages, trees
 from lwfedssl_jax import config as configs
-from lwfedssl_jax.base import FederatedRound, Params, TrainingError
+from lwfedssl_jax.base import FederatedRound, LostPeerError, Params, TrainingError, UsageError
 from lwfedssl_jax.config import Config, RunConfig
 from lwfedssl_jax.data import batching, federation, sources
 from lwfedssl_jax.data.federation import Federation
@@ -43,7 +44,8 @@ class _Run:
     self.placement = feed.choose_placement(config, data, self.participation)
     self.feed = feed.Feed(config, data, self.participation, self.placement)
     self.round: FederatedRound = _shared_round(
-        dataclasses.replace(config, run=RunConfig()), data.image_size, data.max_client_images, self.placement)
+        dataclasses.replace(config, run=RunConfig()), data.image_size,
+        feed.client_room(data, config.client.batch_size), self.placement)
     self.sharding = devices.sharding(self.placement.mesh)
     fast_to_compile = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
     self._init = jax.jit(
@@ -104,6 +106,7 @@ def train(config: Config, data: Federation | None = None) -> Summary:
   Raises:
     UsageError: a mistake in the configuration, the data or the workdir, found before anything is written.
     TrainingError: two attempts at a round in a row gave no update that could be used; the state before it is saved.
+    LostPeerError: another process of the run is gone; checkpoints stay.
     Interrupted: a second signal; complete checkpoints stay.
   """
   data = data or federation.load(config)
@@ -112,28 +115,60 @@ def train(config: Config, data: Federation | None = None) -> Summary:
     plan = planner.fit(config, data.image_size)
     print(planner.describe(plan), flush=True)
     config = plan.config
-  with run_log.claim_workdir(config) as workdir:
+  with _claim_workdir(config) as workdir:
     summary_path = os.path.join(workdir, run_log.SUMMARY)
     if os.path.exists(summary_path):
       return run_log.read_json(summary_path)
-    print(sources.describe(data.dataset), flush=True)
+    first = devices.is_first_process()
+    if first:
+      print(sources.describe(data.dataset), flush=True)
     run = _Run(config, data)
     with contextlib.closing(run.feed), checkpoint.Checkpoints(
         workdir, config.run.keep_checkpoints, sharding=run.sharding) as checkpoints:
       restored = checkpoints.restore_newest(jax.eval_shape(run.round.init, jax.random.key(0)))
-      if restored is None:
+      if restored is None and first:
         _write_pictures(run, workdir)
       params, rounds_done = restored or (run.init(), 0)
-      with run_log.RunLog(workdir, rounds_done, run.num_rounds) as log, interrupts.catch() as stop:
+      log_type = run_log.RunLog if first else run_log.Rows
+      with log_type(workdir, rounds_done, run.num_rounds) as log, interrupts.catch() as stop, _naming_lost_peers():
         params, rounds_done = _train_rounds(run, params, rounds_done, log, checkpoints, stop)
         rows = log.rows
     if rounds_done < run.num_rounds:
       return {'finished': False, 'method': config.method.method, 'rounds_done': rounds_done,
               'num_rounds': run.num_rounds, 'params_sha256': trees.sha256(params), 'stopped_by': stop.name}
-    run_log.write_arrays(os.path.join(workdir, run_log.EMBEDDINGS), run.monitor.sample(params, run.init()))
-    summary = _summarize(run, params, rows)
-    run_log.write_json(summary_path, summary)
+    sample, summary = run.monitor.sample(params, run.init()), _summarize(run, params, rows)
+    if first:
+      run_log.write_arrays(os.path.join(workdir, run_log.EMBEDDINGS), sample)
+      run_log.write_json(summary_path, summary)
     return summary
+
+
+@contextlib.contextmanager
+def _claim_workdir(config: Config) -> Iterator[str]:
+  """As run_log.claim_workdir, by the first process for all of them."""
+  refused = None
+  with contextlib.ExitStack() as stack:
+    if devices.is_first_process():
+      try:
+        stack.enter_context(run_log.claim_workdir(config))
+      except UsageError as error:
+        refused = error
+    if devices.any_process(refused is not None):
+      raise refused or UsageError('--workdir: expected a folder that the first process can use, see what it says')
+    yield config.run.workdir
+
+
+@contextlib.contextmanager
+def _naming_lost_peers() -> Iterator[None]:
+  """Says what a failed collective operation of several processes means."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if jax.process_count() == 1:
+      raise
+    reason = ' '.join(str(error).split())[:200]
+    raise LostPeerError(f'another process of the run is gone; --resume goes on from the last checkpoint ({reason})'
+                        ) from error
 
 
 def _train_rounds(run: _Run, params: Params, rounds_done: int, log: run_log.RunLog,
@@ -161,10 +196,12 @@ def _train_rounds(run: _Run, params: Params, rounds_done: int, log: run_log.RunL
       row |= _measure_stage(run, params, plan)
     log.write(row)
     rounds_done = round_num + 1
-    if stage_ends or rounds_done == last or rounds_done % options.checkpoint_every == 0 or stop.name:
+    stops = devices.any_process(stop.name is not None)
+    if stage_ends or rounds_done == last or rounds_done % options.checkpoint_every == 0 or stops:
       checkpoints.save(params, rounds_done)
       saved = rounds_done
-    if stop.name:
+    if stops:
+      stop.name = stop.name or 'a signal to another process'
       break
   return params, rounds_done
 

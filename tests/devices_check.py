@@ -43,7 +43,7 @@ def _run(values, num_devices, budget_mb):
   plan = stages.make_plans(config)[-1]
   participation = sampling.plan_participation(0, 4, config.num_clients, config.clients_per_round, 0.2)
   placement = feed.choose_placement(config, data, participation)
-  made = rounds.make_round(config, 8, data.max_client_images, placement)
+  made = rounds.make_round(config, 8, feed.client_room(data, config.client.batch_size), placement)
   whole = devices.sharding(placement.mesh)
   params = jax.jit(lambda: made.init(rng.key(0, rng.Stream.INIT)), out_shardings=whole)()
   seed_key = jax.jit(lambda: jax.random.key(0), out_shardings=whole)()

@@ -5,6 +5,8 @@ batch per epoch. All clients of a round have room for the same number of steps; 
 and what it does not have is masked, so that a loop may stop where the last client of a chunk is done.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -14,6 +16,14 @@ from lwfedssl_jax.base import PRNGKey
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
   """Steps that a client with `num_images` (>= 1) takes per epoch."""
   return max(1, num_images // batch_size)
+
+
+def room_for(num_images: int, batch_size: int) -> int:
+  """Returns the images that a client's arrays have room for: a batch times a power of two.
+
+  Room costs next to nothing, loops end where the images do; and federations of like sizes share a compiled round.
+  """
+  return batch_size * 2**max(0, math.ceil(math.log2(num_images / batch_size)))
 
 
 def plan_epochs(

@@ -9,12 +9,18 @@ import numpy as np
 from lwfedssl_jax import devices
 from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.config import Config
+from lwfedssl_jax.data import batching
 from lwfedssl_jax.data.federation import Federation
 from lwfedssl_jax.federated import packing
 from lwfedssl_jax.federated import round as rounds
 from lwfedssl_jax.federated.sampling import Participation
 
 MEGABYTE = 10**6
+
+
+def client_room(data: Federation, batch_size: int) -> int:
+  """Returns the width of `Clients.image_ids`: the largest client's images, and some room."""
+  return batching.room_for(data.max_client_images, batch_size)
 
 
 class RoundFeed(NamedTuple):
@@ -84,7 +90,7 @@ class Feed:
     filled = order >= 0
     client_ids = np.where(filled, self._participation.client_ids[round_num][order], -1)
     num_images = self._images_in_seats(round_num)
-    image_ids = np.zeros((len(order), self._data.max_client_images), np.int32)
+    image_ids = np.zeros((len(order), client_room(self._data, self._client.batch_size)), np.int32)
     for row, client in zip(image_ids, client_ids):
       if client >= 0:
         row[:self._sizes[client]] = self._data.client_images[client]
