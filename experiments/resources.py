@@ -32,7 +32,7 @@ def main():
   if not image_size:
     raise UsageError('--image_size: expected the side of the images in pixels, got 0')
   convention = _CONVENTION.value
-  if _MEASURE.value and convention != 'actual':
+  if _MEASURE.value and convention not in costs.OWN_CONVENTIONS:
     raise UsageError(f'--measure_memory: expected --convention=actual, got {convention}')
   flags.print_config(config)
   named = absl_flags.FLAGS['method'].present

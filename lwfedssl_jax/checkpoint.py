@@ -103,6 +103,8 @@ class Checkpoints:
     try:
       yield
     except Exception as error:  # orbax passes on what its threads and tensorstore raise, of many types
+      if devices.is_lost_peer(error):
+        raise
       reason = ' '.join(str(error).split())[:300]
       raise UsageError(
           f'{self._manager.directory}: expected room for checkpoint {rounds_done} in a folder that can be written; '

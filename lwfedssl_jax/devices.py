@@ -9,6 +9,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDev
 from lwfedssl_jax.base import UsageError
 
 AXIS = 'clients'
+# In the messages of the transports and of the coordination service; the types of error vary.
+_LOST_PEER_MARKS = ('Gloo', 'NCCL', 'heartbeat', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'Barrier', 'Connection')
 
 
 def connect(address: str, num_processes: int, process_id: int) -> None:
@@ -79,6 +81,11 @@ def fetch(array: jax.Array) -> np.ndarray:
   from jax.experimental import multihost_utils
 
   return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def is_lost_peer(error: BaseException) -> bool:
+  """Whether an error of jax or orbax is that of a collective operation without one of its processes."""
+  return jax.process_count() > 1 and any(mark in str(error) for mark in _LOST_PEER_MARKS)
 
 
 def is_first_process() -> bool:

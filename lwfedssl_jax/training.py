@@ -163,8 +163,8 @@ def _naming_lost_peers() -> Iterator[None]:
   """Says what a failed collective operation of several processes means."""
   try:
     yield
-  except jax.errors.JaxRuntimeError as error:
-    if jax.process_count() == 1:
+  except Exception as error:
+    if not devices.is_lost_peer(error):
       raise
     reason = ' '.join(str(error).split())[:200]
     raise LostPeerError(f'another process of the run is gone; --resume goes on from the last checkpoint ({reason})'

@@ -6,7 +6,7 @@ every round. Neither charges a block's hand-over at the start of a stage, nor a 
   paper_v4  versions 4 and 5, Table 2: blocks, heads, final norm and embedding.
   paper_v1  versions 1 to 3: encoder blocks only.
 
-The third, `actual`, is a ledger of who holds which version of what: a sampled client is charged the components that it
+A third account, `actual`, is a ledger of who holds which version of what: a sampled client is charged the components that it
 needs and lacks. Bytes are those of the float32 parameters themselves; a transport's framing is not included.
 """
 
@@ -297,6 +297,44 @@ def charge_run(
     downloads[plan.stage, ids] += traffic.download_bytes.sum(axis=1)
     sent[plan.stage, ids] += traffic.upload_bytes.sum(axis=1)
   return RunTraffic(downloads, sent, ledger)
+
+
+class ExpectedTraffic(NamedTuple):
+  """Mean over all seeds of what one client exchanges, bytes, float64 (stages, components)."""
+
+  download_bytes: np.ndarray
+  upload_bytes: np.ndarray
+
+
+def expected_traffic(config: Config, image_size: int) -> ExpectedTraffic:
+  """Returns the expectation of `charge_run` over the draws of participants and of their returns, per client; exact.
+
+  A client is sampled with probability K / N, independently from round to round. Before every round it holds the newest
+  version of a component with some probability: it becomes 1 where the client is sampled and needs the component, and 0
+  where the round changes it, which takes at least one of the K clients to return.
+
+  Args:
+    config: the run.
+    image_size: side of the images, pixels.
+  """
+  payload, plans = make_payload(config, image_size), make_plans(config)
+  sizes = np.array(list(payload.sizes_bytes.values()), np.float64)
+  sampled = config.clients_per_round / config.num_clients
+  changed = 1 - config.client.client_dropout**config.clients_per_round
+  returns = sampled * (1 - config.client.client_dropout)
+  downloads = np.zeros((len(plans), len(sizes)))
+  sent = np.zeros_like(downloads)
+  current = np.zeros(len(sizes))  # probability that a client holds the newest version
+  for plan in plans:
+    needed = _is_among(payload, needs(plan, payload.head_names))
+    active = _is_among(payload, uploads(plan, payload.head_names))
+    kept = 1 - changed * _is_among(payload, changes(plan, payload.head_names))
+    for _ in range(plan.num_rounds):
+      missing = sampled * needed * (1 - current)
+      downloads[plan.stage] += missing * sizes
+      sent[plan.stage] += returns * active * sizes
+      current = (current + missing) * kept
+  return ExpectedTraffic(downloads, sent)
 
 
 def full_participation(config: Config) -> tuple[np.ndarray, np.ndarray]:

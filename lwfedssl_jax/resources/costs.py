@@ -3,8 +3,8 @@
 `paper_v4` and `paper_v1` are the paper's own (arXiv 2401.11647; bytes in communication.py, operations in flops.py), for
 a client that takes part in every round. `actual` is what this program does: the bytes that this configuration's seeded
 participation really exchanges (catch-up included, mean over the federation), the matrix products that it executes (all
-branches and views, a multiply-add counting 2), and the peak memory of the compiled step. Figures of different
-conventions are not comparable.
+branches and views, a multiply-add counting 2), and the peak memory of the compiled step. `expected` is the same but for
+the bytes, which are the mean over all seeds. Figures of other pairs of conventions are not comparable.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,10 @@ from lwfedssl_jax.federated import sampling
 from lwfedssl_jax.resources import communication, flops, memory
 from lwfedssl_jax.stages import StagePlan, make_plans, needs
 
-CONVENTIONS = (*communication.PAPER_CONVENTIONS, 'actual')
+OWN_CONVENTIONS = ('actual', 'expected')
+CONVENTIONS = (*communication.PAPER_CONVENTIONS, *OWN_CONVENTIONS)
 PARTS = ('embedding', 'blocks', 'norm', 'heads')
-ACTUAL_GB_BYTES = 10**9
+OWN_GB_BYTES = 10**9
 
 
 class StageCost(NamedTuple):
@@ -77,8 +78,8 @@ class MethodCost(NamedTuple):
 
 
 def gb_bytes(convention: str) -> int:
-  """Bytes of a "GB": 1000 MiB in the paper's conventions, 10^9 in `actual`."""
-  return ACTUAL_GB_BYTES if convention == 'actual' else communication.PAPER_GB_BYTES
+  """Bytes of a "GB": 1000 MiB in the paper's conventions, 10^9 in our own."""
+  return OWN_GB_BYTES if convention in OWN_CONVENTIONS else communication.PAPER_GB_BYTES
 
 
 def by_part(components: dict[str, float]) -> dict[str, float]:
@@ -114,6 +115,20 @@ def _actual_bytes(config: Config, image_size: int, plans: tuple[StagePlan, ...],
   return [(named(d), named(u)) for d, u in zip(down, up)]
 
 
+def _expected_bytes(config: Config, image_size: int, plans: tuple[StagePlan, ...], worst_case: bool
+                    ) -> list[tuple[dict, dict]]:
+  payload = communication.make_payload(config, image_size)
+  found = communication.expected_traffic(config, image_size)
+  named = lambda row: dict(zip(payload.sizes_bytes, row.tolist()))
+  if not worst_case:
+    return [(named(d), named(u)) for d, u in zip(*found)]
+  share = config.clients_per_round / config.num_clients
+  everything = lambda plan: {
+      name: share * plan.num_rounds * size * (name in needs(plan, payload.head_names))
+      for name, size in payload.sizes_bytes.items()}
+  return [(everything(plan), named(u)) for plan, u in zip(plans, found.upload_bytes)]
+
+
 def _actual_memory(config: Config, image_size: int, plans: tuple[StagePlan, ...]) -> list[memory.StepMemory]:
   """Compiles one step per stage shape: all layer-wise stages after the first share one."""
   found = {}
@@ -140,8 +155,9 @@ def method_cost(
   """
   plans, epochs = make_plans(config), config.client.local_epochs
   operations = server = memories = [None] * len(plans)
-  if convention == 'actual':
-    traffic = _actual_bytes(config, image_size, plans, worst_case_download)
+  if convention in OWN_CONVENTIONS:
+    expected = convention == 'expected'
+    traffic = (_expected_bytes if expected else _actual_bytes)(config, image_size, plans, worst_case_download)
     batch = config.client.batch_size
     per_image = lambda count, plan: plan.num_rounds * count(config, image_size, plan, batch).total_flops / batch
     operations = [epochs * per_image(flops.executed_flops, plan) for plan in plans]
@@ -175,11 +191,13 @@ def to_json(cost: MethodCost) -> dict[str, Any]:
   }
 
 
+_OWN_UNITS = ('operations per image, both views and all branches, a multiply-add is 2; peak memory of the compiled '
+              'step')
 _UNITS = {
     'paper_v4': 'GB = 1000 MiB; operations per image, one view (SimCLR: both), online branch, a multiply-add is 1',
     'paper_v1': 'GB = 1000 MiB; encoder blocks only; this convention counts no operations',
-    'actual': 'GB = 10^9 bytes, exchanged by this configuration, mean over the federation; operations per image, both '
-              'views and all branches, a multiply-add is 2; peak memory of the compiled step',
+    'actual': f'GB = 10^9 bytes, exchanged by this configuration, mean over the federation; {_OWN_UNITS}',
+    'expected': f'GB = 10^9 bytes, mean over all seeds; {_OWN_UNITS}',
 }
 
 

@@ -292,3 +292,51 @@ def test_more_rounds_than_planned():
   plans = stages.make_plans(configure(method='layerwise', **MICRO))
   with pytest.raises(ValueError, match='up to 8 rounds'):
     comm.charge_run(DIGITS, plans, 1, np.zeros((9, 1), int), np.ones((9, 1), bool))
+
+
+# The expectation.
+
+
+def test_expected_catch_up_by_hand():
+  """Two clients, one a round, two rounds a stage: what stage 1 left behind is fetched late or not at all."""
+  config = configure(method='layerwise', num_clients=2, clients_per_round=1, blocks_per_stage=2, **MICRO)
+  found = comm.expected_traffic(config, 16)
+  embedding, block, norm, projector = 16_640, 199_936, 512, 1_712_128
+  first, second = (dict(zip(comm.component_params(config, 16), row)) for row in found.download_bytes)
+  # Stage 1: either client is asked with probability 1/2 in each of two rounds, and everything has changed by then.
+  assert first == {'embedding': embedding, 'block_00': block, 'block_01': block, 'block_02': 0, 'block_03': 0,
+                   'norm': norm, 'projector': projector}
+  # Stage 2: what is frozen by now is fetched once, if at all: 1/2 in its first round, 1/2 * 1/2 in its second.
+  assert second == {'embedding': 0.75 * embedding, 'block_00': 0.75 * block, 'block_01': 0.75 * block,
+                    'block_02': block, 'block_03': block, 'norm': norm, 'projector': projector}
+  sent = dict(zip(comm.component_params(config, 16), found.upload_bytes[1]))
+  assert sent == {'embedding': 0, 'block_00': 0, 'block_01': 0, 'block_02': block, 'block_03': block, 'norm': norm,
+                  'projector': projector}
+
+
+@pytest.mark.parametrize('method', ['lw_fedssl', 'layerwise', 'prog_fedssl'])
+def test_expectation_is_the_mean_of_the_ledger_over_draws(method):
+  config = configure(method=method, num_clients=6, clients_per_round=2, client_dropout=0.5, encoder='vit_micro',
+                     rounds_per_stage=3)
+  plans, payload = stages.make_plans(config), comm.make_payload(config, 16)
+  generator = np.random.default_rng(0)
+  downloads, sent = [], []
+  for _ in range(400):
+    ids = np.array([generator.choice(6, 2, replace=False) for _ in range(12)])
+    traffic_of_run = comm.charge_run(payload, plans, 6, ids, generator.random((12, 2)) >= 0.5)
+    downloads.append(traffic_of_run.download_bytes.mean(axis=1))
+    sent.append(traffic_of_run.upload_bytes.mean(axis=1))
+  found = comm.expected_traffic(config, 16)
+  for draws, expected in ((downloads, found.download_bytes), (sent, found.upload_bytes)):
+    error = np.std(draws, axis=0, ddof=1) / 20
+    assert (np.abs(np.mean(draws, axis=0) - expected.sum(axis=1)) < 4 * error).all()
+
+
+@pytest.mark.parametrize('method', ['lw_fedssl', 'layerwise', 'prog_fedssl', 'end_to_end', 'centralized'])
+def test_expectation_of_full_participation_is_exact(method):
+  config = configure(method=method, **MICRO)
+  payload = comm.make_payload(config, 16)
+  exact = comm.charge_run(payload, stages.make_plans(config), config.num_clients, *comm.full_participation(config))
+  found = comm.expected_traffic(config, 16)
+  np.testing.assert_array_equal(found.download_bytes.sum(axis=1), exact.download_bytes[:, 0])
+  np.testing.assert_array_equal(found.upload_bytes.sum(axis=1), exact.upload_bytes[:, 0])

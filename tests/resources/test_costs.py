@@ -124,3 +124,15 @@ def test_pictures_of_what_is_counted(tmp_path):
 def test_unknown_convention():
   with pytest.raises(UsageError, match='--convention'):
     costs.method_cost(config_of('layerwise'), 32, 'paper_v9')
+
+
+def test_expected_bytes_lie_between_nothing_and_the_worst_case_and_share_the_rest_with_actual():
+  config = config_of('layerwise', clients_per_round=2, client_dropout=0.1)
+  expected, actual = (costs.method_cost(config, 32, name, with_memory=False) for name in ('expected', 'actual'))
+  worst = costs.method_cost(config, 32, 'expected', worst_case_download=True, with_memory=False)
+  total = lambda cost: sum(sum(stage.download_bytes.values()) for stage in cost.stages)
+  assert 0 < total(expected) < total(worst)
+  assert total(expected) == pytest.approx(total(actual), rel=0.2)
+  assert expected.total_flops == actual.total_flops
+  assert costs.gb_bytes('expected') == 10**9
+  assert 'mean over all seeds' in costs.to_text([expected])
