@@ -59,13 +59,13 @@ def _federation(config: Config, server_images: int) -> Federation:
   return Federation(dataset, owned, np.arange(0), pool[:server_images])
 
 
-def build(config: Config, name: str, num_devices: int = 1) -> Scaled:
+def build(config: Config, name: str) -> Scaled:
   """Compiles the last stage's round of a synthetic federation whose clients hold IMAGES_A_CLIENT images each."""
   data = _federation(config, IMAGES_A_CLIENT if config.server_calibration else 0)
   plan = stages.make_plans(config)[-1]
   participation = sampling.plan_participation(
       config.run.seed, ROUNDS_PLANNED, config.num_clients, config.clients_per_round, config.client.client_dropout)
-  placement = rounds.Placement(devices.make_mesh(num_devices))
+  placement = feed.choose_placement(config, data, participation)
   source = feed.Feed(config, data, participation, placement)
   made = rounds.make_round(config, data.image_size, feed.client_room(data, config.client.batch_size), placement)
   whole = devices.sharding(placement.mesh)
@@ -95,14 +95,18 @@ def build(config: Config, name: str, num_devices: int = 1) -> Scaled:
 
 
 def client_cases(config: Config) -> Iterator[Scaled]:
-  """Builds populations of which SAMPLED train in a round, then rounds of ever more clients."""
+  """Builds populations of which SAMPLED train in a round, rounds of ever more clients, and one that streams images."""
   small = {'batch_size': IMAGES_A_CLIENT // 2, 'rounds_per_stage': ROUNDS_PLANNED}
+  a_quarter = POOL_IMAGES * 3 * config.model.image_size**2 / 4 / feed.MEGABYTE
   for population in POPULATIONS:
     values = {'num_clients': population, 'clients_per_round': SAMPLED}
     yield build(configs.with_values(config, small | values), f'{SAMPLED} of {population} clients')
   for clients in CLIENTS_A_ROUND:
     values = {'num_clients': clients, 'clients_per_round': 0}
     yield build(configs.with_values(config, small | values), f'{clients} of {clients} clients')
+  for name, budget in (('on the device', 0.0), ('streamed, a quarter may be on the device', a_quarter)):
+    values = {'num_clients': 40, 'clients_per_round': 5, 'device_data_budget_mb': budget}
+    yield build(configs.with_values(config, small | values), f'5 of 40 clients, images {name}')
 
 
 def time_rounds(cases: Sequence[Scaled], repeats: int) -> list[list[float]]:
@@ -124,7 +128,7 @@ def device_cases(config: Config) -> Iterator[Scaled]:
     raise UsageError('--suite=devices: expected several devices; on a CPU XLA_FLAGS='
                      '--xla_force_host_platform_device_count=8 makes them')
   for count in (2**power for power in range(found.bit_length()) if 2**power <= found):
-    yield build(config, f'{count} devices', count)
+    yield build(configs.with_values(config, {'num_devices': count}), f'{count} devices')
 
 
 def largest_difference(one: Params, other: Params) -> float:

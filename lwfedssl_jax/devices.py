@@ -83,6 +83,20 @@ def fetch(array: jax.Array) -> np.ndarray:
   return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
+def free_bytes() -> int | None:
+  """Returns the free memory of the fullest first device of all processes; None where devices do not tell, as CPUs."""
+  memory = jax.local_devices()[0].memory_stats()
+  if not memory or 'bytes_limit' not in memory:
+    return None
+  free = memory['bytes_limit'] - memory['bytes_in_use']
+  if jax.process_count() == 1:
+    return free
+  from jax.experimental import multihost_utils
+
+  mebibytes = multihost_utils.process_allgather(np.array(free >> 20, np.int32))  # 64-bit integers may be off
+  return int(mebibytes.min()) << 20
+
+
 def is_lost_peer(error: BaseException) -> bool:
   """Whether an error of jax or orbax is that of a collective operation without one of its processes."""
   return jax.process_count() > 1 and any(mark in str(error) for mark in _LOST_PEER_MARKS)

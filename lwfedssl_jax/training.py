@@ -41,11 +41,12 @@ class _Run:
     self.num_rounds = sum(plan.num_rounds for plan in self.plans)
     self.participation = sampling.plan_participation(
         config.run.seed, self.num_rounds, config.num_clients, config.clients_per_round, config.client.client_dropout)
+    rules = _with_chunk(dataclasses.replace(config, run=RunConfig()), data.image_size)
+    config = dataclasses.replace(rules, run=config.run)
     self.placement = feed.choose_placement(config, data, self.participation)
     self.feed = feed.Feed(config, data, self.participation, self.placement)
     self.round: FederatedRound = _shared_round(
-        dataclasses.replace(config, run=RunConfig()), data.image_size,
-        feed.client_room(data, config.client.batch_size), self.placement)
+        rules, data.image_size, feed.client_room(data, config.client.batch_size), self.placement)
     self.sharding = devices.sharding(self.placement.mesh)
     fast_to_compile = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
     self._init = jax.jit(
@@ -90,6 +91,17 @@ class _Run:
     return communication.charge_run(
         self.payload, self.plans, self.config.num_clients, self.participation.client_ids[done],
         self.participation.returned[done]).ledger
+
+
+@functools.lru_cache(maxsize=4)  # so that runs of one configuration share a round
+def _with_chunk(config: Config, image_size: int) -> Config:
+  """Fills in --client_chunk from the devices' free memory, where they tell (CPUs do not: one client at a time)."""
+  free = None if config.client.client_chunk else devices.free_bytes()
+  if free is None:
+    return config
+  chunk = planner.choose_chunk(config, image_size, free)
+  print(f'{chunk} clients side by side, by the free memory', flush=True)
+  return configs.with_values(config, {'client_chunk': chunk})
 
 
 def train(config: Config, data: Federation | None = None) -> Summary:

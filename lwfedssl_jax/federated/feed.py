@@ -1,6 +1,7 @@
 """What a round reads of the federation: who trains, and the images, kept on the device or copied a round ahead."""
 
 import concurrent.futures
+import math
 from typing import NamedTuple
 
 import jax
@@ -144,6 +145,6 @@ def choose_placement(config: Config, data: Federation, participation: Participat
   feed.close()
   if budget and needed > budget:
     raise UsageError(
-        f'--device_data_budget_mb: expected at least {needed / MEGABYTE:.3f}, twice the images of a round\'s clients '
+        f'--device_data_budget_mb: expected at least {math.ceil(needed / 1000) / 1000:.3f}, twice a round\'s images '
         f'on a device, got {config.run.device_data_budget_mb:g}')
   return placement

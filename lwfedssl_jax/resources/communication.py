@@ -6,8 +6,9 @@ every round. Neither charges a block's hand-over at the start of a stage, nor a 
   paper_v4  versions 4 and 5, Table 2: blocks, heads, final norm and embedding.
   paper_v1  versions 1 to 3: encoder blocks only.
 
-A third account, `actual`, is a ledger of who holds which version of what: a sampled client is charged the components that it
-needs and lacks. Bytes are those of the float32 parameters themselves; a transport's framing is not included.
+A third account, `actual`, is a ledger of who holds which version of what: a sampled client is charged the components
+that it needs and lacks; `expected` is its mean over all draws. Bytes are those of the float32 parameters themselves; a
+transport's framing is not included.
 """
 
 import itertools

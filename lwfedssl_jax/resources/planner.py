@@ -15,6 +15,8 @@ from lwfedssl_jax.resources import flops, memory
 from lwfedssl_jax.stages import StagePlan, make_plans
 
 MEGABYTE = 10**6
+CHUNK_SHARE = 0.8  # of the free memory that clients side by side may take: fragments and the server need the rest
+MOST_SIDE_BY_SIDE = 32  # beyond, a device is busy anyway
 
 
 class MemoryPlan(NamedTuple):
@@ -90,6 +92,18 @@ def fit(config: Config, image_size: int) -> MemoryPlan:
       f'--client_memory_budget_mb: expected at least {-(-smallest // (MEGABYTE // 10)) / 10:.1f} for '
       f'--batch_size={batch} of {config.model.encoder} and --method={config.method.method}, '
       f'got {config.client.client_memory_budget_mb:g}')
+
+
+def choose_chunk(config: Config, image_size: int, free_bytes: int) -> int:
+  """Returns how many clients a device may compute side by side: as many as have room, and at most MOST_SIDE_BY_SIDE.
+
+  Args:
+    config: the run.
+    image_size: pixels.
+    free_bytes: of the device's memory.
+  """
+  room = int(CHUNK_SHARE * free_bytes // peak_bytes(config, image_size))
+  return max(1, min(config.clients_per_round, MOST_SIDE_BY_SIDE, room))
 
 
 def describe(plan: MemoryPlan) -> str:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from lwfedssl_jax import UsageError
+from lwfedssl_jax import UsageError, devices, training
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.resources import memory, planner
 from lwfedssl_jax.stages import make_plans
@@ -25,6 +25,23 @@ def test_demanding_stages_are_the_widest_of_each_shape():
   assert shapes('layerwise') == [(1, (1, False)), (0, (1, True))]
   assert shapes('prog_fedssl') == [(3, (4, True))]
   assert shapes('end_to_end') == [(0, (4, True))]
+
+
+def test_clients_side_by_side_are_as_many_as_have_room(whole):
+  chosen = lambda steps, **values: planner.choose_chunk(config_of(**values), 16, int(steps * whole / 0.8) + 1)
+  assert chosen(3.5) == 3
+  assert chosen(0.5) == 1
+  assert chosen(100) == 10  # clients a round
+  assert chosen(100, num_clients=200, clients_per_round=100) == 32
+
+
+def test_a_run_takes_the_chunk_that_its_devices_have_room_for(whole, monkeypatch, capsys):
+  monkeypatch.setattr(devices, 'free_bytes', lambda: 5 * whole)
+  assert training._with_chunk.__wrapped__(config_of(), 16).client.client_chunk == 4
+  assert '4 clients side by side' in capsys.readouterr().out
+  assert training._with_chunk.__wrapped__(config_of(client_chunk=2), 16).client.client_chunk == 2
+  monkeypatch.setattr(devices, 'free_bytes', lambda: None)  # as CPUs
+  assert training._with_chunk.__wrapped__(config_of(), 16) == config_of()
 
 
 def test_what_fits_stays_as_it_is(whole):
