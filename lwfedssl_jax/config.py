@@ -6,7 +6,7 @@ views of one table. Field names are unique across groups: a flag is a field.
 """
 
 import dataclasses
-import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -125,7 +125,7 @@ def _check_value(name: str, value: Any, annotation: Any, limits: Mapping[str, An
     accepted = (int, float) if kind is float else (kind,)
     if not isinstance(item, accepted) or (number and isinstance(item, bool)):
       raise UsageError(f'--{name}: expected {kind.__name__}, got {item!r}')
-    if number and not math.isfinite(item):
+    if number and not abs(item) <= sys.float_info.max:  # nan, infinity, or an integer that no float holds
       raise UsageError(f'--{name}: expected a finite number, got {item!r}')
     if limits['choices'] and item not in limits['choices']:
       raise UsageError(f'--{name}: expected one of {", ".join(limits["choices"])}, got {item!r}')
