@@ -102,6 +102,9 @@ def _parse(argv: list[str]) -> list[str]:
     _fail(str(error))
   except OSError as error:
     _fail(f'--flagfile: expected a file of flags, {error}')
+  except UnicodeDecodeError as error:
+    presets = [argument for argument in presets_first(argv) if argument.lstrip('-').startswith('flagfile=')]
+    _fail(f'{" ".join(presets)}: expected a file of flags, {error}')
   if len(left) > 1:
     _fail(f'expected flags only (--name=value), got {left[1]!r}')
   if flags.FLAGS['verbosity'].using_default_value:
