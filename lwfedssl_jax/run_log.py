@@ -59,7 +59,7 @@ def read_json(path: str) -> Any:
   try:
     with open(path, encoding='utf-8') as file:
       return json.load(file)
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise UsageError(f'{path}: expected a JSON file of a run ({error})') from error
 
 
