@@ -87,11 +87,17 @@ def describe_environment() -> dict[str, Any]:
 
 def read_config(workdir: str) -> Config:
   """Returns the configuration a workdir's run was started with. Raises UsageError."""
-  saved = read_json(os.path.join(workdir, CONFIG))
+  path = os.path.join(workdir, CONFIG)
+  saved = read_json(path)
   if not isinstance(saved, dict) or saved.get('format') != FORMAT:
     found = saved.get('format') if isinstance(saved, dict) else None
-    raise UsageError(f'{workdir}: expected a run of format {FORMAT}, found format {found}')
-  return configs.from_flat(saved['config'])
+    raise UsageError(f'{workdir}: expected a run of format {FORMAT}, found format {found!r}')
+  if not isinstance(saved.get('config'), dict):
+    raise UsageError(f'{path}: expected the fields of a configuration')
+  try:
+    return configs.from_flat(saved['config'])
+  except UsageError as error:
+    raise UsageError(f'{path}: {error}') from error
 
 
 def read_metrics(workdir: str) -> list[dict[str, Any]]:
