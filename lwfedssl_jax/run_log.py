@@ -101,14 +101,30 @@ def read_config(workdir: str) -> Config:
 
 
 def read_metrics(workdir: str) -> list[dict[str, Any]]:
-  """Returns the rows of metrics.jsonl, oldest first; a last line cut short by a crash is left out."""
-  rows = []
-  missing = contextlib.suppress(FileNotFoundError, NotADirectoryError)
-  with missing, open(os.path.join(workdir, METRICS), encoding='utf-8') as file:
-    for line in file:
-      if line.endswith('\n'):
-        rows.append(json.loads(line))
+  """Returns the rows of metrics.jsonl, oldest first; a last line cut short by a crash is left out.
+
+  Raises:
+    UsageError: a whole line is not a round's row, or the file cannot be read. It need not be there.
+  """
+  path, rows = os.path.join(workdir, METRICS), []
+  try:
+    with open(path, 'rb') as file:
+      for line in file:
+        if line.endswith(b'\n'):
+          rows.append(_parse_row(line))
+  except (FileNotFoundError, NotADirectoryError):
+    return []
+  except (OSError, ValueError, RecursionError) as error:
+    raise UsageError(f'{path}: expected a line of JSON for each round, line {len(rows) + 1} is none ({error})'
+                     ) from error
   return rows
+
+
+def _parse_row(line: bytes) -> dict[str, Any]:
+  row = json.loads(line.decode())
+  if not isinstance(row, dict) or not isinstance(row.get('round'), int):
+    raise ValueError('no row of a round')
+  return row
 
 
 @contextlib.contextmanager
