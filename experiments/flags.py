@@ -105,6 +105,8 @@ def _parse(argv: list[str]) -> list[str]:
   except UnicodeDecodeError as error:
     presets = [argument for argument in presets_first(argv) if argument.lstrip('-').startswith('flagfile=')]
     _fail(f'{" ".join(presets)}: expected a file of flags, {error}')
+  except ValueError as error:  # of --noflag=value
+    _fail(str(error))
   if len(left) > 1:
     _fail(f'expected flags only (--name=value), got {left[1]!r}')
   if flags.FLAGS['verbosity'].using_default_value:
