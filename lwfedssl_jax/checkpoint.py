@@ -50,7 +50,12 @@ class Checkpoints:
     if read_only and not os.path.isdir(path):
       raise UsageError(f'--workdir: expected a run with checkpoints, {workdir} has none')
     with _saying_only_errors() if read_only else contextlib.nullcontext():  # it warns that it is what it was told to be
-      self._manager, self._read_only = ocp.CheckpointManager(path, options=options), read_only
+      try:
+        self._manager, self._read_only = ocp.CheckpointManager(path, options=options), read_only
+      except Exception as error:  # one damaged _CHECKPOINT_METADATA is enough; each can be done without
+        raise UsageError(
+            f'{path}: expected a folder of checkpoints that can be read ({_one_line(error)}); a checkpoint may lack '
+            f'its _CHECKPOINT_METADATA, but not have a wrong one') from error
     self._last = 0  # the newest save that was started
 
   def save(self, params: Params, rounds_done: int) -> None:
@@ -77,7 +82,7 @@ class Checkpoints:
       try:
         restored = self._restore(step, like)
       except Exception as error:  # orbax raises many types for damaged files, bare Exception among them
-        restored, reason = None, str(error).splitlines()[0][:200]
+        restored, reason = None, _one_line(error)[:200]
       else:
         reason = 'its digest does not match'
       if restored is not None:
@@ -105,10 +110,9 @@ class Checkpoints:
     except Exception as error:  # orbax passes on what its threads and tensorstore raise, of many types
       if devices.is_lost_peer(error):
         raise
-      reason = ' '.join(str(error).split())[:300]
       raise UsageError(
           f'{self._manager.directory}: expected room for checkpoint {rounds_done} in a folder that can be written; '
-          f'earlier ones are whole ({reason})') from error
+          f'earlier ones are whole ({_one_line(error)[:300]})') from error
 
   def close(self) -> None:
     """Waits for saves under way and stops the background threads."""
@@ -133,3 +137,7 @@ def _saying_only_errors() -> Iterator[None]:
     yield
   finally:
     logging.set_verbosity(before)
+
+
+def _one_line(error: Exception) -> str:
+  return ' '.join(str(error).split()) or type(error).__name__

@@ -96,6 +96,35 @@ def test_reading_alone_deletes_nothing(sound, tmp_path):
   assert files_of(folder) == before
 
 
+def test_an_error_without_words_is_passed_over_too(sound, tmp_path, monkeypatch, caplog):
+  folder = tmp_path / 'wordless'
+  shutil.copytree(sound, folder)
+  restore_step = checkpoint.Checkpoints._restore
+
+  def fail(self, step, like):
+    if step == 2:
+      raise AssertionError
+    return restore_step(self, step, like)
+
+  monkeypatch.setattr(checkpoint.Checkpoints, '_restore', fail)
+  assert restore(folder, read_only=True).rounds_done == 1
+  assert 'checkpoint 2 is damaged and passed over: AssertionError' in caplog.text
+
+
+@pytest.mark.parametrize('content', ['[]', '{"commit_timestamp_nsecs": "soon"}', '{"commit_timestamp_nsecs": 1e99}'])
+def test_metadata_that_orbax_cannot_bear_is_one_line(sound, tmp_path, content):
+  folder = tmp_path / 'metadata'
+  shutil.copytree(sound, folder)
+  metadata = folder / 'checkpoints' / '2' / '_CHECKPOINT_METADATA'
+  metadata.write_text(content)
+  for options in ({'read_only': True}, {}):
+    with pytest.raises(UsageError, match='a checkpoint may lack its _CHECKPOINT_METADATA') as raised:
+      restore(folder, **options)
+    assert '\n' not in str(raised.value) and str(folder) in str(raised.value)
+  metadata.unlink()
+  assert restore(folder).rounds_done == 2
+
+
 def test_a_step_that_was_not_finished_is_not_there(sound, tmp_path):
   folder = tmp_path / 'half'
   shutil.copytree(sound, folder)
