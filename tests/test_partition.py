@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.config import PartitionConfig
+from lwfedssl_jax.data import partition
 from lwfedssl_jax.data.partition import class_counts, partition_images
 
 LABELS = np.random.default_rng(0).integers(0, 10, 600)
@@ -70,6 +71,11 @@ def test_iid_sizes_are_equal_up_to_one():
   assert {len(part) for part in deal(num_clients=7)} == {600 // 7, 600 // 7 + 1}
 
 
+def test_what_cannot_be_split_goes_to_the_largest_remainders():
+  """2.6, 2.6 and 4.8 images beside the two that each gets."""
+  assert partition._sizes(16, np.array([2.6, 2.6, 4.8])).tolist() == [5, 4, 7]
+
+
 def test_size_sigma_spreads_the_sizes():
   spread = [np.std([len(p) for p in deal(num_clients=20, client_size_sigma=sigma)]) for sigma in (0.0, 0.5, 1.5)]
   assert spread[0] < 1 < spread[1] < spread[2]
@@ -90,7 +96,7 @@ def test_dirichlet_proportions_are_drawn_per_class():
 
 @pytest.mark.parametrize('shards', [1, 2, 3])
 def test_a_shard_spans_few_classes(shards):
-  labels = np.repeat(np.arange(10), 60)
+  labels = np.random.default_rng(1).permutation(np.repeat(np.arange(10), 60))
   counts = class_counts(deal(labels, partition='shards', shards_per_client=shards), labels, 10)
   assert ((counts > 0).sum(axis=1) <= 2 * shards).all()
   assert (counts.sum(axis=1) == 60).all()

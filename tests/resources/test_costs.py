@@ -64,6 +64,12 @@ def test_actual_counts_the_hand_over_of_finished_blocks():
   assert actual.total_bytes - paper.total_bytes == 4 * (11 * 444_864 + 21_696)
 
 
+def test_a_gigabyte_is_its_convention_s():
+  for convention, gigabyte in (('paper_v4', 1000 * 2**20), ('paper_v1', 1000 * 2**20), ('actual', 10**9)):
+    cost = costs.method_cost(config_of('layerwise'), 32, convention, with_memory=False)
+    assert costs.to_json(cost)['communication_gb'] == cost.total_bytes / gigabyte
+
+
 def test_actual_under_partial_participation_is_what_the_ledger_charges():
   config = config_of('layerwise', num_clients=7, clients_per_round=3, client_dropout=0.3, seed=5, rounds_per_stage=2)
   found = costs.method_cost(config, 32, 'actual', with_memory=False)
@@ -88,7 +94,9 @@ def test_actual_operations_are_the_executed_ones_per_image():
 
 def test_actual_memory_is_compiled_once_for_all_stages_of_a_shape():
   config = configs.with_values(configs.Config(), {'encoder': 'vit_micro', 'method': 'layerwise', 'batch_size': 8})
-  stages = costs.method_cost(config, 8, 'actual').stages
+  cost = costs.method_cost(config, 8, 'actual')
+  stages = cost.stages
+  assert cost.peak_memory_bytes == max(stage.peak_memory_bytes for stage in stages)
   assert all(stage.peak_memory_bytes > stage.scratch_bytes > 0 for stage in stages)
   assert len({stage.peak_memory_bytes for stage in stages[1:]}) == 1
   assert stages[0].peak_memory_bytes != stages[1].peak_memory_bytes
