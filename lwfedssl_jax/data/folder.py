@@ -54,7 +54,7 @@ def _scan(folder: str) -> tuple[list[str], list[str]]:
     suffixes = images.extensions()
     files = [e.path for e in visible if os.path.splitext(e.name)[1].lower() in suffixes and e.is_file()]
   except OSError as e:
-    raise UsageError(f'{folder}: expected a folder that can be read: {e.strerror}') from e
+    raise UsageError(f'{_shown(folder)}: expected a folder that can be read: {e.strerror}') from e
   return folders, files
 
 
@@ -101,7 +101,7 @@ def _with_classes_of(train: _Listing, test: _Listing, folder: str) -> _Listing:
   """Returns the test listing with the training split's class numbers."""
   unknown = sorted(set(test.class_names) - set(train.class_names))
   if unknown and train.class_names:
-    raise UsageError(f'{os.path.join(folder, unknown[0])}: expected the class folders of the training images')
+    raise UsageError(f'{_shown(os.path.join(folder, unknown[0]))}: expected the class folders of the training images')
   numbers = {name: number for number, name in enumerate(train.class_names)}
   labels = [numbers.get(test.class_names[label], 0) if test.class_names else 0 for label in test.labels]
   return test._replace(labels=labels)
@@ -110,7 +110,12 @@ def _with_classes_of(train: _Listing, test: _Listing, folder: str) -> _Listing:
 def _to_split(listing: _Listing, labelled: bool) -> images.Split:
   paths, labels = listing.paths, listing.labels
   return images.Split(
-      len(paths), lambda indices: [(paths[i], labels[i]) for i in indices], lambda i: paths[i], labelled)
+      len(paths), lambda indices: [(paths[i], labels[i]) for i in indices], lambda i: _shown(paths[i]), labelled)
+
+
+def _shown(path: str) -> str:
+  """Returns a path as a message may hold it: a name may have line breaks, or bytes that are no text."""
+  return path if path.isprintable() else ascii(path)
 
 
 def open_folder(argument: str, data_dir: str) -> images.Source:
