@@ -203,7 +203,7 @@ def run_tests(folder: str, tests: tuple[str, ...], timeout: float) -> tuple[int 
              *(f'tests/{test}' for test in tests)]
   try:
     result = subprocess.run(
-        command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=timeout)
+        command, cwd=folder, env=environment(folder), capture_output=True, text=True, errors='replace', timeout=timeout)
   except subprocess.TimeoutExpired:
     return None, ''
   return result.returncode, (result.stdout + result.stderr)[-2000:]
