@@ -1,6 +1,7 @@
 """Nonsense on the command line and damage on the disk: one line says what was expected, and nothing else is touched.
 
-Damage is drawn from fixed seeds, so that a failure comes back.
+Damage is drawn from fixed seeds, so that a failure comes back; only checkpoints, whose files orbax names at random, are
+damaged otherwise each time.
 """
 
 import contextlib
@@ -366,10 +367,9 @@ def damage_checkpoints(folder, generator):
       extra.write_bytes(b'') if generator.random() < 0.5 else extra.mkdir()
 
 
-@pytest.mark.parametrize('seed', range(4))
-def test_any_damage_to_checkpoints_gives_a_sound_one_or_a_line(run_folder, tmp_path, seed):
-  folder, generator, outcomes = tmp_path / 'run', random.Random(seed), set()
-  for _ in range(10):
+def test_any_damage_to_checkpoints_gives_a_sound_one_or_a_line(run_folder, tmp_path):
+  folder, generator, outcomes = tmp_path / 'run', random.Random(0), set()
+  for _ in range(40):
     shutil.copytree(run_folder, folder)
     with contextlib.suppress(OSError, IndexError):  # two kinds of damage that exclude each other
       damage_checkpoints(folder / 'checkpoints', generator)
