@@ -201,7 +201,7 @@ class MethodConfig(_Validated):
       choices=('random', 'previous'))
   server_calibration: bool | None = option(
       None, 'end-to-end training on the server after aggregation; unset: on for lw_fedssl')
-  calibration_epochs: int = option(1, 'epochs over the auxiliary images per round', at_least=1)
+  calibration_epochs: int = option(3, 'epochs over the auxiliary images per round', at_least=1)
   calibration_batch_size: int = option(0, 'images a calibration step; 0: batch_size', at_least=0)
   calibration_learning_rate: float = option(
       0.0, 'base learning rate of calibration per 256 images; 0: learning_rate', at_least=0)

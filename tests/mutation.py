@@ -36,6 +36,7 @@ LOSSES, STAGES, AGGREGATION = ('test_losses.py',), ('test_stages.py',), ('test_a
 SAMPLING, BATCHING, PARTITION = ('test_sampling.py',), ('test_batching.py',), ('test_partition.py',)
 COMMUNICATION, FLOPS = ('resources/test_communication.py',), ('resources/test_flops.py',)
 COSTS = ('resources/test_costs.py',)
+PACKING, FEED = ('test_packing.py',), ('test_feed.py',)
 TABLE, MERGE = ('test_contract.py::test_plans_are_the_paper_s_table',), ('test_contract.py::test_split_and_merge',)
 BLOCK_RATES = ('test_contract.py::test_block_learning_rates_fall_from_the_newest_block_that_exists',)
 STEP = ('test_contract.py::test_step_moves_the_active_and_the_target_by_its_average_only',)
@@ -130,9 +131,24 @@ MUTATIONS = (
     Mutation('federated/sampling.py', 'the same clients every round', 'rng.Stream.SAMPLING, round_num)',
              'rng.Stream.SAMPLING)', SAMPLING),
 
+    Mutation('data/batching.py', 'a client goes through the room of the largest', 'index % own_steps', 'index % steps',
+             BATCHING),
+    Mutation('federated/packing.py', 'clients with least to do first', 'np.argsort(-steps', 'np.argsort(steps',
+             PACKING),
+    Mutation('federated/packing.py', 'the first device gets all large clients', '.T.reshape(-1)', '.reshape(-1)',
+             PACKING),
+    Mutation('federated/feed.py', 'all clients get the first one\'s images', 'first + np.arange(count)',
+             'np.arange(count)', FEED),
+    Mutation('federated/feed.py', 'empty seats return', 'filled & self._participation', 'self._participation', FEED),
+    Mutation('federated/feed.py', 'returns in the order of ids', '.returned[round_num][order])',
+             '.returned[round_num][np.arange(len(order)) % len(self._participation.returned[round_num])])', FEED),
+    Mutation('resources/communication.py', 'what was held is forgotten in expectation', '(current + missing) * kept',
+             'missing * kept', COMMUNICATION),
+    Mutation('federated/local.py', 'devices\' gradients are added, not averaged', 'jax.lax.pmean(gradients',
+             'jax.lax.psum(gradients', ('test_devices.py',)),
     Mutation('data/batching.py', 'padding takes part in the shuffle', 'position < num_images', 'position <= num_images',
              BATCHING),
-    Mutation('data/batching.py', 'incomplete batches are trained on', ' & (slot // batch_size < own_steps)', '',
+    Mutation('data/batching.py', 'incomplete batches are trained on', ' & (index < epochs * own_steps)[:, None]', '',
              BATCHING),
 
     Mutation('data/partition.py', 'a client of one image', 'MIN_CLIENT_IMAGES = 2', 'MIN_CLIENT_IMAGES = 1', PARTITION),
@@ -167,8 +183,8 @@ MUTATIONS = (
              '(row / config.clients_per_round)', COSTS),
     Mutation('resources/costs.py', 'calibration epochs forgotten', 'plan.calibrates * config.method.calibration_epochs',
              'plan.calibrates', COSTS),
-    Mutation('resources/costs.py', 'one GB for all conventions', "ACTUAL_GB_BYTES if convention == 'actual' else ", '',
-             COSTS),
+    Mutation('resources/costs.py', 'one GB for all conventions',
+             "OWN_GB_BYTES if convention in OWN_CONVENTIONS else ", '', COSTS),
     Mutation('resources/costs.py', 'peak memory of the least demanding stage', 'max(s.peak_memory_bytes',
              'min(s.peak_memory_bytes', COSTS),
     Mutation('resources/costs.py', 'ratios upside down', "f'{other / mine:.2f}x'", "f'{mine / other:.2f}x'", COSTS),
