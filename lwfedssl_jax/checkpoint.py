@@ -1,10 +1,12 @@
 """Checkpoints: orbax writes them, a digest of our own says whether what comes back is what was saved.
 
 Of several processes each has to ask for every save; one writes, at once, so that a lost process leaves nothing pending.
+Threads other than the main one save at once too.
 """
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ from lwfedssl_jax import devices, trees
 from lwfedssl_jax.base import Params, UsageError
 
 FOLDER = 'checkpoints'
+_ONE_AT_A_TIME = threading.Lock()  # what several threads save or restore meets in orbax's global state
 
 
 class Restored(NamedTuple):
@@ -43,8 +46,9 @@ class Checkpoints:
     import orbax.checkpoint as ocp  # half a second to import; only runs that save need it
 
     self._ocp, self._sharding = ocp, sharding or devices.sharding(None)
+    alone = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, enable_async_checkpointing=jax.process_count() == 1, cleanup_tmp_directories=not read_only,
+        max_to_keep=keep, enable_async_checkpointing=alone, cleanup_tmp_directories=not read_only,
         read_only=read_only, create=not read_only)
     path = os.path.abspath(os.path.join(workdir, FOLDER))
     if read_only and not os.path.isdir(path):
@@ -62,7 +66,7 @@ class Checkpoints:
     """Starts saving; returns once the parameters may change."""
     args, self._last = self._ocp.args, rounds_done
     meta = {'rounds_done': rounds_done, 'params_sha256': trees.sha256(params)}
-    with self._room_for(rounds_done):
+    with self._room_for(rounds_done), _ONE_AT_A_TIME:
       saved = self._manager.save(
           rounds_done, args=args.Composite(params=args.StandardSave(params), meta=args.JsonSave(meta)))
     if not saved:
@@ -97,8 +101,9 @@ class Checkpoints:
   def _restore(self, step: int, like: Params) -> Restored | None:
     args = self._ocp.args
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding), like)
-    out = self._manager.restore(
-        step, args=args.Composite(params=args.StandardRestore(abstract), meta=args.JsonRestore()))
+    with _ONE_AT_A_TIME:
+      out = self._manager.restore(
+          step, args=args.Composite(params=args.StandardRestore(abstract), meta=args.JsonRestore()))
     sound = trees.sha256(out['params']) == out['meta']['params_sha256'] and out['meta']['rounds_done'] == step
     return Restored(out['params'], step) if sound else None
 

@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import typing
 from collections.abc import Iterator
 from typing import Any
@@ -213,7 +214,9 @@ class RunLog(Rows):
     self._file = open(self._path, 'a', encoding='utf-8')  # noqa: SIM115 (closed in close)
     self._events = _event_writer(workdir, rounds_done)
     self._num_rounds = num_rounds
-    self._bar = _progress_bar(rounds_done, num_rounds)
+    alone = threading.current_thread() is threading.main_thread()
+    self._label = '' if alone else f'{threading.current_thread().name}: '
+    self._bar = _progress_bar(rounds_done, num_rounds) if alone else None
 
   def write(self, row: dict[str, Any]) -> None:
     """Appends a round's row; it is on disk when this returns."""
@@ -229,11 +232,11 @@ class RunLog(Rows):
       self._bar.update(1)
       self._bar.set_postfix_str(_progress_text(row))
     else:
-      print(f'round {row["round"] + 1}/{self._num_rounds} {_progress_text(row)}', flush=True)
+      print(f'{self._label}round {row["round"] + 1}/{self._num_rounds} {_progress_text(row)}', flush=True)
 
   def say(self, text: str) -> None:
     """Tells the user something that is not a metric."""
-    (self._bar.write if self._bar is not None else print)(text)
+    (self._bar.write if self._bar is not None else print)(self._label + text)
 
   def close(self) -> None:
     """Closes the files and the bar."""

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from lwfedssl_jax.resources import communication, planner
 from lwfedssl_jax.stages import StagePlan
 
 Summary = dict[str, Any]
+RoundWrapper = Callable[[FederatedRound], FederatedRound]
 POLL_SECONDS = 0.002
 
 # Runs that differ in seed, workdir and the like alone are trained by the same compiled round.
@@ -35,7 +36,7 @@ _shared_round = functools.lru_cache(maxsize=4)(rounds.make_round)
 class _Run:
   """One run's fixed parts, each a pure function of the configuration and the data."""
 
-  def __init__(self, config: Config, data: Federation):
+  def __init__(self, config: Config, data: Federation, with_round: RoundWrapper):
     self.config, self.data = config, data
     self.plans = stages.make_plans(config)
     self.num_rounds = sum(plan.num_rounds for plan in self.plans)
@@ -45,8 +46,8 @@ class _Run:
     config = dataclasses.replace(rules, run=config.run)
     self.placement = feed.choose_placement(config, data, self.participation)
     self.feed = feed.Feed(config, data, self.participation, self.placement)
-    self.round: FederatedRound = _shared_round(
-        rules, data.image_size, feed.client_room(data, config.client.batch_size), self.placement)
+    self.round = with_round(_shared_round(
+        rules, data.image_size, feed.client_room(data, config.client.batch_size), self.placement))
     self.sharding = devices.sharding(self.placement.mesh)
     fast_to_compile = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
     self._init = jax.jit(
@@ -104,12 +105,13 @@ def _with_chunk(config: Config, image_size: int) -> Config:
   return configs.with_values(config, {'client_chunk': chunk})
 
 
-def train(config: Config, data: Federation | None = None) -> Summary:
+def train(config: Config, data: Federation | None = None, with_round: RoundWrapper = lambda made: made) -> Summary:
   """Runs a pretraining to its end, or to `stop_after_round`, from the start or from the newest checkpoint.
 
   Args:
     config: the run; `config.run.workdir` is where it writes.
     data: images already loaded and dealt; None loads what the configuration names.
+    with_round: returns the round that the run is to use instead of the one that is made for it.
 
   Returns:
     The summary, as in summary.json. Of a run that stopped early: `finished` False, the rounds done, and the signal that
@@ -134,7 +136,7 @@ def train(config: Config, data: Federation | None = None) -> Summary:
     first = devices.is_first_process()
     if first:
       print(sources.describe(data.dataset), flush=True)
-    run = _Run(config, data)
+    run = _Run(config, data, with_round)
     with contextlib.closing(run.feed), checkpoint.Checkpoints(
         workdir, config.run.keep_checkpoints, sharding=run.sharding) as checkpoints:
       restored = checkpoints.restore_newest(jax.eval_shape(run.round.init, jax.random.key(0)))

@@ -239,8 +239,7 @@ def make_round(
         jnp.stack([jnp.where(weights > 0, weights * values, 0).sum() for values in losses])))
     return params, RoundMetrics(weighted, losses.total, accepted, calibration)
 
-  @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-  def run(shape: StageShape, params, start, stop, inputs: RoundInputs):
+  def over_devices(shape: StageShape, params, start, stop, inputs: RoundInputs):
     body = functools.partial(on_device, shape)
     if mesh is not None:
       whole, divided = PartitionSpec(), PartitionSpec(AXIS)
@@ -249,10 +248,12 @@ def make_round(
           out_specs=(whole, RoundMetrics(whole, divided, divided, whole)), check_vma=False)
     return body(params, start, stop, inputs)
 
+  run = functools.partial(jax.jit, static_argnums=0, donate_argnums=1)(over_devices)
+
   def apply(params: Params, plan: StagePlan, inputs: RoundInputs):
     return run(plan.shape, params, np.int32(plan.start), np.int32(plan.stop), inputs)
 
-  apply.jitted = run
+  apply.jitted, apply.body = run, over_devices
   return FederatedRound(init, apply)
 
 
