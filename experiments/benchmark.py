@@ -98,7 +98,8 @@ def _round_case(config: Config, plan: StagePlan) -> Case:
       jax.random.key(config.run.seed), jnp.int32(0), images(clients * each),
       rounds.Clients(jnp.arange(clients), jnp.arange(clients * each).reshape(clients, each),
                      jnp.full(clients, each), jnp.ones(clients, bool)), images(num_server), jnp.float32(jnp.inf))
-  built = rounds.make_round(config, size, each)
+  steps = batching.steps_per_epoch(each, batch)
+  built = rounds.make_round(config, size, each, client_steps=epochs * steps)
   params = built.init(jax.random.key(config.run.seed))
   start, stop = jnp.int32(plan.start), jnp.int32(plan.stop)
   compiled, seconds = _compile(lambda: built.apply.jitted.lower(plan.shape, params, start, stop, inputs))
@@ -107,7 +108,6 @@ def _round_case(config: Config, plan: StagePlan) -> Case:
     nonlocal params
     params, _ = jax.block_until_ready(compiled(params, start, stop, inputs))
 
-  steps = batching.steps_per_epoch(each, batch)
   operations = clients * epochs * steps * flops.executed_flops(config, size, plan, batch).total_flops
   if plan.calibrates:
     server_batch = min(config.method.calibration_batch_size or batch, num_server)

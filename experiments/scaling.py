@@ -67,7 +67,8 @@ def build(config: Config, name: str) -> Scaled:
       config.run.seed, ROUNDS_PLANNED, config.num_clients, config.clients_per_round, config.client.client_dropout)
   placement = feed.choose_placement(config, data, participation)
   source = feed.Feed(config, data, participation, placement)
-  made = rounds.make_round(config, data.image_size, feed.client_room(data, config.client.batch_size), placement)
+  made = rounds.make_round(
+      config, data.image_size, feed.client_room(data, config.client.batch_size), placement, source.client_steps())
   whole = devices.sharding(placement.mesh)
   params = jax.jit(lambda: made.init(rng.key(config.run.seed, rng.Stream.INIT)), out_shardings=whole)()
   seed_key = jax.jit(lambda: jax.random.key(config.run.seed), out_shardings=whole)()

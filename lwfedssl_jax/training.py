@@ -47,7 +47,8 @@ class _Run:
     self.placement = feed.choose_placement(config, data, self.participation)
     self.feed = feed.Feed(config, data, self.participation, self.placement)
     self.round = with_round(_shared_round(
-        rules, data.image_size, feed.client_room(data, config.client.batch_size), self.placement))
+        rules, data.image_size, feed.client_room(data, config.client.batch_size), self.placement,
+        self.feed.client_steps()))
     self.sharding = devices.sharding(self.placement.mesh)
     fast_to_compile = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
     self._init = jax.jit(

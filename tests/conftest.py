@@ -84,10 +84,11 @@ def cheap_two_views(key, images, config, piece=None):
 def cheap_plan_epochs(key, image_ids, num_images, epochs, steps, batch_size):
   """Stands in for `batching.plan_epochs`, whose sort takes long to compile: rotates instead of shuffling."""
   offsets = jax.random.randint(key, (epochs, 1), 0, 1000)
-  slot = jnp.arange(steps * batch_size)
-  ids = image_ids[jnp.where(slot < num_images, (slot + offsets) % num_images, num_images % image_ids.shape[0])]
-  mask = slot < jnp.where(num_images < batch_size, num_images, num_images // batch_size * batch_size)
-  return ids.reshape(-1, batch_size), jnp.tile(mask.reshape(steps, batch_size), (epochs, 1))
+  own_steps, index = jnp.maximum(1, num_images // batch_size), jnp.arange(epochs * steps)
+  slot = (index % own_steps)[:, None] * batch_size + jnp.arange(batch_size)
+  rotated = (slot + offsets[jnp.minimum(index // own_steps, epochs - 1)]) % num_images
+  ids = image_ids[jnp.where(slot < num_images, rotated, num_images % image_ids.shape[0])]
+  return ids, (slot < num_images) & (index < epochs * own_steps)[:, None]
 
 
 @pytest.fixture(scope='module')

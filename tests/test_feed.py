@@ -70,6 +70,15 @@ def test_streaming_holds_twice_the_most_images_of_a_round_and_no_more():
   source.close()
 
 
+def test_the_steps_of_all_clients_are_known_only_where_they_are_the_same():
+  source, data, participation, placement = make()
+  assert source.client_steps() == 0
+  alike = data._replace(client_images=[ids[:3] for ids in data.client_images])  # one masked step an epoch
+  assert feed.Feed(config_of(), alike, participation, placement).client_steps() == 2
+  eights = data._replace(client_images=[np.arange(8 + i % 4) for i in range(30)])
+  assert feed.Feed(config_of(), eights, participation, placement).client_steps() == 4
+
+
 def test_an_empty_seat_has_no_image_and_does_not_return():
   source, _, _, _ = make(chunk=3)
   fed = source.take(0)

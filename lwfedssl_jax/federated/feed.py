@@ -72,6 +72,12 @@ class Feed:
       self._ahead[round_num + 1] = self._copier.submit(self._make, round_num + 1)
     return ahead.result()
 
+  def client_steps(self) -> int:
+    """Returns the steps that every client takes in a round; 0 if they differ."""
+    steps = {self._client.local_epochs * batching.steps_per_epoch(int(size), self._client.batch_size)
+             for size in self._sizes}
+    return steps.pop() if len(steps) == 1 else 0
+
   def seated(self, round_num: int) -> np.ndarray:
     """Returns (seats,) int, positions among the round's clients; -1 for an empty seat."""
     return packing.seat(self._steps(round_num), self._layout)

@@ -133,7 +133,8 @@ def make_layout(config: Config, num_devices: int = 1) -> packing.Layout:
 
 
 def make_round(
-    config: Config, image_size: int, max_client_images: int, placement: Placement = Placement()) -> FederatedRound:
+    config: Config, image_size: int, max_client_images: int, placement: Placement = Placement(), client_steps: int = 0
+) -> FederatedRound:
   """Builds the round of a run.
 
   Args:
@@ -141,6 +142,8 @@ def make_round(
     image_size: side of the images, pixels.
     max_client_images: images of the largest client; room for its steps is made.
     placement: of computation and images; results do not depend on it but for the rounding of sums.
+    client_steps: steps that every client takes in a round, where all take as many: a loop whose length is known needs
+      no look at the device between steps. 0: they differ.
 
   Returns:
     `init(key) -> params`, the whole tree, float32, and `apply(params, plan, inputs) -> (params, RoundMetrics)`.
@@ -185,7 +188,7 @@ def make_round(
       chunk_members, chunk_weights = scanned
       plans = jax.vmap(functools.partial(plan_client, inputs))(chunk_members)
       taken = plans[2].any(axis=(0, 2))
-      num_steps = jnp.where(taken, jnp.arange(1, len(taken) + 1), 0).max()
+      num_steps = client_steps or jnp.where(taken, jnp.arange(1, len(taken) + 1), 0).max()
       updates, losses, accepted = jax.vmap(update_of, in_axes=(0, 0, None))(chunk_members, plans, num_steps)
       if method.aggregation != 'mean':
         return total, (losses, accepted, updates)
