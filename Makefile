@@ -27,7 +27,7 @@ lint: $(VENV)/installed-for-tests
 	$(VENV)/bin/lint-imports
 
 test: lint
-	$(RUN) -m pytest --numprocesses=2 --dist=loadfile --cov --cov-report=term:skip-covered --durations=15
+	$(RUN) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered --durations=15
 
 clean:
 	rm -rf .venv-* runs .pytest_cache .ruff_cache .import_linter_cache

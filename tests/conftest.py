@@ -91,6 +91,15 @@ def cheap_plan_epochs(key, image_ids, num_images, epochs, steps, batch_size):
   return ids, (slot < num_images) & (index < epochs * own_steps)[:, None]
 
 
+# Files that take minutes start first, so that two workers end together.
+LONG = ('test_training.py', 'test_naive_round.py', 'test_cli.py', 'test_micro_batching.py', 'test_extending.py',
+        'test_kill.py', 'test_cluster.py', 'test_devices.py', 'test_side_by_side.py', 'test_contract.py')
+
+
+def pytest_collection_modifyitems(items):
+  items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 @pytest.fixture(scope='module')
 def fully_optimized():
   """Compiles as a user's run does, while a module's tests run."""
