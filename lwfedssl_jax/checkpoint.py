@@ -5,6 +5,7 @@ Threads other than the main one save at once too.
 """
 
 import contextlib
+import glob
 import os
 import threading
 from collections.abc import Iterator
@@ -53,13 +54,20 @@ class Checkpoints:
     path = os.path.abspath(os.path.join(workdir, FOLDER))
     if read_only and not os.path.isdir(path):
       raise UsageError(f'--workdir: expected a run with checkpoints, {workdir} has none')
+    open_manager = lambda: ocp.CheckpointManager(path, options=options)
     with _saying_only_errors() if read_only else contextlib.nullcontext():  # it warns that it is what it was told to be
       try:
-        self._manager, self._read_only = ocp.CheckpointManager(path, options=options), read_only
-      except Exception as error:  # one damaged _CHECKPOINT_METADATA is enough; each can be done without
-        raise UsageError(
-            f'{path}: expected a folder of checkpoints that can be read ({_one_line(error)}); a checkpoint may lack '
-            f'its _CHECKPOINT_METADATA, but not have a wrong one') from error
+        self._manager, self._read_only = open_manager(), read_only
+      except Exception as error:  # orbax raises many types for one damaged _CHECKPOINT_METADATA
+        metadata = glob.glob(os.path.join(glob.escape(path), '*', '_CHECKPOINT_METADATA'))
+        if read_only or not metadata:
+          raise UsageError(
+              f'{path}: expected a folder of checkpoints that can be read ({_one_line(error)}); a checkpoint may lack '
+              f'its _CHECKPOINT_METADATA, but not have a wrong one') from error
+        logging.warning('%s: metadata of a checkpoint is damaged and done without: %s', path, _one_line(error)[:200])
+        for name in metadata:  # times and versions, for people; what is restored is checked by our own digest
+          os.unlink(name)
+        self._manager, self._read_only = open_manager(), read_only
     self._last = 0  # the newest save that was started
 
   def save(self, params: Params, rounds_done: int) -> None:

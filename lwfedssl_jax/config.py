@@ -68,6 +68,7 @@ OBJECTIVES = {
 }
 AGGREGATIONS = ('mean', 'median', 'trimmed_mean')
 REMATERIALIZE = ('none', 'elementwise', 'all')  # ever less is kept
+MOST_PIXELS = 4096  # a side; beyond, a slip of the finger would ask for terabytes
 
 
 class EncoderSize(typing.NamedTuple):
@@ -149,7 +150,8 @@ class _Validated:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(_Validated):
   encoder: str = option('vit_micro', 'encoder architecture', choices=tuple(ENCODER_SIZES))
-  image_size: int = option(0, 'side of the square images, pixels; 0: as the data set has them', at_least=0)
+  image_size: int = option(
+      0, 'side of the square images, pixels; 0: as the data set has them', at_least=0, at_most=MOST_PIXELS)
   patch_size: int = option(4, 'side of a patch, pixels; divides the image size', at_least=1)
   position_init: str = option(
       'random', 'initial position table, learned from there: normal of deviation 0.02, or 2-D sines and cosines',

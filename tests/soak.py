@@ -55,27 +55,28 @@ def moment(workdir):
 
 
 def kill_until_done(workdir, kills, longest, generator):
-  """Kills `kills` times after random delays; later ones are aimed at the moments after a round's line."""
-  moments = collections.Counter()
-  for index in range(kills):
-    process = start(workdir)
-    if index % 2:
+  """Kills a run that is alive `kills` times after random delays; every other one is aimed at what follows a round."""
+  moments, tries = collections.Counter(), 0
+  while moments.total() < kills:
+    process, tries = start(workdir), tries + 1
+    if tries % 2 == 0:
       for line in process.stdout:  # wait for a round, then strike within a fraction of the next
         if line.startswith('round '):
           break
       time.sleep(generator.uniform(0, 0.4))
     else:
       time.sleep(generator.uniform(0.2, longest))
-    ended = process.poll() is not None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    if process.poll() is None:
+      process.send_signal(signal.SIGKILL)
+      process.wait()
+      where = moment(workdir)
+      moments[where] += 1
+      print(f'kill {moments.total()} of {kills}: {where}', flush=True)
     process.stdout.close()
-    where = 'after the end' if ended else moment(workdir)
-    moments[where] += 1
-    print(f'kill {index + 1} of {kills}: {where}', flush=True)
-    if (workdir / 'summary.json').exists() and index + 1 < kills:
-      os.rename(workdir, workdir.with_name(f'{workdir.name}-{index}'))  # finished early: the next kills start anew
-      compare(workdir.with_name(f'{workdir.name}-{index}'), workdir.with_name('undisturbed'))
+    if (workdir / 'summary.json').exists() and moments.total() < kills:
+      finished = workdir.with_name(f'{workdir.name}-{tries}')
+      os.rename(workdir, finished)  # the next kills start anew
+      compare(finished, workdir.with_name('undisturbed'))
   finish(start(workdir))
   return moments
 

@@ -124,11 +124,14 @@ def test_evaluations_are_kept_with_the_run_under_a_name_that_says_how(finished):
   assert (workdir / 'evaluations' / 'linear_digits_10_of_labels.png').stat().st_size > 5000
 
 
-@pytest.mark.parametrize('content', ['nothing', 'no checkpoint'])
+@pytest.mark.parametrize('content', ['nothing', 'no checkpoint', 'a size out of all bounds'])
 def test_what_has_no_encoder_is_named(tmp_path, content):
-  if content == 'no checkpoint':
+  if content != 'nothing':
     with run_log.claim_workdir(tiny(tmp_path)):
       pass
+  if content == 'a size out of all bounds':
+    config = tmp_path / 'config.json'
+    config.write_text(config.read_text().replace('"image_size": 16', '"image_size": 1000000'))
   with pytest.raises(UsageError, match=str(tmp_path)):
     lwfedssl_jax.load_encoder(str(tmp_path))
   assert not (tmp_path / 'checkpoints').exists()

@@ -125,17 +125,15 @@ def make_vit(
   embedding = Embedding(size.width, patch_size, dtype, sincos)
   block = Block(size.num_heads, size.mlp_ratio, dtype)
   norm = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=jnp.float32)
-  num_tokens = (image_size // patch_size) ** 2
-  tokens_like = jnp.zeros((1, num_tokens, size.width), dtype)
 
   def init(key: PRNGKey) -> Params:
-    images = jnp.zeros((1, image_size, image_size, 3))
+    images, token = jnp.zeros((1, image_size, image_size, 3)), jnp.zeros((1, 1, size.width), dtype)
     embedding_key, blocks_key, norm_key = (jax.random.fold_in(key, i) for i in range(3))
     block_keys = jax.vmap(lambda i: jax.random.fold_in(blocks_key, i))(jnp.arange(size.depth))
     return {
         'embedding': embedding.init(embedding_key, images)['params'],
-        'blocks': jax.vmap(lambda k: block.init(k, tokens_like)['params'])(block_keys),
-        'norm': norm.init(norm_key, tokens_like)['params'],
+        'blocks': jax.vmap(lambda k: block.init(k, token)['params'])(block_keys),
+        'norm': norm.init(norm_key, token)['params'],
     }
 
   def embed(params, images):
