@@ -49,6 +49,8 @@ def _run(values, num_devices, budget_mb):
   params = jax.jit(lambda: made.init(rng.key(0, rng.Stream.INIT)), out_shardings=whole)()
   seed_key = jax.jit(lambda: jax.random.key(0), out_shardings=whole)()
   server_images = devices.put(data.server_images, whole)
+  embed = make_embedder(make_encoder(config.model, 8), placement.mesh, batch_size=64)
+  embeddings = embed(jax.tree.map(np.array, params), dataset.test_images[:50], 2)  # of the same weights in every case
   source = feed.Feed(config, data, participation, placement)
   for round_num in range(2):
     fed = source.take(round_num)
@@ -61,12 +63,11 @@ def _run(values, num_devices, budget_mb):
   source.close()
   accepted = np.sort(fed.client_ids[devices.fetch(metrics.accepted)]).tolist()
   active, _ = stages.split(params, plan.shape, plan.start)
-  embed = make_embedder(make_encoder(config.model, 8), placement.mesh, batch_size=64)
   return {
       'params': [devices.fetch(leaf) for leaf in jax.tree.leaves(params)],
       'loss': float(metrics.client.total), 'accepted': accepted,
       'calibration': None if metrics.calibration is None else float(metrics.calibration.total),
-      'embeddings': embed(jax.tree.map(devices.fetch, params), dataset.test_images[:50], 2),
+      'embeddings': embeddings,
       'collectives': collectives.read_collectives(compiled.as_text()),
       'active_bytes': sum(leaf.size * 4 for leaf in jax.tree.leaves(active)),
       'streams': placement.streams,

@@ -1,0 +1,48 @@
+"""Memory does not grow with clients, in the federation or in a round: read off the compiled programs, so it is exact."""
+
+import numpy as np
+import pytest
+
+from experiments import scaling
+from lwfedssl_jax import UsageError
+from lwfedssl_jax import config as configs
+
+pytestmark = pytest.mark.usefixtures('tiny_library')
+
+
+@pytest.fixture(scope='module')
+def cases(tiny_library):
+  del tiny_library
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(scaling, 'POPULATIONS', (10, 300))
+    patch.setattr(scaling, 'CLIENTS_A_ROUND', (10, 60))
+    patch.setattr(scaling, 'IMAGES_A_CLIENT', 8)
+    patch.setattr(scaling, 'POOL_IMAGES', 320)
+    yield list(scaling.client_cases(configs.configure(method='layerwise', image_size=8, local_epochs=1, learning_rate=0.1)))
+
+
+def test_peak_memory_is_flat_in_the_population_and_in_the_clients_of_a_round(cases):
+  peaks = {case.name: case.peak_bytes - case.image_bytes for case in cases}
+  assert len(peaks) == 5  # 10 of 10 clients stands in both series
+  first = peaks['10 of 10 clients']
+  assert peaks['10 of 300 clients'] == first
+  # What a client more costs is a row of image indices, and a few numbers: who it is, its loss, its weight.
+  assert 0 < peaks['60 of 60 clients'] - first <= 50 * 4 * (8 + 16)
+
+
+def test_images_that_stream_are_a_round_s_alone(cases):
+  resident, streamed = cases[-2:]
+  assert resident.image_bytes == 320 * 8 * 8 * 3
+  assert streamed.image_bytes == 5 * 8 * 8 * 8 * 3
+
+
+def test_a_case_trains(cases):
+  seconds = scaling.time_rounds(cases[-1:], 1)
+  assert len(seconds[0]) == 1 and seconds[0][0] > 0
+  moved = scaling.distance(cases[-1].params(), cases[-1].initial)
+  assert np.isfinite(moved) and moved > 1e-2
+
+
+def test_one_device_alone_cannot_be_compared():
+  with pytest.raises(UsageError, match='xla_force_host_platform_device_count'):
+    list(scaling.device_cases(configs.configure(method='layerwise', image_size=8)))
