@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags as absl_flags
 
-from experiments import flags, scaling
+from experiments import flags, scaling, turns
 from lwfedssl_jax import config as configs
 from lwfedssl_jax import stages, tables
 from lwfedssl_jax.base import UsageError
@@ -153,18 +153,6 @@ def _cases(config: Config) -> list[Case]:
   return [*cases, *torch_cases]
 
 
-def _time_in_turns(cases: Sequence[Case], repeats: int) -> list[list[float]]:
-  """Seconds of a step or round of every case in every turn."""
-  seconds = [[] for _ in cases]
-  for turn in range(repeats + 1):
-    for case, measured in zip(cases, seconds):
-      begin = time.perf_counter()
-      case.run()
-      if turn:
-        measured.append((time.perf_counter() - begin) / case.steps)
-  return seconds
-
-
 def _result(case: Case, seconds: list[float], reference: list[float], rate: float) -> dict[str, Any]:
   median = statistics.median(seconds)
   return {
@@ -193,15 +181,17 @@ def _row(result: dict[str, Any]) -> list[str]:
 def _scaled_rows(cases: Sequence[scaling.Scaled], seconds: Sequence[list[float]]) -> list[dict[str, Any]]:
   return [{
       'case': case.name,
-      'images_per_second': 1 / statistics.median(measured),
-      'rate_to_first': statistics.median(first / mine for first, mine in zip(seconds[0], measured)),
+      'images_per_second': case.images / statistics.median(measured),
+      'rate_to_first': statistics.median(
+          (case.images / mine) / (cases[0].images / first) for first, mine in zip(seconds[0], measured)),
       'peak_bytes_without_images': case.peak_bytes - case.image_bytes,
   } for case, measured in zip(cases, seconds)]
 
 
 def _clients_suite(config: Config) -> list[dict[str, Any]]:
   cases = list(scaling.client_cases(config))
-  results = _scaled_rows(cases, scaling.time_rounds(cases, _REPEATS.value))
+  turns.take_turn(cases)
+  results = _scaled_rows(cases, turns.time_in_turns(cases, _REPEATS.value))
   print(tables.markdown([['clients', 'images/s', 'of the first', 'peak MB without images'], *(
       [row['case'], f'{row["images_per_second"]:.0f}', f'{row["rate_to_first"]:.2f}',
        f'{row["peak_bytes_without_images"] / 1e6:.2f}'] for row in results)]))
@@ -209,19 +199,21 @@ def _clients_suite(config: Config) -> list[dict[str, Any]]:
 
 
 def _devices_suite(config: Config) -> list[dict[str, Any]]:
+  """Compares after the first round: what rounding changes, later ones amplify."""
   cases = list(scaling.device_cases(config))
-  results = _scaled_rows(cases, scaling.time_rounds(cases, _REPEATS.value))
-  alone, moved = cases[0].params(), scaling.distance(cases[0].params(), cases[0].initial)
-  for case, row in zip(cases, results):
-    row['distance_to_one_device'] = scaling.distance(alone, case.params()) / moved
+  turns.take_turn(cases)
+  differences = scaling.differences(cases)
+  results = _scaled_rows(cases, turns.time_in_turns(cases, _REPEATS.value))
+  for case, row, difference in zip(cases, results, differences, strict=True):
+    row['difference_to_one_device'] = difference
     row['active_bytes'], row['bytes_once_a_round'] = case.active_bytes, collectives.once_a_round(case.traffic)
     row['bytes_a_calibration_step'] = sum(op.num_bytes for op in case.traffic if op.in_loop)
   shown = ('active_bytes', 'bytes_once_a_round', 'bytes_a_calibration_step')
   print(tables.markdown([
       ['', 'images/s', *(name.replace('_', ' ') for name in shown), 'difference'], *(
           [row['case'], f'{row["images_per_second"]:.0f}', *(str(row[name]) for name in shown),
-           f'{row["distance_to_one_device"]:.1e}'] for row in results)]))
-  print(f'difference: l2 distance of the parameters to one device\'s after {_REPEATS.value + 1} rounds, of what they moved')
+           f'{row["difference_to_one_device"]:.1e}'] for row in results)]))
+  print('difference: l2 distance of the parameters to one device\'s after a round, as a share of what they moved')
   return results
 
 
@@ -241,7 +233,9 @@ def main():
   jax.config.update('jax_enable_compilation_cache', False)  # so that compiling is really timed
   cases = _cases(config)
   rate = machine.matrix_product_rate()
-  seconds = _time_in_turns(cases, _REPEATS.value)
+  turns.take_turn(cases)
+  seconds = [[taken / case.steps for taken in measured]
+             for case, measured in zip(cases, turns.time_in_turns(cases, _REPEATS.value))]
   rate = max(rate, machine.matrix_product_rate())
   results = [_result(case, measured, seconds[0], rate) for case, measured in zip(cases, seconds)]
   print(tables.markdown([

@@ -1,6 +1,5 @@
 """Suites `clients` and `devices` of experiments.benchmark: what grows with clients, what devices tell each other."""
 
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -117,18 +116,6 @@ def client_cases(config: Config) -> Iterator[Scaled]:
     yield build(configs.with_values(config, small | values), f'5 of 40 clients, images {name}')
 
 
-def time_rounds(cases: Sequence[Scaled], repeats: int) -> list[list[float]]:
-  """Returns seconds an image of every case in every turn; the first turn is not kept."""
-  seconds = [[] for _ in cases]
-  for turn in range(repeats + 1):
-    for case, measured in zip(cases, seconds):
-      begin = time.perf_counter()
-      case.run()
-      if turn:
-        measured.append((time.perf_counter() - begin) / case.images)
-  return seconds
-
-
 def device_cases(config: Config) -> Iterator[Scaled]:
   """Builds the same round on 1, 2, 4, .. of the devices there are. Raises UsageError if there is only one."""
   found = jax.device_count()
@@ -139,7 +126,13 @@ def device_cases(config: Config) -> Iterator[Scaled]:
     yield build(configs.with_values(config, {'num_devices': count}), f'{count} devices')
 
 
-def distance(one: Params, other: Params) -> float:
-  """Returns the l2 distance of two parameter trees."""
+def differences(cases: Sequence[Scaled]) -> list[float]:
+  """Returns the l2 distance of each case's parameters to the first one's, as a share of what these have moved."""
+  first = cases[0].params()
+  moved = _distance(first, cases[0].initial)
+  return [_distance(first, case.params()) / moved for case in cases]
+
+
+def _distance(one: Params, other: Params) -> float:
   pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
   return float(np.sqrt(sum(np.square(np.asarray(a, np.float64) - np.asarray(b)).sum() for a, b in pairs)))
