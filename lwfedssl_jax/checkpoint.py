@@ -48,27 +48,30 @@ class Checkpoints:
 
     self._ocp, self._sharding = ocp, sharding or devices.sharding(None)
     alone = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, enable_async_checkpointing=alone, cleanup_tmp_directories=not read_only,
-        read_only=read_only, create=not read_only)
     path = os.path.abspath(os.path.join(workdir, FOLDER))
     if read_only and not os.path.isdir(path):
       raise UsageError(f'--workdir: expected a run with checkpoints, {workdir} has none')
-    open_manager = lambda: ocp.CheckpointManager(path, options=options)
+    self._read_only = read_only
     with _saying_only_errors() if read_only else contextlib.nullcontext():  # it warns that it is what it was told to be
-      try:
-        self._manager, self._read_only = open_manager(), read_only
-      except Exception as error:  # orbax raises many types for one damaged _CHECKPOINT_METADATA
-        metadata = glob.glob(os.path.join(glob.escape(path), '*', '_CHECKPOINT_METADATA'))
-        if read_only or not metadata:
-          raise UsageError(
-              f'{path}: expected a folder of checkpoints that can be read ({_one_line(error)}); a checkpoint may lack '
-              f'its _CHECKPOINT_METADATA, but not have a wrong one') from error
-        logging.warning('%s: metadata of a checkpoint is damaged and done without: %s', path, _one_line(error)[:200])
-        for name in metadata:  # times and versions, for people; what is restored is checked by our own digest
-          os.unlink(name)
-        self._manager, self._read_only = open_manager(), read_only
+      self._manager = self._open(path, max_to_keep=keep, enable_async_checkpointing=alone, read_only=read_only,
+                                 cleanup_tmp_directories=not read_only, create=not read_only)
     self._last = 0  # the newest save that was started
+
+  def _open(self, path: str, **options: Any) -> Any:
+    """Opens orbax's manager, without the checkpoints' metadata if these are what it cannot bear."""
+    manager = lambda: self._ocp.CheckpointManager(path, options=self._ocp.CheckpointManagerOptions(**options))
+    try:
+      return manager()
+    except Exception as error:  # orbax raises many types for one damaged file
+      metadata = glob.glob(os.path.join(glob.escape(path), '*', '_CHECKPOINT_METADATA'))
+      if self._read_only or not metadata:
+        raise UsageError(
+            f'{path}: expected a folder of checkpoints that can be read ({_one_line(error)}); a checkpoint may lack '
+            f'its _CHECKPOINT_METADATA, but not have a wrong one') from error
+      logging.warning('%s: metadata of a checkpoint is damaged and done without: %s', path, _one_line(error)[:200])
+      for name in metadata:  # times and versions, for people; what is restored is checked by our own digest
+        os.unlink(name)
+    return manager()
 
   def save(self, params: Params, rounds_done: int) -> None:
     """Starts saving; returns once the parameters may change."""

@@ -28,7 +28,7 @@ def evaluate_run(
 
   Args:
     workdir: of the run.
-    protocol: `knn`, `linear` or `finetune`.
+    protocol: `knn`, `knn_centred`, `linear` or `finetune`.
     dataset: labelled, images of the run's size.
     label_fraction: in (0, 1].
     seeds: one result each; with `from_scratch` also of the weights.

@@ -87,9 +87,11 @@ def test_a_wrong_array_under_a_right_looking_file_is_noticed(sound, tmp_path):
   assert restore(folder).rounds_done == 1
 
 
-def test_reading_alone_deletes_nothing(sound, tmp_path):
+def test_reading_alone_deletes_nothing_and_warns_of_nothing_but_damage(sound, tmp_path, caplog):
   folder = tmp_path / 'read'
   shutil.copytree(sound, folder)
+  assert restore(folder, read_only=True).rounds_done == 2
+  assert not caplog.records
   damage(folder / 'checkpoints' / '2' / 'meta' / 'metadata', 'emptied')
   before = files_of(folder)
   assert restore(folder, read_only=True).rounds_done == 1

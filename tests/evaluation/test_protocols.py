@@ -41,12 +41,23 @@ def evaluate(dataset, protocol, **options):
   return protocols.evaluate(mean_colour, lambda seed: PARAMS, protocol, task, **options)
 
 
-@pytest.mark.parametrize('protocol', ['knn', 'linear'])
+@pytest.mark.parametrize('protocol', ['knn', 'knn_centred', 'linear'])
 def test_what_can_be_told_apart_is(dataset, protocol):
   found = evaluate(dataset, protocol, seeds=(0, 1))
   assert found['mean']['accuracy'] > 0.95
   assert np.sum(found['confusion']) == 2 * 90
   assert [run['num_labels'] for run in found['runs']] == [300, 300]
+
+
+def test_what_all_embeddings_have_in_common_is_taken_out_by_centred_knn_alone(dataset):
+  """A far origin leaves cosine next to nothing to go by; the centred vote is that of no offset at all."""
+  near = evaluate(dataset, 'knn_centred')
+  task = protocols.make_task(dataset)
+  far = lambda params, images: mean_colour(params, images) + jnp.array([100.0, -300.0, 200.0])
+  plain, centred = (
+      protocols.evaluate(far, lambda seed: PARAMS, protocol, task) for protocol in ('knn', 'knn_centred'))
+  assert centred['mean']['accuracy'] == pytest.approx(near['mean']['accuracy'], abs=0.02)
+  assert plain['mean']['accuracy'] < 0.8
 
 
 def test_finetuning_learns_and_keeps_the_parameters_it_was_given(dataset):
