@@ -27,6 +27,7 @@ class Series(NamedTuple):
     y: (N,).
     low: (N,) lower edge of a band, or None.
     high: (N,) upper edge.
+    style: which colour, dashes and mark; None: by its place in the chart.
   """
 
   label: str
@@ -34,6 +35,7 @@ class Series(NamedTuple):
   y: Sequence[float]
   low: Sequence[float] | None = None
   high: Sequence[float] | None = None
+  style: int | None = None
 
 
 def _figure() -> tuple[Any, Any]:
@@ -75,7 +77,8 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, *, log_x: b
     A matplotlib figure.
   """
   figure, axes = _figure()
-  for index, one in enumerate(series):
+  for place, one in enumerate(series):
+    index = place if one.style is None else one.style
     colour, mark = COLOURS[index % len(COLOURS)], MARKS[index % len(MARKS)]
     style = DASHES[index % len(DASHES)] if lines else 'none'
     axes.plot(one.x, one.y, linestyle=style, marker=mark if len(one.x) <= 30 else None, markersize=6, color=colour,

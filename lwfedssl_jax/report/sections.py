@@ -97,7 +97,9 @@ def _ends(series: Sequence[Series], unit: str = '') -> str:
 
 def _line(name: str, groups: Sequence[Group], metric: str, x_of: Any, x_label: str, y_label: str, caption: str,
           **options: Any) -> Chart | None:
-  series = [found for group in groups if (found := _measured(group, metric, x_of)) is not None]
+  # A group looks alike on the whole page, whichever groups a chart leaves out.
+  series = [found._replace(style=place) for place, group in enumerate(groups)
+            if (found := _measured(group, metric, x_of)) is not None]
   if not series:
     return None
   return Chart(name, charts.line_chart(series, x_label, y_label, **options), caption,

@@ -147,6 +147,13 @@ def test_series_differ_in_more_than_colour():
   assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == 8
 
 
+def test_a_series_keeps_its_look_in_a_chart_that_leaves_others_out():
+  looks = lambda series: [
+      (line.get_color(), line.get_marker()) for line in charts.line_chart(series, 'x', 'y').axes[0].lines]
+  every = [charts.Series(name, [1, 2], [1, 2]) for name in 'abc']
+  assert looks([every[2]._replace(style=2)]) == looks(every)[2:] != looks(every)[:1]
+
+
 def test_charts_are_well_formed_xml():
   svg = charts.to_svg(charts.line_chart([charts.Series('a < b & c', [1, 10], [1, 2])], 'x', 'y', log_x=True), 3)
   xml.etree.ElementTree.fromstring(svg.replace('xlink:href', 'href'))
