@@ -188,6 +188,8 @@ MUTATIONS = (
     Mutation('resources/costs.py', 'peak memory of the least demanding stage', 'max(s.peak_memory_bytes',
              'min(s.peak_memory_bytes', COSTS),
     Mutation('resources/costs.py', 'ratios upside down', "f'{other / mine:.2f}x'", "f'{mine / other:.2f}x'", COSTS),
+    Mutation('evaluation/protocols.py', 'queries keep what all embeddings have in common',
+             'queries - origin', 'queries', ('evaluation/test_protocols.py',)),
 )
 
 
