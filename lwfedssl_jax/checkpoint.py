@@ -63,15 +63,27 @@ class Checkpoints:
     try:
       return manager()
     except Exception as error:  # orbax raises many types for one damaged file
-      metadata = glob.glob(os.path.join(glob.escape(path), '*', '_CHECKPOINT_METADATA'))
-      if self._read_only or not metadata:
-        raise UsageError(
-            f'{path}: expected a folder of checkpoints that can be read ({_one_line(error)}); a checkpoint may lack '
-            f'its _CHECKPOINT_METADATA, but not have a wrong one') from error
+      refused = UsageError(
+          f'{path}: expected a folder of checkpoints that can be read ({_one_line(error)}); a checkpoint may lack '
+          f'its _CHECKPOINT_METADATA, but not have a wrong one')
+      metadata = [] if self._read_only else glob.glob(os.path.join(glob.escape(path), '*', '_CHECKPOINT_METADATA'))
+      aside = [(name, os.path.join(path, f'.{index}_metadata')) for index, name in enumerate(metadata)]
+      if not aside:
+        raise refused from error
+      try:
+        for name, kept in aside:  # times and versions, for people; what is restored is checked by our own digest
+          os.replace(name, kept)
+        opened = manager()
+      except Exception as again:  # they are not to blame
+        for name, kept in aside:
+          if os.path.exists(kept):
+            os.replace(kept, name)
+        raise refused from again
+      for _, kept in aside:
+        with contextlib.suppress(FileNotFoundError):  # opening may have tidied up
+          os.unlink(kept)
       logging.warning('%s: metadata of a checkpoint is damaged and done without: %s', path, _one_line(error)[:200])
-      for name in metadata:  # times and versions, for people; what is restored is checked by our own digest
-        os.unlink(name)
-    return manager()
+      return opened
 
   def save(self, params: Params, rounds_done: int) -> None:
     """Starts saving; returns once the parameters may change."""

@@ -126,6 +126,26 @@ def test_metadata_that_orbax_cannot_bear_is_done_without_or_one_line(sound, tmp_
   assert restore(folder).rounds_done == 2
   assert 'metadata of a checkpoint is damaged and done without' in caplog.text
   assert restore(folder, read_only=True).rounds_done == 2
+  assert sorted(path.name for path in (folder / 'checkpoints').iterdir()) == ['1', '2']
+
+
+def test_metadata_stays_where_it_is_not_to_blame(sound, tmp_path, monkeypatch):
+  import orbax.checkpoint as ocp
+
+  folder = tmp_path / 'other'
+  shutil.copytree(sound, folder)
+  before = {path: path.read_bytes() for path in files_of(folder)}
+
+  def fail(*arguments, **options):
+    raise ValueError('something\nelse')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(ocp, 'CheckpointManager', fail)
+    with pytest.raises(UsageError, match=r'can be read \(something else\)') as raised:
+      restore(folder)
+  assert '\n' not in str(raised.value)
+  assert {path: path.read_bytes() for path in files_of(folder)} == before
+  assert restore(folder).rounds_done == 2
 
 
 def test_a_step_that_was_not_finished_is_not_there(sound, tmp_path):
@@ -133,8 +153,11 @@ def test_a_step_that_was_not_finished_is_not_there(sound, tmp_path):
   shutil.copytree(sound, folder)
   half = folder / 'checkpoints' / '3.orbax-checkpoint-tmp-1'
   shutil.copytree(folder / 'checkpoints' / '2', half)
-  assert restore(folder).rounds_done == 2
-  assert not half.exists()
+  with checkpoint.Checkpoints(str(folder), keep=2) as checkpoints:
+    assert checkpoints.restore_newest(jax.eval_shape(lambda: tree(0))).rounds_done == 2
+    checkpoints.save(tree(3), 3)  # until a save orbax may still be tidying up in the background
+    assert not half.exists()
+  assert restore(folder).rounds_done == 3
 
 
 FULL_DISK = '''

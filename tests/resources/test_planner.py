@@ -69,7 +69,7 @@ def test_a_smaller_budget_is_met_by_the_largest_micro_batch_that_fits(whole):
 def test_operations_without_matrix_products_are_computed_again_before_any_product_is():
   of = lambda **values: config_of(method='end_to_end', batch_size=64, **values)
   needed = {level: planner.peak_bytes(of(rematerialize=level), 16) for level in ('none', 'elementwise')}
-  assert needed['elementwise'] < 0.8 * needed['none']  # how much less depends on the version of jax
+  assert needed['elementwise'] < 0.8 * needed['none']  # under 0.6 with jax 0.10.2, 0.62 with 0.12.0.1
   plan = planner.fit(of(client_memory_budget_mb=needed['elementwise'] / 1e6), 16)
   assert plan.config.client.rematerialize == 'elementwise'
   assert plan.config.client.micro_batch_size == 0
