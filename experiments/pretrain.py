@@ -8,14 +8,11 @@ On several hosts the same command on each of them, with --coordinator_address (d
 from absl import flags as absl_flags
 
 from experiments import flags
-from lwfedssl_jax import devices, side_by_side, training
+from lwfedssl_jax import devices, training
 
 _COORDINATOR = absl_flags.DEFINE_string(
     'coordinator_address', '', 'HOST:PORT of the first of several processes, or auto: as the cluster says; empty: one')
 _PROCESSES = absl_flags.DEFINE_integer('num_processes', 1, 'processes of the run')
-_SEEDS = absl_flags.DEFINE_integer(
-    'num_seeds', 1, 'seeds, from --seed on, computed side by side in one program; each in a folder of its own',
-    lower_bound=1)
 _PROCESS_ID = absl_flags.DEFINE_integer('process_id', 0, 'which of them this is, from 0')
 
 
@@ -25,8 +22,6 @@ def main():
   devices.connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value)
   if devices.is_first_process():
     flags.print_config(config)
-  if _SEEDS.value > 1:
-    return side_by_side.train(config, _SEEDS.value)
   return training.train(config)
 
 

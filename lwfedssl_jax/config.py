@@ -228,8 +228,11 @@ class DataConfig(_Validated):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PartitionConfig(_Validated):
   num_clients: int = option(10, 'simulated clients', at_least=1)
-  partition: str = option('iid', 'how images are dealt to clients', choices=('iid', 'dirichlet', 'shards'))
-  dirichlet_beta: float = option(0.5, 'concentration of the Dirichlet partition over labels', above=0)
+  partition: str = option(
+      'iid', 'how images are partitioned: iid; dirichlet, each class over the clients, sizes differ; dirichlet_clients, '
+      'class shares of each client, equal sizes; shards of few classes',
+      choices=('iid', 'dirichlet', 'dirichlet_clients', 'shards'))
+  dirichlet_beta: float = option(0.5, 'concentration of the Dirichlet partitions; smaller is less alike', above=0)
   shards_per_client: int = option(2, 'label-sorted shards a client gets under --partition=shards', at_least=1)
   client_size_sigma: float = option(
       0.0, 'spread of client sizes under --partition=iid: sigma of a log-normal; 0: equal', at_least=0, at_most=3)
@@ -240,8 +243,8 @@ class ClientConfig(_Validated):
   clients_per_round: int = option(0, 'clients sampled each round; 0: all', at_least=0)
   client_dropout: float = option(0.0, 'probability that a sampled client does not return', at_least=0, at_most=1)
   client_chunk: int = option(
-      0, 'clients that a device computes side by side (vmapped), at most; 0: one on CPUs, elsewhere what fits the free '
-      'memory', at_least=0)
+      0, 'clients that a device vmaps, at most; 0: one on CPUs, elsewhere what fits the total memory of the device; '
+      'the choice is saved in config.json', at_least=0)
   local_epochs: int = option(3, 'epochs over a client\'s images per round', at_least=1)
   batch_size: int = option(512, 'images a client step', at_least=2)
   micro_batch_size: int = option(

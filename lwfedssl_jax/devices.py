@@ -83,18 +83,21 @@ def fetch(array: jax.Array) -> np.ndarray:
   return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
-def free_bytes() -> int | None:
-  """Returns the free memory of the fullest first device of all processes; None where devices do not tell, as CPUs."""
+def total_bytes() -> int | None:
+  """Returns the memory of a device that programs may use, in whole GiB; None where it is unknown, as on CPUs.
+
+  It depends on the kind of device and the allocator's share of it, not on what is in use at the moment: what is chosen
+  by it is the same in every run on such devices. The smallest of all processes' first devices counts.
+  """
   memory = jax.local_devices()[0].memory_stats()
   if not memory or 'bytes_limit' not in memory:
     return None
-  free = memory['bytes_limit'] - memory['bytes_in_use']
-  if jax.process_count() == 1:
-    return free
-  from jax.experimental import multihost_utils
+  gibibytes = memory['bytes_limit'] >> 30
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
 
-  mebibytes = multihost_utils.process_allgather(np.array(free >> 20, np.int32))  # 64-bit integers may be off
-  return int(mebibytes.min()) << 20
+    gibibytes = int(multihost_utils.process_allgather(np.array(gibibytes, np.int32)).min())
+  return gibibytes << 30
 
 
 def is_lost_peer(error: BaseException) -> bool:

@@ -29,21 +29,16 @@ class StopRequest:
     print(f'{self.name}: stopping after this round; a second signal drops it', file=sys.stderr, flush=True)
 
 
-_caught: list[StopRequest] = []  # by the main thread, innermost last
-
-
 @contextlib.contextmanager
 def catch() -> Iterator[StopRequest]:
-  """Turns the two signals into a request while the block runs; other threads get the main thread's, if it has one."""
+  """Turns the two signals into a request while the block runs; only the main thread receives signals."""
   if threading.current_thread() is not threading.main_thread():
-    yield _caught[-1] if _caught else StopRequest()
+    yield StopRequest()
     return
   request = StopRequest()
   before = {number: signal.signal(number, request.receive) for number in SIGNALS}
-  _caught.append(request)
   try:
     yield request
   finally:
-    _caught.pop()
     for number, handler in before.items():
       signal.signal(number, handler)

@@ -1,5 +1,8 @@
 """Randomness as a pure function of (seed, stream, indices). No key is stored in any state.
 
+`key` is for what runs on a device, `host_generator` for what NumPy draws on the host. A stream belongs to one purpose:
+two purposes that shared one would draw the same numbers and depend on each other.
+
 So a resumed run draws what an uninterrupted one would have drawn, and a client's randomness does
 not depend on which other clients were sampled, nor on their order.
 """
@@ -9,25 +12,36 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lwfedssl_jax.base import PRNGKey
 
 
+@enum.unique
 class Stream(enum.IntEnum):
   """What a random number is for. Values are part of a run's identity: never renumber."""
 
   INIT = 0
-  PARTITION = 1
+  SERVER_SPLIT = 1  # which training images the server holds back
   SAMPLING = 2  # which clients take part in a round
   DROPOUT = 3  # which of them do not return
   SHUFFLE = 4  # order of a client's images in an epoch
   AUGMENT = 5
   CALIBRATION_SHUFFLE = 6
   CALIBRATION_AUGMENT = 7
-  MONITOR = 8  # evaluation subsets and pictures
+  CONTACT_SHEET = 8  # views drawn for the plot of augmented images
   FINETUNE_SHUFFLE = 9
   FINETUNE_AUGMENT = 10
-  SECOND_ATTEMPT = 11  # of a round in which no client's update could be used
+  RETRY = 11  # of a round in which no client's update could be used
+  PARTITION = 12  # which images each client holds
+  LABEL_SUBSET = 13  # of a few-label evaluation
+  TRAIN_SUBSET = 14  # of --max_train_images
+  MONITOR_SUBSET = 15  # images that the kNN monitor searches and classifies
+  EVALUATION_SUBSET = 16  # training images of an evaluation
+  VALIDATION_SPLIT = 17  # training images set apart for choosing settings
+  PROBE_SPLIT = 18  # of a linear probe's rows, for choosing its penalty
+  MEASUREMENT = 19  # parameters of a memory measurement
+  FOLDER_HOLDOUT = 20  # test images of an image folder that has none
 
 
 def key(seed: int | Any, stream: Stream | Any, *indices: int | Any) -> PRNGKey:
@@ -45,3 +59,18 @@ def key(seed: int | Any, stream: Stream | Any, *indices: int | Any) -> PRNGKey:
 
 def _fold_in(result: PRNGKey, index: jax.Array) -> tuple[PRNGKey, None]:
   return jax.random.fold_in(result, index), None
+
+
+def host_generator(seed: int, stream: Stream) -> np.random.Generator:
+  """Returns the NumPy generator of a stream: Philox, seeded by a `SeedSequence` that is spawned by the stream.
+
+  Args:
+    seed: the run's seed, or 0 for a choice that is the same in every run.
+    stream: what it is for.
+  """
+  return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(stream,))))
+
+
+def host_seed(seed: int, stream: Stream) -> int:
+  """Returns a seed below 2^32 for a library that takes an integer; arguments as `host_generator`."""
+  return int(np.random.SeedSequence(seed, spawn_key=(stream,)).generate_state(1)[0])

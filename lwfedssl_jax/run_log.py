@@ -9,7 +9,6 @@ import os
 import platform
 import subprocess
 import sys
-import threading
 import typing
 from collections.abc import Iterator
 from typing import Any
@@ -99,6 +98,12 @@ def read_config(workdir: str) -> Config:
     return configs.from_flat(saved['config'])
   except UsageError as error:
     raise UsageError(f'{path}: {error}') from error
+
+
+def saved_value(workdir: str, field: str) -> Any:
+  """Returns a field of the configuration in a workdir; None if the folder holds no run. Raises UsageError."""
+  exists = bool(workdir) and os.path.exists(os.path.join(workdir, CONFIG))
+  return configs.flatten(read_config(workdir))[field] if exists else None
 
 
 def read_metrics(workdir: str) -> list[dict[str, Any]]:
@@ -214,9 +219,7 @@ class RunLog(Rows):
     self._file = open(self._path, 'a', encoding='utf-8')  # noqa: SIM115 (closed in close)
     self._events = _event_writer(workdir, rounds_done)
     self._num_rounds = num_rounds
-    alone = threading.current_thread() is threading.main_thread()
-    self._label = '' if alone else f'{threading.current_thread().name}: '
-    self._bar = _progress_bar(rounds_done, num_rounds) if alone else None
+    self._bar = _progress_bar(rounds_done, num_rounds)
 
   def write(self, row: dict[str, Any]) -> None:
     """Appends a round's row; it is on disk when this returns."""
@@ -232,11 +235,11 @@ class RunLog(Rows):
       self._bar.update(1)
       self._bar.set_postfix_str(_progress_text(row))
     else:
-      print(f'{self._label}round {row["round"] + 1}/{self._num_rounds} {_progress_text(row)}', flush=True)
+      print(f'round {row["round"] + 1}/{self._num_rounds} {_progress_text(row)}', flush=True)
 
   def say(self, text: str) -> None:
     """Tells the user something that is not a metric."""
-    (self._bar.write if self._bar is not None else print)(self._label + text)
+    (self._bar.write if self._bar is not None else print)(text)
 
   def close(self) -> None:
     """Closes the files and the bar."""

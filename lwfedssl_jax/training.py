@@ -26,7 +26,6 @@ from lwfedssl_jax.resources import communication, planner
 from lwfedssl_jax.stages import StagePlan
 
 Summary = dict[str, Any]
-RoundWrapper = Callable[[FederatedRound], FederatedRound]
 POLL_SECONDS = 0.002
 
 # Runs that differ in seed, workdir and the like alone are trained by the same compiled round.
@@ -36,26 +35,24 @@ _shared_round = functools.lru_cache(maxsize=4)(rounds.make_round)
 class _Run:
   """One run's fixed parts, each a pure function of the configuration and the data."""
 
-  def __init__(self, config: Config, data: Federation, with_round: RoundWrapper):
+  def __init__(self, config: Config, data: Federation):
     self.config, self.data = config, data
     self.plans = stages.make_plans(config)
     self.num_rounds = sum(plan.num_rounds for plan in self.plans)
     self.participation = sampling.plan_participation(
         config.run.seed, self.num_rounds, config.num_clients, config.clients_per_round, config.client.client_dropout)
-    rules = _with_chunk(dataclasses.replace(config, run=RunConfig()), data.image_size)
-    config = dataclasses.replace(rules, run=config.run)
     self.placement = feed.choose_placement(config, data, self.participation)
     self.feed = feed.Feed(config, data, self.participation, self.placement)
-    self.round = with_round(_shared_round(
-        rules, data.image_size, feed.client_room(data, config.client.batch_size), self.placement,
-        self.feed.client_steps()))
+    self.round = _shared_round(
+        dataclasses.replace(config, run=RunConfig()), data.image_size, feed.client_room(data, config.client.batch_size), self.placement,
+        self.feed.client_steps())
     self.sharding = devices.sharding(self.placement.mesh)
     fast_to_compile = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
     self._init = jax.jit(
         lambda seed: self.round.init(rng.key(seed, rng.Stream.INIT)), compiler_options=fast_to_compile,
         out_shardings=self.sharding)
     self._seed_key = jax.jit(
-        lambda seed, attempt: rng.key(seed, rng.Stream.SECOND_ATTEMPT) if attempt else jax.random.key(seed),
+        lambda seed, attempt: rng.key(seed, rng.Stream.RETRY) if attempt else jax.random.key(seed),
         static_argnums=1, out_shardings=self.sharding)
     self.monitor = Monitor(
         make_encoder(config.model, data.image_size), data.dataset, config.run, self.placement.mesh)
@@ -95,24 +92,31 @@ class _Run:
         self.participation.returned[done]).ledger
 
 
-@functools.lru_cache(maxsize=4)  # so that runs of one configuration share a round
-def _with_chunk(config: Config, image_size: int) -> Config:
-  """Fills in --client_chunk from the devices' free memory, where they tell (CPUs do not: one client at a time)."""
-  free = None if config.client.client_chunk else devices.free_bytes()
-  if free is None:
+def _with_chunk(config: Config, data: Federation) -> Config:
+  """Fills in --client_chunk: as the run in the workdir has it, else by the devices' total memory (CPUs: 1).
+
+  The chunk changes the order of sums, so it must not depend on what happens to be free.
+  """
+  if config.client.client_chunk:
     return config
-  chunk = planner.choose_chunk(config, image_size, free)
-  print(f'{chunk} clients side by side, by the free memory', flush=True)
+  chunk, total = run_log.saved_value(config.run.workdir, 'client_chunk'), devices.total_bytes()
+  if not chunk and total is None:
+    chunk = rounds.default_chunk()
+  elif not chunk:
+    budget = config.run.device_data_budget_mb * feed.MEGABYTE
+    images = data.dataset.train_images.nbytes
+    chunk = planner.choose_chunk(config, data.image_size, total - int(min(images, budget or images)))
+    if devices.is_first_process():
+      print(f'client_chunk={chunk}, by the memory of the device', flush=True)
   return configs.with_values(config, {'client_chunk': chunk})
 
 
-def train(config: Config, data: Federation | None = None, with_round: RoundWrapper = lambda made: made) -> Summary:
+def train(config: Config, data: Federation | None = None) -> Summary:
   """Runs a pretraining to its end, or to `stop_after_round`, from the start or from the newest checkpoint.
 
   Args:
     config: the run; `config.run.workdir` is where it writes.
     data: images already loaded and dealt; None loads what the configuration names.
-    with_round: returns the round that the run is to use instead of the one that is made for it.
 
   Returns:
     The summary, as in summary.json. Of a run that stopped early: `finished` False, the rounds done, and the signal that
@@ -130,6 +134,7 @@ def train(config: Config, data: Federation | None = None, with_round: RoundWrapp
     plan = planner.fit(config, data.image_size)
     print(planner.describe(plan), flush=True)
     config = plan.config
+  config = _with_chunk(config, data)
   with _claim_workdir(config) as workdir:
     summary_path = os.path.join(workdir, run_log.SUMMARY)
     if os.path.exists(summary_path):
@@ -137,7 +142,7 @@ def train(config: Config, data: Federation | None = None, with_round: RoundWrapp
     first = devices.is_first_process()
     if first:
       print(sources.describe(data.dataset), flush=True)
-    run = _Run(config, data, with_round)
+    run = _Run(config, data)
     with contextlib.closing(run.feed), checkpoint.Checkpoints(
         workdir, config.run.keep_checkpoints, sharding=run.sharding) as checkpoints:
       restored = checkpoints.restore_newest(jax.eval_shape(run.round.init, jax.random.key(0)))
@@ -301,7 +306,7 @@ def _summarize(run: _Run, params: Params, rows: list[dict[str, Any]]) -> Summary
 def _write_pictures(run: _Run, workdir: str) -> None:
   """Draws what the model will see and who holds what, and saves the partition, before training starts."""
   reporting.write_contact_sheet(
-      os.path.join(workdir, 'views.png'), run.data, run.config, rng.key(run.config.run.seed, rng.Stream.MONITOR))
+      os.path.join(workdir, 'views.png'), run.data, run.config, rng.key(run.config.run.seed, rng.Stream.CONTACT_SHEET))
   clients = [ids.tolist() for ids in run.data.client_images]
   partition = {'clients': clients, 'server': run.data.server_ids.tolist()}
   with open(os.path.join(workdir, 'partition.json'), 'w', encoding='utf-8') as file:

@@ -93,7 +93,7 @@ def cheap_plan_epochs(key, image_ids, num_images, epochs, steps, batch_size):
 
 # Files that take minutes start first, so that two workers end together.
 LONG = ('test_training.py', 'test_naive_round.py', 'test_cli.py', 'test_micro_batching.py', 'test_extending.py',
-        'test_kill.py', 'test_cluster.py', 'test_devices.py', 'test_side_by_side.py', 'test_contract.py',
+        'test_kill.py', 'test_cluster.py', 'test_devices.py', 'test_contract.py',
         'test_scaling.py')
 
 

@@ -59,7 +59,7 @@ MUTATIONS = (
     Mutation('objectives/losses.py', 'keys have a gradient',
              'l2_normalize(jax.lax.stop_gradient(keys))', 'l2_normalize(keys)', LOSSES),
     Mutation('objectives/losses.py', 'info_nce without temperature',
-             'queries @ keys.T / temperature', 'queries @ keys.T', LOSSES),
+             'precision=jax.lax.Precision.HIGHEST) / temperature\n  return _cross_entropy(logits, jnp.diagonal', 'precision=jax.lax.Precision.HIGHEST)\n  return _cross_entropy(logits, jnp.diagonal', LOSSES),
     Mutation('objectives/losses.py', 'nt_xent takes a neighbour for the positive',
              '(index + batch) % (2 * batch)', '(index + batch - 1) % (2 * batch)', LOSSES),
     Mutation('objectives/losses.py', 'nt_xent compares rows with themselves',
@@ -155,7 +155,7 @@ MUTATIONS = (
     Mutation('data/partition.py', 'concentration ignored', 'standard_gamma(config.dirichlet_beta,',
              'standard_gamma(1.0,', PARTITION),
     Mutation('data/partition.py', 'shards of mixed labels', 'np.argsort(labels[order]', 'np.argsort(order', PARTITION),
-    Mutation('data/partition.py', 'seed ignored', 'Philox(key=[seed, 0])', 'Philox(key=[0, 0])', PARTITION),
+    Mutation('data/partition.py', 'seed ignored', 'host_generator(seed, rng', 'host_generator(0, rng', PARTITION),
     Mutation('data/partition.py', 'remainders go to the smallest fractions', 'np.argsort(-(exact - sizes)',
              'np.argsort((exact - sizes)', PARTITION),
 

@@ -31,6 +31,8 @@ KINDS = [
     {'partition': 'dirichlet', 'dirichlet_beta': 0.5},
     {'partition': 'dirichlet', 'dirichlet_beta': 1e-6},
     {'partition': 'dirichlet', 'dirichlet_beta': 1e6},
+    {'partition': 'dirichlet_clients', 'dirichlet_beta': 0.5},
+    {'partition': 'dirichlet_clients', 'dirichlet_beta': 1e-300},
     {'partition': 'shards', 'shards_per_client': 2},
 ]
 
@@ -116,7 +118,7 @@ def test_class_counts():
 
 def test_without_labels():
   check_cover(deal(None, num_images=50), 50, 10)
-  for kind in ('dirichlet', 'shards'):
+  for kind in ('dirichlet', 'dirichlet_clients', 'shards'):
     with pytest.raises(UsageError, match='--partition'):
       deal(None, num_images=50, partition=kind)
 
@@ -127,3 +129,25 @@ def test_too_few_images():
     deal(None, num_images=19)
   with pytest.raises(UsageError, match='--shards_per_client'):
     deal(np.zeros(30, int), partition='shards', shards_per_client=4)
+
+
+@pytest.mark.parametrize('beta', [1e-6, 0.5, 100.0])
+def test_dirichlet_clients_have_equal_sizes_and_shares_of_their_own(beta):
+  """Hsu et al.: a client's shares are Dir(beta * prior), of variance p (1 - p) / (beta + 1), while classes last."""
+  labels = np.repeat(np.arange(10), [1000] * 9 + [3000])
+  parts = deal(labels, num_clients=60, partition='dirichlet_clients', dirichlet_beta=beta)
+  assert {len(part) for part in parts} == {200}
+  counts = class_counts(parts, labels, 10)[:30]  # before the first class has run out
+  prior = np.bincount(labels) / len(labels)
+  shares = counts / 200
+  sampling = prior * (1 - prior) / 200
+  expected = prior * (1 - prior) / (beta + 1) * (1 - 1 / 200) + sampling
+  assert shares.var(axis=0).sum() == pytest.approx(expected.sum(), rel=0.3)
+  if beta == 1e-6:  # one class each
+    assert (counts.max(axis=1) >= 199).mean() > 0.9
+
+
+def test_the_two_dirichlet_schemes_differ():
+  sizes = [np.std([len(part) for part in deal(partition=kind, dirichlet_beta=0.5)])
+           for kind in ('dirichlet', 'dirichlet_clients')]
+  assert sizes[0] > 20 and sizes[1] == 0

@@ -53,11 +53,10 @@ def deal(dataset: ImageDataset, config: Config, auxiliary: np.ndarray | None = N
   if size % config.model.patch_size:
     raise UsageError(f'--patch_size: expected a divisor of the image size {size} of {dataset.name}, '
                      f'got {config.model.patch_size}')
-  generator = np.random.Generator(np.random.Philox(key=[config.run.seed, int(rng.Stream.PARTITION)]))
   count, limit = len(dataset.train_images), config.data.max_train_images
-  used = np.random.Generator(np.random.Philox(key=[0, 0])).permutation(count)[:limit or None]
+  used = rng.host_generator(0, rng.Stream.TRAIN_SUBSET).permutation(count)[:limit or None]
   num_server = 0 if auxiliary is not None else round(config.data.auxiliary_fraction * len(used))
-  used = generator.permutation(used)
+  used = rng.host_generator(config.run.seed, rng.Stream.SERVER_SPLIT).permutation(used)
   server_ids, client_ids = np.sort(used[:num_server]), np.sort(used[num_server:])
   labels = None if dataset.train_labels is None else dataset.train_labels[client_ids]
   parts = partition_images(labels, len(client_ids), config.num_clients, config.partition, config.run.seed)

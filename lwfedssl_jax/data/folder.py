@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
+from lwfedssl_jax import rng
 from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.data import images
 
@@ -23,7 +24,7 @@ class _Listing(NamedTuple):
 def stratified_holdout(labels: np.ndarray, count: int) -> np.ndarray:
   """Chooses `count` items with every class in proportion, always the same ones.
 
-  At least one item of every class stays. NumPy's legacy generator is used because its stream is frozen.
+  At least one item of every class stays.
 
   Args:
     labels: int (N,).
@@ -32,7 +33,7 @@ def stratified_holdout(labels: np.ndarray, count: int) -> np.ndarray:
   Returns:
     bool (N,), True for the chosen items.
   """
-  random = np.random.RandomState(0)
+  generator = rng.host_generator(0, rng.Stream.FOLDER_HOLDOUT)
   classes, sizes = np.unique(labels, return_counts=True)
   quota = count * sizes / max(1, sizes.sum())
   taken = np.minimum(np.floor(quota).astype(int), sizes - 1)
@@ -41,7 +42,7 @@ def stratified_holdout(labels: np.ndarray, count: int) -> np.ndarray:
       taken[index] += 1
   chosen = np.zeros(len(labels), bool)
   for label, number in zip(classes, taken):
-    chosen[random.permutation(np.flatnonzero(labels == label))[:number]] = True
+    chosen[generator.permutation(np.flatnonzero(labels == label))[:number]] = True
   return chosen
 
 

@@ -1,9 +1,19 @@
-"""Dealing images to clients: IID, Dirichlet over labels, shards. Seeded, terminating, never an empty client."""
+"""Partitioning images over clients: IID, two Dirichlet schemes over labels, shards.
+
+Every scheme is seeded, terminates, and leaves no client empty. Results depend on the scheme, so each is named:
+
+- `dirichlet`: every class is split over the clients in proportions drawn from Dir(beta) (Yurochkin et al. 2019, arXiv
+  1905.12022; NIID-Bench, arXiv 2102.02079). Client sizes differ.
+- `dirichlet_clients`: every client draws its class shares from Dir(beta * prior) and then equally many images (Hsu et
+  al. 2019, arXiv 1909.06335). Client sizes are equal.
+- `shards`: label-sorted shards (McMahan et al. 2017, arXiv 1602.05629).
+"""
 
 from collections.abc import Callable
 
 import numpy as np
 
+from lwfedssl_jax import rng
 from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.config import PartitionConfig
 
@@ -28,23 +38,48 @@ def _iid(labels, num_images, num_clients, config, generator):
 
 
 def _dirichlet(labels, num_images, num_clients, config, generator):
-  """Each class is dealt by proportions drawn from a symmetric Dirichlet (Hsu et al. 2019, arXiv 1909.06335)."""
+  """Splits each class over the clients in proportions drawn from a symmetric Dirichlet."""
   del num_images
   clients = [[] for _ in range(num_clients)]
   for label in np.unique(labels):
     members = generator.permutation(np.flatnonzero(labels == label))
-    # Gamma draws, normalised; all can underflow to zero for a tiny beta, when one client takes the class.
+    # Gamma draws, normalized; all can underflow to zero for a tiny beta, when one client takes the class.
     shares = generator.standard_gamma(config.dirichlet_beta, num_clients)
     if not shares.sum() > 0:
       shares = np.eye(num_clients)[generator.integers(num_clients)]
     cuts = np.round(np.cumsum(shares / shares.sum())[:-1] * len(members)).astype(int)
     for client, part in zip(clients, np.split(members, cuts)):
       client.extend(part.tolist())
-  return _feed_the_poorest(clients, generator)
+  return _fill_small_clients(clients, generator)
 
 
-def _feed_the_poorest(clients, generator):
-  """Moves single images from the richest client to any with too few; ends, as every move lowers the shortage."""
+def _dirichlet_clients(labels, num_images, num_clients, config, generator):
+  """Gives every client equally many images, of classes in proportions of its own: q ~ Dir(beta * prior).
+
+  The prior is the share of each class among the images. Where a class has run out, a client's other classes take its
+  place in their own proportions; the last clients therefore hold what is left.
+  """
+  classes, counts = np.unique(labels, return_counts=True)
+  concentration = np.maximum(config.dirichlet_beta * counts / counts.sum(), 1e-300)
+  pools = [list(generator.permutation(np.flatnonzero(labels == label))) for label in classes]
+  clients = []
+  for size in _sizes(num_images, np.ones(num_clients)):
+    # Logarithms of gamma draws: Gamma(a) is Gamma(a + 1) * U^(1/a), which underflows for a tiny concentration.
+    logs = np.log(generator.standard_gamma(concentration + 1)) + np.log(generator.random(len(classes))) / concentration
+    chosen = []
+    while len(chosen) < size:
+      left = np.array([len(pool) for pool in pools])
+      logs = np.where(left > 0, logs, -np.inf)
+      shares = np.exp(logs - logs.max())
+      wanted = generator.multinomial(size - len(chosen), shares / shares.sum())
+      for pool, number in zip(pools, np.minimum(wanted, left)):
+        chosen += [pool.pop() for _ in range(number)]
+    clients.append(np.array(chosen, dtype=int))
+  return clients
+
+
+def _fill_small_clients(clients, generator):
+  """Moves single images from the largest client to any with too few; terminates, as every move lowers the shortage."""
   clients = [list(generator.permutation(np.array(c, dtype=int))) for c in clients]
   for client in clients:
     while len(client) < MIN_CLIENT_IMAGES:
@@ -53,7 +88,7 @@ def _feed_the_poorest(clients, generator):
 
 
 def _shards(labels, num_images, num_clients, config, generator):
-  """Sorts by label, cuts into equal shards and deals a few to each client (McMahan et al. 2017, arXiv 1602.05629)."""
+  """Sorts by label, cuts into equal shards and assigns a few to each client."""
   num_shards = num_clients * config.shards_per_client
   if num_shards > num_images:
     raise UsageError(f'--shards_per_client: expected at most {num_images // num_clients} '
@@ -61,21 +96,22 @@ def _shards(labels, num_images, num_clients, config, generator):
   order = generator.permutation(num_images)
   order = order[np.argsort(labels[order], kind='stable')]
   shards = np.array_split(order, num_shards)
-  deal = generator.permutation(num_shards).reshape(num_clients, config.shards_per_client)
-  return _feed_the_poorest([np.concatenate([shards[i] for i in row]) for row in deal], generator)
+  assigned = generator.permutation(num_shards).reshape(num_clients, config.shards_per_client)
+  return _fill_small_clients([np.concatenate([shards[i] for i in row]) for row in assigned], generator)
 
 
-_PARTITIONS: dict[str, Callable[..., list[np.ndarray]]] = {'iid': _iid, 'dirichlet': _dirichlet, 'shards': _shards}
+_PARTITIONS: dict[str, Callable[..., list[np.ndarray]]] = {
+    'iid': _iid, 'dirichlet': _dirichlet, 'dirichlet_clients': _dirichlet_clients, 'shards': _shards}
 
 
 def partition_images(
     labels: np.ndarray | None, num_images: int, num_clients: int, config: PartitionConfig, seed: int
 ) -> list[np.ndarray]:
-  """Deals images 0 .. num_images-1 to clients, each image to exactly one.
+  """Partitions images 0 .. num_images-1 over clients, each image to exactly one.
 
   Args:
     labels: (num_images,) integers, or None where there are none.
-    num_images: images to deal.
+    num_images: images to partition.
     num_clients: clients, each of which gets at least two images.
     config: kind of partition and its parameters.
     seed: the run's seed.
@@ -91,7 +127,7 @@ def partition_images(
                      f'(two images each of {num_images}), got {num_clients}')
   if config.partition != 'iid' and labels is None:
     raise UsageError(f'--partition: expected iid for images without labels, got {config.partition}')
-  generator = np.random.Generator(np.random.Philox(key=[seed, 0]))
+  generator = rng.host_generator(seed, rng.Stream.PARTITION)
   parts = _PARTITIONS[config.partition](labels, num_images, num_clients, config, generator)
   return [np.sort(part) for part in parts]
 

@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification on frozen embeddings (Wu et al. 2018, arXiv 1805.01978)."""
+"""Weighted k-nearest-neighbor classification on frozen embeddings (Wu et al. 2018, arXiv 1805.01978)."""
 
 import functools
 
@@ -8,15 +8,17 @@ import numpy as np
 
 from lwfedssl_jax.evaluation import embeddings
 
-NEIGHBOURS = 200
+NEIGHBORS = 200
 TEMPERATURE = 0.1
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
-def _votes(bank, bank_labels, queries, neighbours, num_classes):
-  similarity, index = jax.lax.top_k(queries @ bank.T, neighbours)
+def _votes(bank, bank_labels, queries, neighbors, num_classes):
+  # In bfloat16, the default on TPU, embeddings with a large common mean lose most of their true neighbors.
+  product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+  similarity, index = jax.lax.top_k(product('qd,nd->qn', queries, bank), neighbors)
   weights = jnp.exp(similarity / TEMPERATURE)
-  return jnp.einsum('qk,qkc->qc', weights, jax.nn.one_hot(bank_labels[index], num_classes)).argmax(axis=1)
+  return product('qk,qkc->qc', weights, jax.nn.one_hot(bank_labels[index], num_classes)).argmax(axis=1)
 
 
 def knn_predict(bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, num_classes: int) -> np.ndarray:
@@ -27,8 +29,8 @@ def knn_predict(bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, 
   """
   unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
   bank, queries = jnp.asarray(unit(bank)), unit(queries)
-  bank_labels, neighbours = jnp.asarray(bank_labels), min(NEIGHBOURS, len(bank))
-  return embeddings.in_batches(lambda batch: _votes(bank, bank_labels, batch, neighbours, num_classes), queries)
+  bank_labels, neighbors = jnp.asarray(bank_labels), min(NEIGHBORS, len(bank))
+  return embeddings.in_batches(lambda batch: _votes(bank, bank_labels, batch, neighbors, num_classes), queries)
 
 
 def knn_accuracy(

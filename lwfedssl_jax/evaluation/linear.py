@@ -5,6 +5,8 @@ import warnings
 import numpy as np
 from sklearn import exceptions, linear_model, model_selection, pipeline, preprocessing
 
+from lwfedssl_jax import rng
+
 INVERSE_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 DEFAULT_INVERSE_PENALTY = 0.1
 VALIDATION_SHARE = 0.2
@@ -25,7 +27,8 @@ def choose_inverse_penalty(rows: np.ndarray, labels: np.ndarray, seed: int) -> f
   if np.bincount(labels)[np.unique(labels)].min() < 1 / VALIDATION_SHARE:
     return DEFAULT_INVERSE_PENALTY
   parts = model_selection.train_test_split(
-      rows, labels, test_size=VALIDATION_SHARE, stratify=labels, random_state=seed)
+      rows, labels, test_size=VALIDATION_SHARE, stratify=labels,
+      random_state=rng.host_seed(seed, rng.Stream.PROBE_SPLIT))
   train_rows, valid_rows, train_labels, valid_labels = parts
   score = lambda inverse: _fit(inverse, train_rows, train_labels).score(valid_rows, valid_labels)
   return max(INVERSE_PENALTIES, key=score)

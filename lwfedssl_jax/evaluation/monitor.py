@@ -23,7 +23,7 @@ class Monitor:
   """Measures kNN accuracy and collapse on a fixed, seeded choice of training (bank) and test images."""
 
   def __init__(self, encoder: Encoder, dataset: ImageDataset, config: RunConfig, mesh: Mesh | None = None):
-    generator = np.random.Generator(np.random.Philox(key=[0, int(rng.Stream.MONITOR)]))
+    generator = rng.host_generator(0, rng.Stream.MONITOR_SUBSET)
 
     def choose(images, labels, limit):
       ids = np.sort(generator.permutation(len(images))[:limit or None])

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn import model_selection
 
+from lwfedssl_jax import rng
 from lwfedssl_jax.base import Params, UsageError
 from lwfedssl_jax.data.sources import ImageDataset
 from lwfedssl_jax.evaluation import embeddings, finetune, knn, linear, metrics
@@ -59,10 +60,11 @@ def make_task(dataset: ImageDataset, split: str = 'test', max_train_images: int 
   queries = None
   if split == 'validation':
     ids, held = model_selection.train_test_split(
-        ids, test_size=VALIDATION_SHARE, stratify=dataset.train_labels, random_state=0)
+        ids, test_size=VALIDATION_SHARE, stratify=dataset.train_labels,
+        random_state=rng.host_seed(0, rng.Stream.VALIDATION_SPLIT))
     queries = Labelled(dataset.train_images[np.sort(held)], dataset.train_labels[np.sort(held)])
   if max_train_images:
-    ids = np.random.default_rng(0).permutation(ids)[:max_train_images]
+    ids = rng.host_generator(0, rng.Stream.EVALUATION_SUBSET).permutation(ids)[:max_train_images]
   ids = np.sort(ids)
   return Task(Labelled(dataset.train_images[ids], dataset.train_labels[ids]),
               queries or Labelled(dataset.test_images, dataset.test_labels), dataset.class_names, dataset.name)
@@ -72,7 +74,7 @@ def label_subset(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
   """Returns sorted indices of a share of each class, rounded, at least one image a class; all of them if it is 1."""
   if fraction == 1:
     return np.arange(len(labels))
-  generator = np.random.Generator(np.random.Philox(key=[seed, 0]))
+  generator = rng.host_generator(seed, rng.Stream.LABEL_SUBSET)
   chosen = [generator.permutation(ids)[:max(1, round(fraction * len(ids)))]
             for ids in (np.flatnonzero(labels == label) for label in np.unique(labels))]
   return np.sort(np.concatenate(chosen))

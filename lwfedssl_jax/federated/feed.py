@@ -2,8 +2,6 @@
 
 import concurrent.futures
 import math
-import threading
-import weakref
 from typing import NamedTuple
 
 import jax
@@ -19,7 +17,6 @@ from lwfedssl_jax.federated import round as rounds
 from lwfedssl_jax.federated.sampling import Participation
 
 MEGABYTE = 10**6
-_RESIDENT_LOCK = threading.Lock()
 
 
 def client_room(data: Federation, batch_size: int) -> int:
@@ -55,7 +52,7 @@ class Feed:
     if placement.streams:
       self._room = self.most_images()
     else:
-      self._images = _resident(data.dataset.train_images, devices.sharding(placement.mesh))
+      self._images = devices.replicate(placement.mesh, data.dataset.train_images)
 
   def close(self) -> None:
     """Ends the copying."""
@@ -133,19 +130,6 @@ class Feed:
     shape = (self._room * self._layout.num_devices, *source.shape[1:])
     target = devices.sharding(self._placement.mesh, rounds.input_specs(self._placement).images)
     return jax.make_array_from_callback(shape, target, copy)
-
-
-_RESIDENT: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
-
-
-def _resident(images: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-  """Copies images to the devices, once for all runs that use them at a time."""
-  key = (id(images), sharding)  # whoever holds the copy holds the original too, so the id is not used again
-  with _RESIDENT_LOCK:
-    held = _RESIDENT.get(key)
-    if held is None:
-      held = _RESIDENT[key] = devices.put(images, sharding)
-  return held
 
 
 def choose_placement(config: Config, data: Federation, participation: Participation) -> rounds.Placement:

@@ -41,18 +41,19 @@ def run_step(config: Config, image_size: int, stage: int) -> dict[str, int]:
   """
   import jax
   import jax.numpy as jnp
-  import numpy as np
 
+  from lwfedssl_jax import rng
   from lwfedssl_jax.resources import memory
 
   lowered = memory.lower_client_step(config, image_size, make_plans(config)[stage])
   compiled = lowered.compile()
   step_memory = memory.read_analysis(compiled)
+  generator = rng.host_generator(0, rng.Stream.MEASUREMENT)
 
   def filled(leaf):
     # Random, so that every page is the process's own: untouched zeros take no memory.
     if jnp.issubdtype(leaf.dtype, jnp.floating):
-      return jnp.asarray(np.random.default_rng(0).random(leaf.shape, np.float32) * 1e-2, leaf.dtype)
+      return jnp.asarray(generator.random(leaf.shape, jnp.float32) * 1e-2, leaf.dtype)
     return jnp.ones(leaf.shape, leaf.dtype)
 
   arguments = jax.tree.map(filled, lowered.args_info[0])

@@ -15,8 +15,8 @@ from lwfedssl_jax.resources import flops, memory
 from lwfedssl_jax.stages import StagePlan, make_plans
 
 MEGABYTE = 10**6
-CHUNK_SHARE = 0.8  # of the free memory that clients side by side may take: fragments and the server need the rest
-MOST_SIDE_BY_SIDE = 32  # beyond, a device is busy anyway
+CHUNK_SHARE = 0.8  # of the memory that vmapped clients may take: fragmentation and the server need the rest
+MOST_CLIENTS = 32  # vmapped at a time; beyond, a device is busy anyway
 
 
 class MemoryPlan(NamedTuple):
@@ -94,16 +94,16 @@ def fit(config: Config, image_size: int) -> MemoryPlan:
       f'got {config.client.client_memory_budget_mb:g}')
 
 
-def choose_chunk(config: Config, image_size: int, free_bytes: int) -> int:
-  """Returns how many clients a device may compute side by side: as many as have room, and at most MOST_SIDE_BY_SIDE.
+def choose_chunk(config: Config, image_size: int, memory_bytes: int) -> int:
+  """Returns how many clients a device may vmap: as many as fit, at least 1 and at most MOST_CLIENTS.
 
   Args:
     config: the run.
     image_size: pixels.
-    free_bytes: of the device's memory.
+    memory_bytes: what the device has beside the images it holds.
   """
-  room = int(CHUNK_SHARE * free_bytes // peak_bytes(config, image_size))
-  return max(1, min(config.clients_per_round, MOST_SIDE_BY_SIDE, room))
+  capacity = int(CHUNK_SHARE * memory_bytes // peak_bytes(config, image_size))
+  return max(1, min(config.clients_per_round, MOST_CLIENTS, capacity))
 
 
 def describe(plan: MemoryPlan) -> str:

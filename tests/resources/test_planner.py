@@ -2,10 +2,12 @@
 
 import re
 
+import jax
 import pytest
 
-from lwfedssl_jax import UsageError, devices, training
+from lwfedssl_jax import UsageError, devices, run_log, training
 from lwfedssl_jax import config as configs
+from lwfedssl_jax.data import federation
 from lwfedssl_jax.resources import memory, planner
 from lwfedssl_jax.stages import make_plans
 
@@ -27,7 +29,7 @@ def test_demanding_stages_are_the_widest_of_each_shape():
   assert shapes('end_to_end') == [(0, (4, True))]
 
 
-def test_clients_side_by_side_are_as_many_as_have_room(whole):
+def test_as_many_clients_are_vmapped_as_fit(whole):
   chosen = lambda steps, **values: planner.choose_chunk(config_of(**values), 16, int(steps * whole / 0.8) + 1)
   assert chosen(3.5) == 3
   assert chosen(0.5) == 1
@@ -35,13 +37,37 @@ def test_clients_side_by_side_are_as_many_as_have_room(whole):
   assert chosen(100, num_clients=200, clients_per_round=100) == 32
 
 
-def test_a_run_takes_the_chunk_that_its_devices_have_room_for(whole, monkeypatch, capsys):
-  monkeypatch.setattr(devices, 'free_bytes', lambda: 5 * whole)
-  assert training._with_chunk.__wrapped__(config_of(), 16).client.client_chunk == 4
-  assert '4 clients side by side' in capsys.readouterr().out
-  assert training._with_chunk.__wrapped__(config_of(client_chunk=2), 16).client.client_chunk == 2
-  monkeypatch.setattr(devices, 'free_bytes', lambda: None)  # as CPUs
-  assert training._with_chunk.__wrapped__(config_of(), 16) == config_of()
+class Device:
+  """Stands in for an accelerator with 80 GiB, of which programs may use `limit` and something is in use."""
+
+  def __init__(self, limit, used):
+    self.memory_stats = lambda: {'bytes_limit': limit, 'bytes_in_use': used}
+
+
+def test_memory_in_use_does_not_change_the_chunk(whole, monkeypatch, tmp_path):
+  """The chunk changes the order of sums: if it followed free memory, a seed would not fix the bits."""
+  data = federation.load(config_of(dataset='digits', image_size=16, batch_size=8))
+  monkeypatch.setattr(planner, 'peak_bytes', lambda config, image_size: 12 * 2**30)
+  chosen = []
+  for limit, used in ((60 * 2**30, 0), (60 * 2**30 + 2**29, 50 * 2**30)):
+    monkeypatch.setattr(jax, 'local_devices', lambda limit=limit, used=used: [Device(limit, used)])
+    chosen.append(training._with_chunk(config_of(workdir=str(tmp_path)), data).client.client_chunk)
+  assert chosen == [3, 3]  # 0.8 of 60 GiB less the images
+
+
+def test_a_resumed_run_keeps_its_chunk_on_another_device(monkeypatch, tmp_path, capsys):
+  given = config_of(workdir=str(tmp_path), dataset='digits', image_size=16)
+  data = federation.load(given)
+  run_log.write_json(str(tmp_path / 'config.json'), {
+      'format': run_log.FORMAT, 'config': configs.flatten(configs.with_values(given, {'client_chunk': 7}))})
+  assert training._with_chunk(given, data).client.client_chunk == 7
+  assert training._with_chunk(configs.with_values(given, {'client_chunk': 2}), data).client.client_chunk == 2
+  elsewhere = configs.with_values(given, {'workdir': str(tmp_path / 'new')})
+  assert training._with_chunk(elsewhere, data).client.client_chunk == 1  # CPUs do not name their memory
+  monkeypatch.setattr(devices, 'total_bytes', lambda: 2**40)
+  monkeypatch.setattr(planner, 'peak_bytes', lambda config, image_size: 2**38)
+  assert training._with_chunk(elsewhere, data).client.client_chunk == 3
+  assert 'client_chunk=3' in capsys.readouterr().out
 
 
 def test_what_fits_stays_as_it_is(whole):
