@@ -27,8 +27,12 @@ from lwfedssl_jax import stages, tables
 from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
-from lwfedssl_jax.federated import local
+from lwfedssl_jax.federated import calibration
 from lwfedssl_jax.federated import round as rounds
+from lwfedssl_jax.federated.client_update import make_step_options
+from lwfedssl_jax.federated.model import make_model
+from lwfedssl_jax.federated.round_inputs import ClientSlots, RoundInputs
+from lwfedssl_jax.federated.training_step import Batch
 from lwfedssl_jax.resources import collectives, flops, machine, memory
 from lwfedssl_jax.stages import StagePlan
 
@@ -71,16 +75,17 @@ def _compile(lower: Callable[[], Any]) -> tuple[Any, float]:
 def _step_case(config: Config, plan: StagePlan) -> Case:
   size, batch = config.model.image_size, config.client.batch_size
   compiled, seconds = _compile(lambda: memory.lower_client_step(config, size, plan, STEPS_PER_CALL))
-  rules = rounds.make_rules(config, size)
-  params = rounds.make_round(config, size, batch).init(jax.random.key(config.run.seed))
-  active, frozen = stages.split(params, plan.shape, plan.start)
-  views = jax.random.uniform(jax.random.key(1), (2, batch, size, size, 3))
-  arguments = (active, frozen, jnp.int32(plan.start), views, jnp.ones(batch, bool))
-  state = jax.tree.map(jnp.copy, local.init_state(rules, active))  # its own buffers: the step takes them over
+  options = make_step_options(config, size)
+  params = options.model.init_params(jax.random.key(config.run.seed))
+  global_params = stages.split(params, plan.shape, jnp.int32(plan.start))
+  batches = Batch(jax.random.uniform(jax.random.key(1), (STEPS_PER_CALL, 2, batch, size, size, 3)),
+                  jnp.ones((STEPS_PER_CALL, batch), bool))
+  # Copied, because the step donates its state.
+  state = jax.tree.map(jnp.copy, memory.init_step_state(options, global_params))
 
   def run():
     nonlocal state
-    state, _ = jax.block_until_ready(compiled(state, *arguments))
+    state, _ = jax.block_until_ready(compiled(state, global_params, batches))
 
   operations = flops.executed_flops(config, size, plan, batch).total_flops
   name = f'{config.method.method}, stage {plan.stage + 1}'
@@ -94,15 +99,15 @@ def _round_case(config: Config, plan: StagePlan) -> Case:
   generator = np.random.default_rng(0)
   images = lambda count: jnp.asarray(generator.integers(0, 256, (count, size, size, 3), np.uint8))
   num_server = each if config.server_calibration else 0
-  inputs = rounds.RoundInputs(
+  inputs = RoundInputs(
       jax.random.key(config.run.seed), jnp.int32(0), images(clients * each),
-      rounds.Clients(jnp.arange(clients), jnp.arange(clients * each).reshape(clients, each),
+      ClientSlots(jnp.arange(clients), jnp.arange(clients * each).reshape(clients, each),
                      jnp.full(clients, each), jnp.ones(clients, bool)), images(num_server), jnp.float32(jnp.inf))
   steps = batching.steps_per_epoch(each, batch)
-  built = rounds.make_round(config, size, each, client_steps=epochs * steps)
-  params = built.init(jax.random.key(config.run.seed))
-  start, stop = jnp.int32(plan.start), jnp.int32(plan.stop)
-  compiled, seconds = _compile(lambda: built.apply.jitted.lower(plan.shape, params, start, stop, inputs))
+  built = rounds.make_round(config, size, client_steps=epochs * steps)
+  params = make_model(config.model, config.objective, size).init_params(jax.random.key(config.run.seed))
+  compiled, seconds = _compile(lambda: built.lower(params, plan, inputs))
+  start, stop = np.int32(plan.start), np.int32(plan.stop)
 
   def run():
     nonlocal params
@@ -110,9 +115,9 @@ def _round_case(config: Config, plan: StagePlan) -> Case:
 
   operations = clients * epochs * steps * flops.executed_flops(config, size, plan, batch).total_flops
   if plan.calibrates:
-    server_batch = min(config.method.calibration_batch_size or batch, num_server)
-    server_steps = config.method.calibration_epochs * batching.steps_per_epoch(num_server, server_batch)
-    operations += server_steps * flops.calibration_flops(config, size, plan, server_batch).total_flops
+    server_batch, steps_per_epoch = calibration.plan_batches(config, num_server)
+    operations += config.method.calibration_epochs * steps_per_epoch * flops.calibration_flops(
+        config, size, plan, server_batch).total_flops
   name = f'{config.method.method}, stage {plan.stage + 1}'
   return Case(name, run, clients * epochs * steps * batch, operations, seconds,
               memory.read_analysis(compiled).peak_bytes)

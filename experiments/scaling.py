@@ -8,12 +8,16 @@ import numpy as np
 
 from lwfedssl_jax import config as configs
 from lwfedssl_jax import devices, rng, stages
-from lwfedssl_jax.base import Params, UsageError
+from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.config import Config
-from lwfedssl_jax.data.federation import Federation
+from lwfedssl_jax.contracts import Params
+from lwfedssl_jax.data.federated_dataset import FederatedDataset
 from lwfedssl_jax.data.sources import ImageDataset
-from lwfedssl_jax.federated import feed, sampling
 from lwfedssl_jax.federated import round as rounds
+from lwfedssl_jax.federated import round_loader, sampling
+from lwfedssl_jax.federated.model import make_model
+from lwfedssl_jax.federated.round_inputs import RoundInputs
+from lwfedssl_jax.federated.round_loader import RoundLoader
 from lwfedssl_jax.resources import collectives, memory
 
 POPULATIONS = (10, 100, 1_000, 10_000)
@@ -50,7 +54,7 @@ class Scaled(NamedTuple):
   active_bytes: int
 
 
-def _federation(config: Config, server_images: int) -> Federation:
+def _federation(config: Config, server_images: int) -> FederatedDataset:
   """A federation of random images in which clients share a pool.
 
   They are mosaics of colours: a fresh encoder tells pictures of pixel noise hardly apart, and batch normalisation of
@@ -62,7 +66,7 @@ def _federation(config: Config, server_images: int) -> Federation:
   pool = colours.repeat(config.model.image_size // side, axis=1).repeat(config.model.image_size // side, axis=2)
   dataset = ImageDataset('synthetic', pool, None, pool[:0], None, ())
   owned = [np.sort(generator.choice(POOL_IMAGES, IMAGES_A_CLIENT, replace=False)) for _ in range(config.num_clients)]
-  return Federation(dataset, owned, np.arange(0), pool[:server_images])
+  return FederatedDataset(dataset, owned, np.arange(0), pool[:server_images])
 
 
 def build(config: Config, name: str) -> Scaled:
@@ -71,30 +75,30 @@ def build(config: Config, name: str) -> Scaled:
   plan = stages.make_plans(config)[-1]
   participation = sampling.plan_participation(
       config.run.seed, ROUNDS_PLANNED, config.num_clients, config.clients_per_round, config.client.client_dropout)
-  placement = feed.choose_placement(config, data, participation)
-  source = feed.Feed(config, data, participation, placement)
-  made = rounds.make_round(
-      config, data.image_size, feed.client_room(data, config.client.batch_size), placement, source.client_steps())
-  whole = devices.sharding(placement.mesh)
-  params = jax.jit(lambda: made.init(rng.key(config.run.seed, rng.Stream.INIT)), out_shardings=whole)()
-  seed_key = jax.jit(lambda: jax.random.key(config.run.seed), out_shardings=whole)()
-  server_images = devices.put(data.server_images, whole)
+  placement = round_loader.choose_placement(config, data, participation)
+  source = RoundLoader(config, data, participation, placement)
+  made = rounds.make_round(config, data.image_size, placement, source.client_steps())
+  replicated = devices.sharding(placement.mesh)
+  model = make_model(config.model, config.objective, data.image_size)
+  params = jax.jit(lambda: model.init_params(rng.key(config.run.seed, rng.Stream.INIT)), out_shardings=replicated)()
+  seed_key = jax.jit(lambda: jax.random.key(config.run.seed), out_shardings=replicated)()
+  server_images = devices.put(data.server_images, replicated)
   bounds, initial = (np.int32(plan.start), np.int32(plan.stop)), jax.tree.map(np.array, params)
 
-  def inputs(round_num: int) -> rounds.RoundInputs:
-    fed = source.take(round_num)
-    return rounds.RoundInputs(
-        seed_key, np.int32(round_num), fed.images, fed.clients, server_images, np.float32(np.inf))
+  def inputs(round_num: int) -> RoundInputs:
+    batch = source.load(round_num)
+    return RoundInputs(
+        seed_key, np.int32(round_num), batch.images, batch.clients, server_images, np.float32(np.inf))
 
   first = inputs(0)
-  compiled = made.apply.jitted.lower(plan.shape, params, *bounds, first).compile()
+  compiled = made.lower(params, plan, first).compile()
   numbers = iter(range(ROUNDS_PLANNED))
 
   def run():
     nonlocal params
     params, _ = jax.block_until_ready(compiled(params, *bounds, inputs(next(numbers))))
 
-  active, _ = stages.split(params, plan.shape, plan.start)
+  active = stages.split(params, plan.shape, plan.start).active
   return Scaled(
       name, run, lambda: params, initial, config.clients_per_round * config.client.local_epochs * IMAGES_A_CLIENT,
       first.images.nbytes, memory.read_analysis(compiled).peak_bytes,
@@ -104,7 +108,7 @@ def build(config: Config, name: str) -> Scaled:
 def client_cases(config: Config) -> Iterator[Scaled]:
   """Builds populations of which SAMPLED train in a round, rounds of ever more clients, and one that streams images."""
   small = {'batch_size': IMAGES_A_CLIENT // 2, 'rounds_per_stage': ROUNDS_PLANNED}
-  a_quarter = POOL_IMAGES * 3 * config.model.image_size**2 / 4 / feed.MEGABYTE
+  a_quarter = POOL_IMAGES * 3 * config.model.image_size**2 / 4 / round_loader.MEGABYTE
   for population in POPULATIONS:
     values = {'num_clients': population, 'clients_per_round': SAMPLED}
     yield build(configs.with_values(config, small | values), f'{SAMPLED} of {population} clients')

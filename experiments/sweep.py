@@ -31,7 +31,7 @@ def main():
   variation = sweeps.parse_variation(_VARY.value) if _VARY.value else None
   methods, seeds = _METHODS.value or [config.method.method], flags.whole_numbers('seeds') or [config.run.seed]
   runs = sweeps.plan(config, methods, seeds, variation, _OUTPUT.value)
-  left = sum(sweeps.operations(run.config, sweeps.deal(run.config), run.rounds_done)
+  left = sum(sweeps.operations(run.config, sweeps.load_data(run.config), run.rounds_done)
              for run in runs if not run.finished)
   print(sweeps.describe(runs, left, machine.matrix_product_rate()), flush=True)
   if _DRY_RUN.value:

@@ -16,7 +16,7 @@ from lwfedssl_jax.config import Config, configure, register_method
 from lwfedssl_jax.version import __version__
 
 if TYPE_CHECKING:
-  from lwfedssl_jax.data.federation import deal
+  from lwfedssl_jax.data.federated_dataset import partition_dataset
   from lwfedssl_jax.data.sources import ImageDataset
   from lwfedssl_jax.data.sources import load as load_dataset
   from lwfedssl_jax.encoders import LoadedEncoder, load_encoder
@@ -34,7 +34,7 @@ _LAZY = {
     'LoadedEncoder': ('encoders', 'LoadedEncoder'),
     'load_dataset': ('data.sources', 'load'),
     'ImageDataset': ('data.sources', 'ImageDataset'),
-    'deal': ('data.federation', 'deal'),
+    'partition_dataset': ('data.federated_dataset', 'partition_dataset'),
     'evaluate_run': ('evaluations', 'evaluate_run'),
     'export_encoder': ('export', 'export_encoder'),
     'write_report': ('report.page', 'write_report'),
@@ -43,9 +43,9 @@ _LAZY = {
 }
 
 __all__ = [
-    'Config', 'ImageDataset', 'LoadedEncoder', 'UsageError', '__version__', 'configure', 'deal', 'evaluate_run',
-    'export_encoder', 'load_dataset', 'load_encoder', 'method_cost', 'register_method', 'register_objective', 'train',
-    'write_report']
+    'Config', 'ImageDataset', 'LoadedEncoder', 'UsageError', '__version__', 'configure', 'evaluate_run',
+    'export_encoder', 'load_dataset', 'load_encoder', 'method_cost', 'partition_dataset', 'register_method',
+    'register_objective', 'train', 'write_report']
 
 
 def __getattr__(name: str) -> Any:

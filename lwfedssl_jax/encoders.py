@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import jax
 
 from lwfedssl_jax import checkpoint, rng, run_log
-from lwfedssl_jax.base import Encoder, Params, UsageError
+from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.config import Config
+from lwfedssl_jax.contracts import Encoder, Params
 from lwfedssl_jax.data import augment
-from lwfedssl_jax.federated import round as rounds
-from lwfedssl_jax.models.vit import make_encoder
+from lwfedssl_jax.federated.model import Model, make_model
 from lwfedssl_jax.stages import make_plans
 
 
@@ -46,8 +46,12 @@ def _apply(encoder: Encoder, params: Params, images: Any) -> Any:
   return encoder.pool(params['norm'], encoder.blocks(params['blocks'], tokens))
 
 
+def _model(config: Config) -> Model:
+  return make_model(config.model, config.objective, config.model.image_size)
+
+
 def _of(params: Params, config: Config, depth: int, rounds_done: int) -> LoadedEncoder:
-  encoder = make_encoder(config.model, config.model.image_size)
+  encoder = _model(config).encoder
   kept = {name: params[name] for name in ('embedding', 'norm')}
   kept['blocks'] = jax.tree.map(lambda leaf: leaf[:depth], params['blocks'])
   return LoadedEncoder(functools.partial(_apply, encoder), kept, encoder, config, rounds_done)
@@ -55,8 +59,7 @@ def _of(params: Params, config: Config, depth: int, rounds_done: int) -> LoadedE
 
 def random_encoder(config: Config, seed: int) -> LoadedEncoder:
   """Returns the configured encoder with the random weights that a run of that seed starts from."""
-  init = rounds.make_round(config, config.model.image_size, config.client.batch_size).init
-  return _of(jax.jit(init)(rng.key(seed, rng.Stream.INIT)), config, config.model.size.depth, 0)
+  return _of(jax.jit(_model(config).init_params)(rng.key(seed, rng.Stream.INIT)), config, config.model.size.depth, 0)
 
 
 def load_encoder(workdir: str) -> LoadedEncoder:
@@ -68,9 +71,8 @@ def load_encoder(workdir: str) -> LoadedEncoder:
   if not os.path.isdir(workdir):
     raise UsageError(f'--workdir: expected the folder of a run, {workdir} is none')
   config = run_log.read_config(workdir)
-  init = rounds.make_round(config, config.model.image_size, config.client.batch_size).init
   with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
-    restored = checkpoints.restore_newest(jax.eval_shape(init, jax.random.key(0)))
+    restored = checkpoints.restore_newest(jax.eval_shape(_model(config).init_params, jax.random.key(0)))
   if restored is None:
     raise UsageError(f'--workdir: expected a run with a checkpoint, {workdir} has none')
   plans = make_plans(config)

@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from lwfedssl_jax.base import PRNGKey
 from lwfedssl_jax.config import Config
+from lwfedssl_jax.contracts import Key
 from lwfedssl_jax.data import augment
-from lwfedssl_jax.data.federation import Federation
+from lwfedssl_jax.data.federated_dataset import FederatedDataset
 from lwfedssl_jax.data.partition import class_counts
 
 SHEET_IMAGES = 16
@@ -26,7 +26,7 @@ def _pyplot() -> Any:
   return pyplot
 
 
-def write_contact_sheet(path: str, data: Federation, config: Config, key: PRNGKey) -> None:
+def write_contact_sheet(path: str, data: FederatedDataset, config: Config, key: Key) -> None:
   """Writes a PNG of training images in two columns: each image, then its two augmented views."""
   from PIL import Image
 
@@ -46,7 +46,7 @@ def write_contact_sheet(path: str, data: Federation, config: Config, key: PRNGKe
   sheet.save(path)
 
 
-def write_partition_picture(path: str, data: Federation) -> None:
+def write_partition_picture(path: str, data: FederatedDataset) -> None:
   """Draws clients x classes, or the sizes of the clients where there are no labels, as a PNG."""
   pyplot = _pyplot()
   labels, names = data.dataset.train_labels, data.dataset.class_names

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lwfedssl_jax.base import PRNGKey
+from lwfedssl_jax.contracts import Key
 
 
 @enum.unique
@@ -44,7 +44,7 @@ class Stream(enum.IntEnum):
   FOLDER_HOLDOUT = 20  # test images of an image folder that has none
 
 
-def key(seed: int | Any, stream: Stream | Any, *indices: int | Any) -> PRNGKey:
+def key(seed: int | Any, stream: Stream | Any, *indices: int | Any) -> Key:
   """Returns the typed key of a stream, folded with each index in turn.
 
   Args:
@@ -57,7 +57,7 @@ def key(seed: int | Any, stream: Stream | Any, *indices: int | Any) -> PRNGKey:
   return jax.lax.scan(_fold_in, seed if is_key else jax.random.key(seed), folded)[0]
 
 
-def _fold_in(result: PRNGKey, index: jax.Array) -> tuple[PRNGKey, None]:
+def _fold_in(result: Key, index: jax.Array) -> tuple[Key, None]:
   return jax.random.fold_in(result, index), None
 
 

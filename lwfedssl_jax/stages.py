@@ -4,13 +4,13 @@ A method is data: traits (config.METHODS), from which a `StagePlan` for each sta
 v1-v3, Fig. 2 and Algorithm 1). Nothing else in the project asks which method runs.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lwfedssl_jax.base import Params
 from lwfedssl_jax.config import Config
+from lwfedssl_jax.contracts import Integer, Params
 
 
 class StageShape(NamedTuple):
@@ -76,56 +76,70 @@ def make_plans(config: Config) -> tuple[StagePlan, ...]:
   return tuple(plans)
 
 
-def split(params: Params, shape: StageShape, start: Any) -> tuple[Params, Params]:
-  """Cuts the parameter tree into (active, frozen).
+class StageParams(NamedTuple):
+  """The global parameters, cut for a stage.
 
-  Args:
-    params: the whole tree, blocks stacked (L, ...).
-    shape: static shape of the stage.
-    start: first active block, int or traced int32 scalar.
-
-  Returns:
-    `active`, with blocks (num_active, ...): all that is differentiated, optimized and sent back;
-    `frozen`, with blocks (L, ...), of which only those below `start` are ever read.
+  Attributes:
+    active: all that is differentiated, optimized and sent back; blocks (num_active, ...).
+    frozen: the rest; blocks (L, ...), of which only those below `start` are ever read.
+    start: first active block; may be traced.
+    stop: active blocks from here on, counted from `start`, do not exist yet; may be traced. None: all exist.
   """
-  cut = lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, shape.num_active)
-  active = {k: v for k, v in params.items() if k not in ('blocks', 'embedding')}
-  active['blocks'] = jax.tree.map(cut, params['blocks'])
+
+  active: Params
+  frozen: Params
+  start: Integer
+  stop: Integer | None = None
+
+
+def split(params: Params, shape: StageShape, start: Integer, stop: Integer | None = None) -> StageParams:
+  """Cuts the whole parameter tree, blocks stacked (L, ...), for a stage of a static shape; see StageParams."""
+  active = {name: tree for name, tree in params.items() if name not in ('blocks', 'embedding')}
+  active['blocks'] = jax.tree.map(
+      lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, shape.num_active), params['blocks'])
   frozen = {'blocks': params['blocks']}
   (active if shape.trains_embedding else frozen)['embedding'] = params['embedding']
-  return active, frozen
+  return StageParams(active, frozen, start, stop)
 
 
-def merge(params: Params, active: Params, start: Any) -> Params:
-  """Puts an active part back into the whole tree; every other leaf and block is left as it is."""
-  put = lambda leaf, part: jax.lax.dynamic_update_slice_in_dim(leaf, part.astype(leaf.dtype), start, 0)
-  merged = dict(params, **{k: v for k, v in active.items() if k != 'blocks'})
-  merged['blocks'] = jax.tree.map(put, params['blocks'], active['blocks'])
+def merge(params: Params, active: Params, start: Integer) -> Params:
+  """Puts an active part back into the whole tree; every other leaf and block stays as it is."""
+  merged = dict(params, **{name: tree for name, tree in active.items() if name != 'blocks'})
+  merged['blocks'] = jax.tree.map(
+      lambda leaf, part: jax.lax.dynamic_update_slice_in_dim(leaf, part.astype(leaf.dtype), start, 0),
+      params['blocks'], active['blocks'])
   return merged
 
 
-def labels(params: Params, plan: StagePlan) -> Params:
-  """Labels every parameter: 0 absent, 1 frozen, 2 active.
+ABSENT, FROZEN, ACTIVE = range(3)
+
+
+def labels(params: Params, start: Integer, stop: Integer, trains_embedding: bool) -> Params:
+  """Labels every parameter of a stage ABSENT, FROZEN or ACTIVE; the optimizer takes its rules per layer from them.
+
+  Args:
+    params: the whole tree, or an active part (then `start` is 0), blocks stacked (n, ...).
+    start: first active block.
+    stop: blocks from here on are absent.
+    trains_embedding: the embedding is active too.
 
   Returns:
-    A tree like `params` of int32 arrays: scalars, and (L,) vectors for the stacked blocks.
+    A tree like `params` of int32 arrays: scalars, and (n,) vectors for the stacked blocks.
   """
-  block = jnp.arange(plan.depth)
-  per_block = jnp.where(block >= plan.stop, 0, jnp.where(block < plan.start, 1, 2))
-  outside = lambda name: 2 if name != 'embedding' or plan.trains_embedding else 1
-  return {
-      name: jax.tree.map(lambda _: per_block if name == 'blocks' else jnp.int32(outside(name)), tree)
-      for name, tree in params.items()
-  }
+  block = jnp.arange(jax.tree.leaves(params['blocks'])[0].shape[0])
+  per_part = {'blocks': jnp.where(block >= stop, ABSENT, jnp.where(block < start, FROZEN, ACTIVE)),
+              'embedding': jnp.int32(ACTIVE if trains_embedding else FROZEN)}
+  return {name: jax.tree.map(lambda _, name=name: per_part.get(name, jnp.int32(ACTIVE)), tree)
+          for name, tree in params.items()}
 
 
-def begin(params: Params, plan: StagePlan, new_block_init: str) -> Params:
-  """Initialises a stage's new blocks: as drawn (random), or each a copy of the block below the stage."""
+def init_new_blocks(params: Params, plan: StagePlan, new_block_init: str) -> Params:
+  """Initializes a stage's new blocks: as drawn (`random`), or each a copy of the block below the stage (`previous`)."""
   if new_block_init == 'random' or plan.stage == 0:
     return params
   first = plan.stop - plan.num_new
-  copy = lambda leaf: leaf.at[first:plan.stop].set(leaf[first - 1])
-  return dict(params, blocks=jax.tree.map(copy, params['blocks']))
+  blocks = jax.tree.map(lambda leaf: leaf.at[first:plan.stop].set(leaf[first - 1]), params['blocks'])
+  return dict(params, blocks=blocks)
 
 
 # What travels is counted in components: 'embedding', 'block_00' .. , 'norm', and the heads.
@@ -135,17 +149,17 @@ def block_name(index: int) -> str:
   return f'block_{index:02d}'
 
 
-def uploads(plan: StagePlan, head_names: tuple[str, ...]) -> tuple[str, ...]:
+def uploaded_components(plan: StagePlan, head_names: tuple[str, ...]) -> tuple[str, ...]:
   """Components a client sends back: the active ones."""
   blocks = tuple(block_name(i) for i in range(plan.start, plan.stop))
   return (('embedding',) if plan.trains_embedding else ()) + blocks + ('norm', *head_names)
 
 
-def changes(plan: StagePlan, head_names: tuple[str, ...]) -> tuple[str, ...]:
-  """Components of the global model that a round changes: by aggregation, and by calibration."""
-  return needs(plan, head_names) if plan.calibrates else uploads(plan, head_names)
+def modified_components(plan: StagePlan, head_names: tuple[str, ...]) -> tuple[str, ...]:
+  """Components of the global model that a round modifies, by aggregation and by calibration."""
+  return required_components(plan, head_names) if plan.calibrates else uploaded_components(plan, head_names)
 
 
-def needs(plan: StagePlan, head_names: tuple[str, ...]) -> tuple[str, ...]:
+def required_components(plan: StagePlan, head_names: tuple[str, ...]) -> tuple[str, ...]:
   """Components a client must hold to train: all that exist at this stage."""
   return ('embedding', *(block_name(i) for i in range(plan.stop)), 'norm', *head_names)

@@ -13,8 +13,9 @@ from lwfedssl_jax import config as configs
 from lwfedssl_jax import run_log, training
 from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.config import Config
-from lwfedssl_jax.data import batching, federation, sources
-from lwfedssl_jax.data.federation import Federation
+from lwfedssl_jax.data import batching, federated_dataset, sources
+from lwfedssl_jax.data.federated_dataset import FederatedDataset
+from lwfedssl_jax.federated import calibration
 from lwfedssl_jax.resources import flops
 from lwfedssl_jax.stages import make_plans
 
@@ -105,14 +106,14 @@ def _dataset(data: configs.DataConfig, image_size: int) -> sources.ImageDataset:
   return sources.load(data.dataset, image_size=image_size, data_dir=data.data_dir, cache_dir=data.cache_dir)
 
 
-def deal(config: Config) -> Federation:
-  """Loads a run's data, once for all runs that use the same images, and deals it out. Raises UsageError."""
+def load_data(config: Config) -> FederatedDataset:
+  """Loads a run's data, once for all runs that use the same images, and partitions it. Raises UsageError."""
   if config.data.auxiliary_dataset:
-    return federation.load(config)
-  return federation.deal(_dataset(config.data, config.model.image_size), config)
+    return federated_dataset.load(config)
+  return federated_dataset.partition_dataset(_dataset(config.data, config.model.image_size), config)
 
 
-def operations(config: Config, data: Federation, first_round: int = 0) -> float:
+def operations(config: Config, data: FederatedDataset, first_round: int = 0) -> float:
   """Counts the operations of a run's matrix products from a round on: clients' and calibration's, 2 a multiply-add."""
   sizes = [len(ids) for ids in data.client_images]
   batch, total = config.client.batch_size, 0.0
@@ -122,10 +123,9 @@ def operations(config: Config, data: Federation, first_round: int = 0) -> float:
     rounds = stage.num_rounds - min(max(first_round - stage.first_round, 0), stage.num_rounds)
     total += rounds * steps * flops.executed_flops(config, data.image_size, stage, batch).total_flops
     if stage.calibrates:
-      server_batch = min(config.method.calibration_batch_size or batch, len(data.server_images))
-      server_steps = config.method.calibration_epochs * batching.steps_per_epoch(len(data.server_images), server_batch)
-      total += rounds * server_steps * flops.calibration_flops(
-          config, data.image_size, stage, server_batch).total_flops
+      server_batch, steps_per_epoch = calibration.plan_batches(config, len(data.server_images))
+      per_step = flops.calibration_flops(config, data.image_size, stage, server_batch).total_flops
+      total += rounds * config.method.calibration_epochs * steps_per_epoch * per_step
   return total
 
 
@@ -149,13 +149,13 @@ def describe(runs: Sequence[SweepRun], remaining_operations: float, rate: float)
 def run_all(runs: Sequence[SweepRun]) -> Outcome:
   """Trains what is not finished, one run after the other; a failure is noted and the next run starts."""
   outcome = Outcome([run.workdir for run in runs if run.finished], {})
-  waiting = [(run, operations(run.config, deal(run.config), run.rounds_done)) for run in runs if not run.finished]
+  waiting = [(run, operations(run.config, load_data(run.config), run.rounds_done)) for run in runs if not run.finished]
   done_operations, seconds = 0.0, 0.0
   for index, (run, work) in enumerate(waiting):
     print(f'== run {index + 1} of {len(waiting)}: {run.workdir}', flush=True)
     begin = time.perf_counter()
     try:
-      summary = training.train(run.config, deal(run.config))
+      summary = training.train(run.config, load_data(run.config))
       if summary.get('stopped_by'):
         return outcome._replace(stopped_by=summary['stopped_by'])
       outcome.finished.append(run.workdir)

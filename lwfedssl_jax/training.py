@@ -14,14 +14,17 @@ import numpy as np
 
 from lwfedssl_jax import checkpoint, devices, interrupts, reporting, rng, run_log, stages, trees
 from lwfedssl_jax import config as configs
-from lwfedssl_jax.base import FederatedRound, LostPeerError, Params, TrainingError, UsageError
+from lwfedssl_jax.base import LostPeerError, TrainingError, UsageError
 from lwfedssl_jax.config import Config, RunConfig
-from lwfedssl_jax.data import batching, federation, sources
-from lwfedssl_jax.data.federation import Federation
+from lwfedssl_jax.contracts import Params
+from lwfedssl_jax.data import batching, federated_dataset, sources
+from lwfedssl_jax.data.federated_dataset import FederatedDataset
 from lwfedssl_jax.evaluation.monitor import Monitor
-from lwfedssl_jax.federated import feed, sampling
 from lwfedssl_jax.federated import round as rounds
-from lwfedssl_jax.models.vit import make_encoder
+from lwfedssl_jax.federated import round_loader, sampling, scheduling
+from lwfedssl_jax.federated.model import make_model
+from lwfedssl_jax.federated.round_inputs import RoundInputs
+from lwfedssl_jax.federated.round_loader import RoundBatch, RoundLoader
 from lwfedssl_jax.resources import communication, planner
 from lwfedssl_jax.stages import StagePlan
 
@@ -35,27 +38,26 @@ _shared_round = functools.lru_cache(maxsize=4)(rounds.make_round)
 class _Run:
   """One run's fixed parts, each a pure function of the configuration and the data."""
 
-  def __init__(self, config: Config, data: Federation):
+  def __init__(self, config: Config, data: FederatedDataset):
     self.config, self.data = config, data
     self.plans = stages.make_plans(config)
     self.num_rounds = sum(plan.num_rounds for plan in self.plans)
     self.participation = sampling.plan_participation(
         config.run.seed, self.num_rounds, config.num_clients, config.clients_per_round, config.client.client_dropout)
-    self.placement = feed.choose_placement(config, data, self.participation)
-    self.feed = feed.Feed(config, data, self.participation, self.placement)
+    self.placement = round_loader.choose_placement(config, data, self.participation)
+    self.loader = RoundLoader(config, data, self.participation, self.placement)
+    self.model = make_model(config.model, config.objective, data.image_size)
     self.round = _shared_round(
-        dataclasses.replace(config, run=RunConfig()), data.image_size, feed.client_room(data, config.client.batch_size), self.placement,
-        self.feed.client_steps())
+        dataclasses.replace(config, run=RunConfig()), data.image_size, self.placement, self.loader.client_steps())
     self.sharding = devices.sharding(self.placement.mesh)
     fast_to_compile = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
     self._init = jax.jit(
-        lambda seed: self.round.init(rng.key(seed, rng.Stream.INIT)), compiler_options=fast_to_compile,
+        lambda seed: self.model.init_params(rng.key(seed, rng.Stream.INIT)), compiler_options=fast_to_compile,
         out_shardings=self.sharding)
     self._seed_key = jax.jit(
         lambda seed, attempt: rng.key(seed, rng.Stream.RETRY) if attempt else jax.random.key(seed),
         static_argnums=1, out_shardings=self.sharding)
-    self.monitor = Monitor(
-        make_encoder(config.model, data.image_size), data.dataset, config.run, self.placement.mesh)
+    self.monitor = Monitor(self.model.encoder, data.dataset, config.run, self.placement.mesh)
     self.payload = communication.make_payload(config, data.image_size)
     self.sizes = np.array([len(ids) for ids in data.client_images])
     server_images = data.server_images if config.server_calibration else data.server_images[:0]
@@ -69,12 +71,12 @@ class _Run:
     """Returns the stage a round (0-based, over the run) belongs to."""
     return self.plans[round_num // self.plans[0].num_rounds]
 
-  def inputs(self, round_num: int, fed: feed.RoundFeed, last_loss: float | None, attempt: int) -> rounds.RoundInputs:
+  def inputs(self, round_num: int, batch: RoundBatch, last_loss: float | None, attempt: int) -> RoundInputs:
     """Returns what a round reads; a second attempt draws other numbers."""
     factor = self.config.method.client_loss_limit
     limit = factor * abs(last_loss) if factor and last_loss is not None else np.inf
-    return rounds.RoundInputs(
-        self._seed_key(self.config.run.seed, attempt), np.int32(round_num), fed.images, fed.clients,
+    return RoundInputs(
+        self._seed_key(self.config.run.seed, attempt), np.int32(round_num), batch.images, batch.clients,
         self.server_images, np.float32(limit))
 
   def images_trained(self, round_num: int) -> int:
@@ -92,7 +94,7 @@ class _Run:
         self.participation.returned[done]).ledger
 
 
-def _with_chunk(config: Config, data: Federation) -> Config:
+def _with_chunk(config: Config, data: FederatedDataset) -> Config:
   """Fills in --client_chunk: as the run in the workdir has it, else by the devices' total memory (CPUs: 1).
 
   The chunk changes the order of sums, so it must not depend on what happens to be free.
@@ -101,9 +103,9 @@ def _with_chunk(config: Config, data: Federation) -> Config:
     return config
   chunk, total = run_log.saved_value(config.run.workdir, 'client_chunk'), devices.total_bytes()
   if not chunk and total is None:
-    chunk = rounds.default_chunk()
+    chunk = scheduling.default_chunk()
   elif not chunk:
-    budget = config.run.device_data_budget_mb * feed.MEGABYTE
+    budget = config.run.device_data_budget_mb * round_loader.MEGABYTE
     images = data.dataset.train_images.nbytes
     chunk = planner.choose_chunk(config, data.image_size, total - int(min(images, budget or images)))
     if devices.is_first_process():
@@ -111,12 +113,12 @@ def _with_chunk(config: Config, data: Federation) -> Config:
   return configs.with_values(config, {'client_chunk': chunk})
 
 
-def train(config: Config, data: Federation | None = None) -> Summary:
+def train(config: Config, data: FederatedDataset | None = None) -> Summary:
   """Runs a pretraining to its end, or to `stop_after_round`, from the start or from the newest checkpoint.
 
   Args:
     config: the run; `config.run.workdir` is where it writes.
-    data: images already loaded and dealt; None loads what the configuration names.
+    data: images already loaded and partitioned; None loads what the configuration names.
 
   Returns:
     The summary, as in summary.json. Of a run that stopped early: `finished` False, the rounds done, and the signal that
@@ -128,7 +130,7 @@ def train(config: Config, data: Federation | None = None) -> Summary:
     LostPeerError: another process of the run is gone; checkpoints stay.
     Interrupted: a second signal; complete checkpoints stay.
   """
-  data = data or federation.load(config)
+  data = data or federated_dataset.load(config)
   config = configs.with_values(config, {'image_size': data.image_size})
   if config.client.client_memory_budget_mb:
     plan = planner.fit(config, data.image_size)
@@ -143,9 +145,9 @@ def train(config: Config, data: Federation | None = None) -> Summary:
     if first:
       print(sources.describe(data.dataset), flush=True)
     run = _Run(config, data)
-    with contextlib.closing(run.feed), checkpoint.Checkpoints(
+    with contextlib.closing(run.loader), checkpoint.Checkpoints(
         workdir, config.run.keep_checkpoints, sharding=run.sharding) as checkpoints:
-      restored = checkpoints.restore_newest(jax.eval_shape(run.round.init, jax.random.key(0)))
+      restored = checkpoints.restore_newest(jax.eval_shape(run.model.init_params, jax.random.key(0)))
       if restored is None and first:
         _write_pictures(run, workdir)
       params, rounds_done = restored or (run.init(), 0)
@@ -201,7 +203,7 @@ def _train_rounds(run: _Run, params: Params, rounds_done: int, log: run_log.RunL
     plan = run.plan_of(round_num)
     stage_ends = round_num + 1 == plan.first_round + plan.num_rounds
     if round_num == plan.first_round:
-      params = stages.begin(params, plan, run.config.method.new_block_init)
+      params = stages.init_new_blocks(params, plan, run.config.method.new_block_init)
     params, row = _run_round(run, params, plan, round_num, log)
     if row['participants'] and not row['accepted']:
       if saved < round_num:
@@ -233,23 +235,24 @@ def _run_round(run: _Run, params: Params, plan: StagePlan, round_num: int,
          'participants': int(returned.sum())}
   if not returned.any():
     log.say(f'round {round_num + 1}: no client returned, the global model stays as it was')
-    return params, row | {'accepted': 0, 'left_out': [], 'seconds': 0.0, 'images_per_second': 0.0}
+    return params, row | {'accepted': 0, 'rejected_clients': [], 'seconds': 0.0, 'images_per_second': 0.0}
   before = next((old['loss'] for old in reversed(log.rows) if old['loss'] is not None and old['stage'] == plan.stage),
                 None)
   start = time.perf_counter()
-  fed = run.feed.take(round_num)
+  batch = run.loader.load(round_num)
   for attempt in range(2):
-    params, metrics = run.round.apply(params, plan, run.inputs(round_num, fed, before, attempt))
+    params, metrics = run.round.apply(params, plan, run.inputs(round_num, batch, before, attempt))
     metrics = jax.tree.map(devices.fetch, _wait_for(metrics))
     returned_ids = run.participation.client_ids[round_num][returned]
-    left_out = np.setdiff1d(returned_ids, fed.client_ids[metrics.accepted]).tolist()
-    if left_out:
-      log.say(f'round {round_num + 1}: left out, update not finite or loss exploded: clients {left_out}')
+    rejected_clients = np.setdiff1d(returned_ids, batch.client_ids[metrics.accepted]).tolist()
+    if rejected_clients:
+      log.say(f'round {round_num + 1}: rejected, update not finite or loss exploded: clients {rejected_clients}')
     if metrics.accepted.any():
       break
     log.say(f'round {round_num + 1}: no update can be used' + ('; once more with other randomness' * (not attempt)))
   seconds = time.perf_counter() - start
-  row |= {'accepted': int(metrics.accepted.sum()), 'left_out': left_out, 'padded_share': fed.padded_share}
+  row |= {'accepted': int(metrics.accepted.sum()), 'rejected_clients': rejected_clients,
+          'padding_fraction': batch.padding_fraction}
   row['loss'] = float(metrics.client.total)
   row['objective_loss'] = float(metrics.client.objective)
   if run.config.representation_alignment:

@@ -1,15 +1,16 @@
 """Small operations on parameter trees."""
 
 import hashlib
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lwfedssl_jax.base import Params
+from lwfedssl_jax.contracts import Function, Params, Raveled
 
-PREDICTOR = 'predictor'  # the head that only the online branch has
+ONLINE_ONLY = 'online_only/'  # prefix of the groups that a target branch lacks
 
 
 def select(condition: Any, on_true: Params, on_false: Params) -> Params:
@@ -22,38 +23,53 @@ def interpolate(decay: Any, old: Params, new: Params) -> Params:
   return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
 
 
-def pack(tree: Params) -> Params:
+class Raveler(NamedTuple):
   """Lays the leaves of a parameter tree end to end, in a few vectors instead of dozens of leaves.
 
-  An optimizer step on vectors is a handful of kernels to compile and to start, whatever the number of layers.
+  An optimizer step on vectors is a handful of kernels to compile and to launch, whatever the number of layers.
 
-  Args:
-    tree: {part: subtree}, leaves of one dtype.
-
-  Returns:
-    {'kernel': (n,), 'other': (m,)} in the leaves' order; the predictor, which a target branch lacks, has its own two
-    vectors, 'predictor/kernel' and 'predictor/other'.
+  Attributes:
+    ravel: {part: subtree}, leaves of one dtype -> {group: vector (n,)} in the leaves' order. The groups are `kernel` and
+      `other`, and `online_only/kernel` and `online_only/other` for the heads that a target branch lacks.
+    unravel: (vectors, like) -> tree. `like` gives structure and shapes; online-only heads of `like` are left out where
+      `vectors` has none.
   """
-  groups = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    groups.setdefault(_group(path), []).append(leaf.reshape(-1))
-  return {name: jnp.concatenate(leaves) for name, leaves in groups.items()}
+
+  ravel: Function
+  unravel: Function
 
 
-def unpack(packed: Params, like: Params) -> Params:
-  """Inverse of `pack`; `like` gives structure and shapes, and may have parts that `packed` lacks."""
-  groups = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(like):
-    groups.setdefault(_group(path), []).append(leaf.size)
-  parts = {name: iter(jax.lax.split(vector, groups[name])) for name, vector in packed.items()}
-  present = {part: tree for part, tree in like.items() if part != PREDICTOR or f'{PREDICTOR}/kernel' in packed}
-  return jax.tree_util.tree_map_with_path(lambda path, leaf: next(parts[_group(path)]).reshape(leaf.shape), present)
+def make_raveler(online_only: tuple[str, ...] = ()) -> Raveler:
+  """Builds the raveler of an objective whose heads `online_only` exist in the online branch alone."""
+
+  def group_name(path: tuple[Any, ...]) -> str:
+    name = path_name(path)
+    kind = 'kernel' if name.endswith('kernel') else 'other'
+    return f'{ONLINE_ONLY}{kind}' if name.split('/')[0] in online_only else kind
+
+  def ravel(tree: Params) -> Raveled:
+    groups: dict[str, list[jax.Array]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+      groups.setdefault(group_name(path), []).append(leaf.reshape(-1))
+    return {name: jnp.concatenate(leaves) for name, leaves in groups.items()}
+
+  def unravel(vectors: Raveled, like: Params) -> Params:
+    has_online_only = any(name.startswith(ONLINE_ONLY) for name in vectors)
+    present = {part: tree for part, tree in like.items() if has_online_only or part not in online_only}
+    sizes: dict[str, list[int]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(present):
+      sizes.setdefault(group_name(path), []).append(leaf.size)
+    pieces: dict[str, Iterator[jax.Array]] = {
+        name: iter(jax.lax.split(vector, sizes[name])) for name, vector in vectors.items()}
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: next(pieces[group_name(path)]).reshape(leaf.shape), present)
+
+  return Raveler(ravel, unravel)
 
 
-def _group(path: tuple[Any, ...]) -> str:
-  name = path_name(path)
-  kind = 'kernel' if name.endswith('kernel') else 'other'
-  return f'{PREDICTOR}/{kind}' if name.startswith(PREDICTOR) else kind
+def without_online_only(vectors: Raveled) -> Raveled:
+  """Returns the groups that a target branch has."""
+  return {name: vector for name, vector in vectors.items() if not name.startswith(ONLINE_ONLY)}
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -11,8 +11,11 @@ import pytest
 
 from lwfedssl_jax import config as configs
 from lwfedssl_jax import objectives, stages
-from lwfedssl_jax.data import augment, batching
+from lwfedssl_jax.data import augment
+from lwfedssl_jax.federated import aggregation, calibration, client_update
 from lwfedssl_jax.federated import round as rounds
+from lwfedssl_jax.federated.model import make_model
+from lwfedssl_jax.federated.round_inputs import ClientSlots, Placement, RoundInputs
 
 TINY = configs.EncoderSize(width=8, depth=4, num_heads=2, mlp_ratio=2)
 IMAGE_SIZE = 8
@@ -66,11 +69,9 @@ class TinyRound(NamedTuple):
   stage: int  # the one of this method and objective that is tested
   init: Any  # seed -> params
   apply: Any  # as FederatedRound.apply, but keeps the parameters that are passed in
-  jitted: Any
+  round: Any  # FederatedRound
+  traces: list[Any]  # grows when a client update is traced
   epsilon: float  # Adam's
-
-
-_TWO_VIEWS, _PLAN_EPOCHS = augment.two_views, batching.plan_epochs
 
 
 def cheap_two_views(key, images, config, piece=None):
@@ -89,6 +90,34 @@ def cheap_plan_epochs(key, image_ids, num_images, epochs, steps, batch_size):
   rotated = (slot + offsets[jnp.minimum(index // own_steps, epochs - 1)]) % num_images
   ids = image_ids[jnp.where(slot < num_images, rotated, num_images % image_ids.shape[0])]
   return ids, (slot < num_images) & (index < epochs * own_steps)[:, None]
+
+
+CHEAP_PIPELINE = client_update.Pipeline(cheap_plan_epochs, cheap_two_views)
+
+
+def make_parts(config, epsilon=SMOOTH_EPSILON, placement=Placement(), pipeline=CHEAP_PIPELINE):
+  """Builds a round's parts with a cheap pipeline and an Adam that does not amplify rounding."""
+  scale = optax.scale_by_adam(eps=epsilon)
+  calibrate = None
+  if config.server_calibration:
+    calibrate = calibration.make_calibration(config, IMAGE_SIZE, placement, pipeline, scale)
+  return rounds.RoundParts(client_update.make_client_update(config, IMAGE_SIZE, pipeline, scale),
+                           aggregation.make_aggregator(config.method, placement.axis), calibrate)
+
+
+def make_round(config, epsilon=SMOOTH_EPSILON, placement=Placement(), client_steps=0, pipeline=CHEAP_PIPELINE,
+               traces=None):
+  """Builds a round of `make_parts`; `traces` grows with every trace of its client update."""
+  parts = make_parts(config, epsilon, placement, pipeline)
+  update = parts.client_update
+
+  def apply(*arguments):
+    if traces is not None:
+      traces.append(arguments)
+    return update.apply(*arguments)
+
+  parts = parts._replace(client_update=update._replace(apply=apply))
+  return rounds.make_round(config, IMAGE_SIZE, placement, client_steps, parts)
 
 
 # Files that take minutes start first, so that two workers end together.
@@ -126,20 +155,20 @@ def compilation(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def tiny_library():
-  """Shrinks `vit_micro` and the heads, and simplifies augmentation and shuffling, while a module's tests run."""
+  """Shrinks `vit_micro` and the heads while a module's tests run."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(configs.ENCODER_SIZES, 'vit_micro', TINY)
     patch.setattr(objectives, 'HEAD_HIDDEN', 12)
     patch.setattr(objectives, 'PROJECTION_SIZE', 8)
-    patch.setattr(augment, 'two_views', cheap_two_views)
-    patch.setattr(batching, 'plan_epochs', cheap_plan_epochs)
+    make_model.cache_clear()
     yield
+  make_model.cache_clear()
 
 
 @functools.cache
 def _shapes(objective: str) -> Any:
   config = configs.with_values(configs.Config(), {'objective': objective})
-  return jax.eval_shape(rounds.make_round(config, IMAGE_SIZE, 14).init, jax.random.key(0))
+  return jax.eval_shape(make_model(config.model, config.objective, IMAGE_SIZE).init_params, jax.random.key(0))
 
 
 def random_params(shapes: Any, seed: int) -> Any:
@@ -157,11 +186,9 @@ def random_params(shapes: Any, seed: int) -> Any:
 
 
 @functools.cache
-def _build(epsilon: float, values: tuple[tuple[str, Any], ...]) -> Any:
-  config = configs.with_values(configs.Config(), dict(values))
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(optax, 'scale_by_adam', functools.partial(optax.scale_by_adam, eps=epsilon))
-    return rounds.make_round(config, IMAGE_SIZE, max_client_images=14)
+def _build(epsilon: float, pipeline: Any, values: tuple[tuple[str, Any], ...]) -> Any:
+  traces = []
+  return make_round(configs.with_values(configs.Config(), dict(values)), epsilon, pipeline=pipeline, traces=traces), traces
 
 
 @pytest.fixture(scope='module')
@@ -169,26 +196,18 @@ def tiny_round(tiny_library):
   """A builder (method, objective, field=value, ...) -> TinyRound; equal settings give the same, compiled round."""
   del tiny_library
 
-  def build(method, objective, epsilon=SMOOTH_EPSILON, **changes):
+  def build(method, objective, epsilon=SMOOTH_EPSILON, pipeline=CHEAP_PIPELINE, **changes):
     values = {**VALUES, 'objective': objective, **OBJECTIVE_VALUES.get(objective, {}), **changes}
     own = {'method': method, **METHOD_VALUES.get((method, objective), {})}
     config = configs.with_values(configs.Config(), {**values, **own, **changes})
     shared = {'method': 'layerwise'} if objective in OBJECTIVE_VALUES else own
-    built = _build(epsilon, tuple(sorted({**values, **shared, **changes}.items())))
+    built, traces = _build(epsilon, pipeline, tuple(sorted({**values, **shared, **changes}.items())))
     init = functools.partial(random_params, _shapes(objective))
     apply = lambda params, plan, inputs: built.apply(jax.tree.map(jnp.array, params), plan, inputs)
     stage = STAGES.get((method, objective), 0)
-    return TinyRound(config, stages.make_plans(config), stage, init, apply, built.apply.jitted, epsilon)
+    return TinyRound(config, stages.make_plans(config), stage, init, apply, built, traces, epsilon)
 
   return build
-
-
-@pytest.fixture
-def real_data(tiny_library, monkeypatch):
-  """Takes back the simplification of augmentation and shuffling."""
-  del tiny_library
-  monkeypatch.setattr(augment, 'two_views', _TWO_VIEWS)
-  monkeypatch.setattr(batching, 'plan_epochs', _PLAN_EPOCHS)
 
 
 @pytest.fixture(scope='session')
@@ -209,10 +228,10 @@ def tiny_inputs():
     for row, size in zip(image_ids, sizes):
       row[:size] = shuffled[begin:begin + size]
       begin += size
-    clients = rounds.Clients(
+    clients = ClientSlots(
         jnp.array([1, 3, 4, 8][:len(sizes)], jnp.int32), jnp.asarray(image_ids), jnp.array(sizes, jnp.int32),
         jnp.array(returned))
-    return rounds.RoundInputs(
+    return RoundInputs(
         jax.random.key(7), jnp.int32(round_num), jnp.asarray(images[:30]), clients, jnp.asarray(images[30:37]),
         jnp.float32(jnp.inf))
 

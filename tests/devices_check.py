@@ -15,8 +15,10 @@ from lwfedssl_jax import config as configs
 from lwfedssl_jax import devices, objectives, rng, stages
 from lwfedssl_jax.data import augment, batching, federation, sources
 from lwfedssl_jax.evaluation.embeddings import make_embedder
-from lwfedssl_jax.federated import feed, sampling
-from lwfedssl_jax.federated import round as rounds
+from lwfedssl_jax.federated import round_loader, sampling
+from lwfedssl_jax.federated.model import make_model
+from lwfedssl_jax.federated.round_inputs import RoundInputs
+from lwfedssl_jax.federated.round_loader import RoundLoader
 from lwfedssl_jax.models.vit import make_encoder
 from lwfedssl_jax.resources import collectives
 from tests import conftest
@@ -32,49 +34,46 @@ def _shrink():
   """As the fixture tiny_library, with an optimizer that does not amplify rounding."""
   configs.ENCODER_SIZES['vit_micro'] = configs.EncoderSize(width=8, depth=2, num_heads=2, mlp_ratio=2)
   objectives.HEAD_HIDDEN, objectives.PROJECTION_SIZE = 12, 8
-  augment.two_views, batching.plan_epochs = conftest.cheap_two_views, conftest.cheap_plan_epochs
-  optax.scale_by_adam = functools.partial(optax.scale_by_adam, eps=conftest.SMOOTH_EPSILON)
 
 
 def _run(values, num_devices, budget_mb):
   """Two rounds of a stage; returns parameters and losses after each, who was accepted at last, and collectives."""
   config = configs.configure(**VALUES, **values, num_devices=num_devices, device_data_budget_mb=budget_mb)
   dataset = sources.load('digits', image_size=8)
-  data = federation.deal(dataset, config)
+  data = federated_dataset.partition_dataset(dataset, config)
   plan = stages.make_plans(config)[-1]
   participation = sampling.plan_participation(0, 4, config.num_clients, config.clients_per_round, 0.2)
-  placement = feed.choose_placement(config, data, participation)
-  made = rounds.make_round(config, 8, feed.client_room(data, config.client.batch_size), placement)
+  placement = round_loader.choose_placement(config, data, participation)
+  made, model = conftest.make_round(config, placement=placement), make_model(config.model, config.objective, 8)
   whole = devices.sharding(placement.mesh)
-  params = jax.jit(lambda: made.init(rng.key(0, rng.Stream.INIT)), out_shardings=whole)()
+  params = jax.jit(lambda: model.init_params(rng.key(0, rng.Stream.INIT)), out_shardings=whole)()
   seed_key = jax.jit(lambda: jax.random.key(0), out_shardings=whole)()
   server_images = devices.put(data.server_images, whole)
-  embed = make_embedder(make_encoder(config.model, 8), placement.mesh, batch_size=64)
+  embed = make_embedder(model.encoder, placement.mesh, batch_size=64)
   embeddings = embed(jax.tree.map(np.array, params), dataset.test_images[:50], 2)  # of the same weights in every case
-  source = feed.Feed(config, data, participation, placement)
+  source = RoundLoader(config, data, participation, placement)
   after = []
   for round_num in range(2):
-    fed = source.take(round_num)
-    inputs = rounds.RoundInputs(
-        seed_key, np.int32(round_num), fed.images, fed.clients, server_images, np.float32(np.inf))
-    shapes = (params, np.int32(plan.start), np.int32(plan.stop), inputs)
+    batch = source.load(round_num)
+    inputs = RoundInputs(
+        seed_key, np.int32(round_num), batch.images, batch.clients, server_images, np.float32(np.inf))
     if round_num == 0:
-      compiled = made.apply.jitted.lower(plan.shape, *shapes).compile()
-    params, metrics = compiled(*shapes)
+      compiled = made.lower(params, plan, inputs).compile()
+    params, metrics = compiled(params, np.int32(plan.start), np.int32(plan.stop), inputs)
     after.append({
         'params': [np.array(devices.fetch(leaf)) for leaf in jax.tree.leaves(params)],
         'loss': float(metrics.client.total),
         'calibration': None if metrics.calibration is None else float(metrics.calibration.total)})
   source.close()
-  accepted = np.sort(fed.client_ids[devices.fetch(metrics.accepted)]).tolist()
-  active, _ = stages.split(params, plan.shape, plan.start)
+  accepted = np.sort(batch.client_ids[devices.fetch(metrics.accepted)]).tolist()
+  active = stages.split(params, plan.shape, plan.start).active
   return {
       'after': after, 'accepted': accepted,
       'embeddings': embeddings,
       'collectives': collectives.read_collectives(compiled.as_text()),
       'active_bytes': sum(leaf.size * 4 for leaf in jax.tree.leaves(active)),
       'streams': placement.streams,
-      'images': fed.images.shape[0],
+      'images': batch.images.shape[0],
   }
 
 

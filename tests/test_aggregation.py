@@ -67,7 +67,7 @@ def test_a_client_of_weight_zero_is_never_multiplied_in(updates):
     ([1.0, 2.0], np.inf, False), ([1.0, 2.0], 5.0, True), ([1.0, 2.0], 5.01, False), ([1.0, 2.0], -np.inf, False)])
 def test_sound(update, loss, sound):
   tree = {'a': jnp.ones(3), 'b': jnp.array(update)}
-  assert bool(aggregation.is_sound(tree, jnp.float32(loss), jnp.float32(5.0))) is sound
+  assert bool(aggregation.is_valid_update(tree, jnp.float32(loss), jnp.float32(5.0))) is sound
 
 
 @pytest.mark.parametrize(('limit', 'length'), [(0.0, 5.0), (10.0, 5.0), (2.5, 2.5)])

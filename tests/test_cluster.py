@@ -17,7 +17,7 @@ RUN = [
     '--max_train_images=150', '--batch_size=16', '--method=layerwise', '--objective=simclr', '--blocks_per_stage=4',
     '--rounds_per_stage=4', '--local_epochs=1', '--learning_rate=1e-3', '--temperature=0.5', '--blur_probability=0,0',
     '--solarize_probability=0,0', '--knn_bank_images=100', '--knn_test_images=50']
-UNTIMED = ('seconds', 'images_per_second', 'padded_share')
+UNTIMED = ('seconds', 'images_per_second', 'padding_fraction')
 
 
 def start(workdir, *more):

@@ -7,8 +7,9 @@ import pytest
 
 from lwfedssl_jax import config as configs
 from lwfedssl_jax import rng, stages
-from lwfedssl_jax.data import federation, sources
-from lwfedssl_jax.federated import round as rounds
+from lwfedssl_jax.data import federated_dataset, sources
+from lwfedssl_jax.federated.model import make_model
+from lwfedssl_jax.federated.round_inputs import ClientSlots
 
 # Part of the identity of all runs there are: a resumed run draws what it would have drawn.
 NUMBERS = {
@@ -34,7 +35,7 @@ def test_a_second_attempt_draws_nothing_that_a_first_one_draws():
       lambda seed, stream, round_num: jax.random.key_data(rng.key(seed, stream, round_num)), (None, 0, None)))
   keys = []
   for seed in (0, 1):
-    again = rng.key(jax.random.key(seed), rng.Stream.SECOND_ATTEMPT)
+    again = rng.key(jax.random.key(seed), rng.Stream.RETRY)
     for round_num in range(3):
       keys += keys_of(jax.random.key(seed), streams, round_num).tolist() + keys_of(again, streams, round_num).tolist()
   assert len(set(map(tuple, keys))) == len(keys) == 2 * 3 * 2 * len(rng.Stream)
@@ -42,7 +43,7 @@ def test_a_second_attempt_draws_nothing_that_a_first_one_draws():
 
 def initial(seed, **values):
   config = configs.with_values(configs.Config(), values)
-  init = jax.jit(rounds.make_round(config, 8, max_client_images=14).init)
+  init = jax.jit(make_model(config.model, config.objective, 8).init_params)
   leaves = jax.tree_util.tree_leaves_with_path(init(rng.key(seed, rng.Stream.INIT)))
   return {jax.tree_util.keystr(path, simple=True, separator='/'): np.asarray(leaf) for path, leaf in leaves}
 
@@ -77,7 +78,7 @@ def test_no_two_tensors_start_alike():
 
 
 def held(**values):
-  return federation.deal(DATASET, configs.configure(num_clients=6, batch_size=4, auxiliary_fraction=0.2, **values))
+  return federated_dataset.partition_dataset(DATASET, configs.configure(num_clients=6, batch_size=4, auxiliary_fraction=0.2, **values))
 
 
 def equal(some, others):
@@ -111,7 +112,7 @@ def test_a_client_trains_alike_whoever_else_is_sampled(tiny_round, tiny_inputs):
   plan, params = tiny.plans[2], tiny.init(0)
 
   def run(ids, image_ids, num_images):
-    clients = rounds.Clients(jnp.array(ids, jnp.int32), image_ids, num_images, jnp.arange(4) == 2)
+    clients = ClientSlots(jnp.array(ids, jnp.int32), image_ids, num_images, jnp.arange(4) == 2)
     after, metrics = tiny.apply(params, plan, inputs._replace(clients=clients))
     return stages.split(after, plan.shape, plan.start)[0], float(metrics.client_losses[2])
 

@@ -27,7 +27,7 @@ from experiments import flags
 from lwfedssl_jax import UsageError, checkpoint, run_log
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.data import sources
-from lwfedssl_jax.federated import round as rounds
+from lwfedssl_jax.federated.model import make_model
 
 NUMBERS = ('0', '1', '-1', '2', '8', '0.5', '1e3', '1e400', 'nan', 'inf', '9' * 400, '0x10', ' 3', '1_0', '٣', '')
 TUPLES = ('0.1,1', '1,0.1', '0.4,0.4,0.2,0.1', '1,1,1,1', ',', ',,,', 'a,b', '0.1,nan', '1,' + '9' * 400)
@@ -246,12 +246,12 @@ def run_folder(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(configs.ENCODER_SIZES, 'vit_micro', configs.EncoderSize(8, 4, 2, 2))
     with run_log.claim_workdir(config):
-      shapes = jax.eval_shape(rounds.make_round(config, 8, 4).init, jax.random.key(0))
+      shapes = jax.eval_shape(make_model(config.model, config.objective, 8).init_params, jax.random.key(0))
       params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, leaf.dtype), shapes)
       with checkpoint.Checkpoints(str(folder)) as checkpoints:
         for step in (1, 2):
           checkpoints.save(jax.tree.map(lambda leaf, step=step: leaf * step, params), step)
-    rows = [{'round': step, 'stage': step, 'loss': 1.5, 'participants': 2, 'left_out': []} for step in range(2)]
+    rows = [{'round': step, 'stage': step, 'loss': 1.5, 'participants': 2, 'rejected_clients': []} for step in range(2)]
     (folder / run_log.METRICS).write_text(''.join(json.dumps(row) + '\n' for row in rows))
     run_log.write_json(str(folder / run_log.SUMMARY), {'finished': False, 'final_loss': 1.5})
     yield folder
@@ -259,7 +259,8 @@ def run_folder(tmp_path_factory):
 
 def restore(folder):
   """Returns how many rounds the newest sound checkpoint has seen; 0: there is none at all."""
-  shapes = jax.eval_shape(rounds.make_round(configs.configure(**CONFIG), 8, 4).init, jax.random.key(0))
+  config = configs.configure(**CONFIG)
+  shapes = jax.eval_shape(make_model(config.model, config.objective, 8).init_params, jax.random.key(0))
   with checkpoint.Checkpoints(str(folder), read_only=True) as checkpoints:
     restored = checkpoints.restore_newest(shapes)
   if restored is None:
@@ -320,13 +321,13 @@ JSON = st.recursive(
 @settings(max_examples=200, deadline=None)
 @given(st.dictionaries(st.sampled_from([*FIELDS, 'format', 'config', 'unknown']), JSON, max_size=3),
        st.sets(st.sampled_from([*FIELDS, 'format', 'config']), max_size=2))
-def test_any_json_in_config_json_is_a_configuration_or_a_line(run_folder, changed, left_out):
+def test_any_json_in_config_json_is_a_configuration_or_a_line(run_folder, changed, rejected_clients):
   saved = json.loads((run_folder / run_log.CONFIG).read_text())
   outside = ('format', 'config')
   saved['config'] |= {name: value for name, value in changed.items() if name not in outside}
-  saved['config'] = {name: value for name, value in saved['config'].items() if name not in left_out}
+  saved['config'] = {name: value for name, value in saved['config'].items() if name not in rejected_clients}
   saved |= {name: value for name, value in changed.items() if name in outside}
-  saved = {name: value for name, value in saved.items() if name not in left_out}
+  saved = {name: value for name, value in saved.items() if name not in rejected_clients}
   with tempfile.TemporaryDirectory() as parent:
     folder = pathlib.Path(parent) / 'run'
     folder.mkdir()

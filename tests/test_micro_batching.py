@@ -8,8 +8,10 @@ import pytest
 from lwfedssl_jax import config as configs
 from lwfedssl_jax import stages, trees
 from lwfedssl_jax.base import UsageError
-from lwfedssl_jax.federated import local
-from lwfedssl_jax.federated import round as rounds
+from lwfedssl_jax.federated import training_step
+from lwfedssl_jax.federated.client_update import make_step_options
+from lwfedssl_jax.federated.training_step import Batch, StepState
+from lwfedssl_jax.trees import without_online_only
 
 BATCH = 6
 # (method, 0-based stage): every combination of frozen prefix, trained embedding and number of active blocks.
@@ -23,24 +25,25 @@ def objective(request):
 
 @pytest.fixture(scope='module', params=CASES)
 def case(request, objective, tiny_round):
-  """Rules, three branches of different weights, and a batch with two invalid samples."""
+  """The configuration, three branches of different weights, and a batch with two invalid samples."""
   tiny = tiny_round('layerwise', objective, representation_alignment=True, alignment_kind='contrastive',
                     blocks_per_stage=1, batch_size=BATCH, learning_rate=0.3)
   plan = stages.make_plans(configs.with_values(tiny.config, {'method': request.param}))[CASES[request.param]]
-  active, frozen = stages.split(tiny.init(0), plan.shape, plan.start)
-  received, other = (stages.split(tiny.init(seed), plan.shape, plan.start)[0] for seed in (1, 2))
-  without_predictor = {name: tree for name, tree in other.items() if name != 'predictor'}
-  target = None if objective == 'simclr' else without_predictor
+  online, received, other = (stages.split(tiny.init(seed), plan.shape, plan.start) for seed in range(3))
+  global_params = received._replace(frozen=online.frozen)
+  ravel = make_step_options(tiny.config, 8).model.raveler.ravel
+  target = None if objective == 'simclr' else without_online_only(ravel(other.active))
+  state = StepState(ravel(online.active), target, optimizer=None)
   views = jax.random.uniform(jax.random.key(0), (2, BATCH, 8, 8, 3))
   mask = jnp.array([True, True, False, True, True, False])
-  return tiny.config, (trees.pack(active), target, received, frozen, plan.start, views, mask)
+  return tiny.config, (state, global_params, Batch(views, mask))
 
 
 def gradient(case, **values):
   config, arguments = case
-  rules = rounds.make_rules(configs.with_values(config, values), 8)
-  found, losses = jax.jit(lambda *given: local.gradient(rules, *given))(*arguments)
-  return trees.unpack(found, arguments[2]), losses
+  options = make_step_options(configs.with_values(config, values), 8)
+  found, losses = jax.jit(lambda *given: training_step.gradient(options, *given))(*arguments)
+  return options.model.raveler.unravel(found, arguments[1].active), losses
 
 
 @pytest.fixture(scope='module')
@@ -75,11 +78,11 @@ def test_gradient_with_activations_computed_again_is_the_same(case, whole, value
 @pytest.mark.parametrize('case', ['layerwise'], indirect=True)
 def test_smaller_batches_would_give_another_gradient(case, whole):
   """What is tested above is not trivially true: the mean over pieces, each a batch of its own, is far away."""
-  config, (packed, target, received, frozen, start, views, mask) = case
-  rules = rounds.make_rules(config, 8)
-  piece = jax.jit(lambda views, mask: local.gradient(rules, packed, target, received, frozen, start, views, mask)[0])
+  config, (state, global_params, (views, mask)) = case
+  options = make_step_options(config, 8)
+  piece = jax.jit(lambda *batch: training_step.gradient(options, state, global_params, Batch(*batch))[0])
   pieces = [piece(views[:, i:i + 3], mask[i:i + 3]) for i in (0, 3)]
-  mean = trees.unpack(jax.tree.map(lambda a, b: (a + b) / 2, *pieces), received)
+  mean = options.model.raveler.unravel(jax.tree.map(lambda a, b: (a + b) / 2, *pieces), global_params.active)
   far = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(mean), jax.tree.leaves(whole[0]))]
   assert max(far) > 1e-2
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from experiments import flags
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.base import UsageError
-from lwfedssl_jax.data import federation, sources
+from lwfedssl_jax.data import federated_dataset, sources
 from lwfedssl_jax.data.sources import ImageDataset
 from lwfedssl_jax.federated import sampling
 from lwfedssl_jax.resources import communication
@@ -71,7 +71,7 @@ DATASET = ImageDataset(
 def test_every_image_belongs_to_one_client_or_to_the_server(values):
   try:
     config = configs.configure(**values)
-    dealt = federation.deal(DATASET, config)
+    dealt = federated_dataset.partition_dataset(DATASET, config)
   except UsageError as error:
     check_one_line(error)
     return

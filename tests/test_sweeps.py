@@ -74,7 +74,7 @@ def test_a_signal_ends_the_whole_sweep(tmp_path, monkeypatch):
 
 def test_estimate_counts_what_is_left(tmp_path):
   run = plan(tmp_path)[0]
-  data = sweeps.deal(run.config)
+  data = sweeps.load_data(run.config)
   whole, half = (sweeps.operations(run.config, data, first) for first in (0, 2))
   second_stage = whole - sweeps.operations(run.config, data, 2)
   assert 0 < half < whole and second_stage < half  # the later stage runs a longer prefix

@@ -216,7 +216,7 @@ def test_updates_that_cannot_be_used_end_the_run_with_the_last_good_state(tmp_pa
   said = capsys.readouterr().out
   assert said.count('clients [0, 1, 2]') == 2 and said.count('once more with other randomness') == 1
   rows = run_log.read_metrics(str(tmp_path))
-  assert [(row['round'], row['accepted'], row['left_out']) for row in rows] == [(0, 3, [])]
+  assert [(row['round'], row['accepted'], row['rejected_clients']) for row in rows] == [(0, 3, [])]
   assert lwfedssl_jax.load_encoder(str(tmp_path)).rounds_done == 1
 
 

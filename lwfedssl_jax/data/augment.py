@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lwfedssl_jax.base import PRNGKey
 from lwfedssl_jax.config import AugmentConfig
+from lwfedssl_jax.contracts import Key
 
 NUM_DRAWS = 14  # uniform numbers a view consumes
 GRAY_WEIGHTS = (0.299, 0.587, 0.114)
@@ -101,7 +101,7 @@ class ViewRule(NamedTuple):
   solarize_probability: Any
 
 
-def augment_image(key: PRNGKey, image: jax.Array, rule: ViewRule, config: AugmentConfig) -> jax.Array:
+def augment_image(key: Key, image: jax.Array, rule: ViewRule, config: AugmentConfig) -> jax.Array:
   """Draws one view of one image.
 
   Args:
@@ -136,7 +136,7 @@ def augment_image(key: PRNGKey, image: jax.Array, rule: ViewRule, config: Augmen
 
 
 def two_views(
-    key: PRNGKey, images: jax.Array, config: AugmentConfig, piece: tuple[Any, int] | None = None) -> jax.Array:
+    key: Key, images: jax.Array, config: AugmentConfig, piece: tuple[Any, int] | None = None) -> jax.Array:
   """Draws both views of a batch.
 
   Args:

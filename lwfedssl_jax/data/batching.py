@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from lwfedssl_jax.base import PRNGKey
+from lwfedssl_jax.contracts import Array, Bool, Int, Key
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
@@ -18,17 +18,23 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
   return max(1, num_images // batch_size)
 
 
-def room_for(num_images: int, batch_size: int) -> int:
-  """Returns the images that a client's arrays have room for: a batch times a power of two.
+def client_steps(num_images: Int[Array, '...'], epochs: int, batch_size: int) -> Int[Array, '...']:
+  """Steps that clients with `num_images` take in a round; 0 for an empty slot."""
+  return jnp.where(num_images > 0, epochs * jnp.maximum(1, num_images // batch_size), 0)
 
-  Room costs next to nothing, loops end where the images do; and federations of like sizes share a compiled round.
+
+def padded_capacity(num_images: int, batch_size: int) -> int:
+  """Returns the images that a client's arrays hold, padding included: a batch times a power of two.
+
+  Padding costs next to nothing, since loops end where the images do; and data sets of similar client sizes share a
+  compiled round.
   """
   return batch_size * 2**max(0, math.ceil(math.log2(num_images / batch_size)))
 
 
 def plan_epochs(
-    key: PRNGKey, image_ids: jax.Array, num_images: jax.Array, epochs: int, steps: int, batch_size: int
-) -> tuple[jax.Array, jax.Array]:
+    key: Key, image_ids: Int[Array, ' M'], num_images: Int[Array, ''], epochs: int, steps: int, batch_size: int
+) -> tuple[Int[Array, 'S B'], Bool[Array, 'S B']]:
   """Shuffles a client's images anew for each epoch and cuts them into batches.
 
   Args:

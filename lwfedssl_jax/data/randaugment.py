@@ -7,7 +7,7 @@ under vmap every image is resampled once per drawn operation whatever was drawn.
 import jax
 import jax.numpy as jnp
 
-from lwfedssl_jax.base import PRNGKey
+from lwfedssl_jax.contracts import Key
 from lwfedssl_jax.data import augment
 
 NUM_OPERATIONS = 2  # drawn an image
@@ -106,7 +106,7 @@ def operate(image: jax.Array, kind: jax.Array, sign: jax.Array, magnitude: float
   return jax.lax.switch(jnp.maximum(kind - 5, 0), operations)
 
 
-def rand_augment(key: PRNGKey, images: jax.Array, flip_probability: float = 0.5) -> jax.Array:
+def rand_augment(key: Key, images: jax.Array, flip_probability: float = 0.5) -> jax.Array:
   """Mirrors images at random and applies two random operations to each.
 
   Args:

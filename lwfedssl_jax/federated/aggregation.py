@@ -1,57 +1,188 @@
-"""What the server makes of the clients' updates: which it trusts, and how it puts them together.
+"""What the server makes of the clients' parameters: which it accepts, and how it aggregates them.
 
-FedAvg's mean weighted by images (arXiv 1602.05629) needs one client at a time. The coordinate-wise median and trimmed
-mean (arXiv 1803.01498) bear clients that lie, weigh all alike, and need all updates side by side.
+FedAvg's mean weighted by images (arXiv 1602.05629) adds one client at a time. The coordinate-wise median and trimmed
+mean (arXiv 1803.01498) are robust to Byzantine clients, are unweighted, and hold all of a round's parameters at once.
+
+An aggregator is `init`, `add` and `finish`; a further rule is one entry of AGGREGATORS (docs/extending.md).
 """
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lwfedssl_jax.base import Params
+from lwfedssl_jax import trees
+from lwfedssl_jax.config import MethodConfig
+from lwfedssl_jax.contracts import Array, Bool, Float, Int, Raveled, Scalar
 
 
-def is_sound(update: Params, loss: jax.Array, loss_limit: jax.Array) -> jax.Array:
-  """Whether a client's parameters are finite and its loss is finite and at most the limit; () bool."""
-  finite = jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(update)]).all()
+class Uploads(NamedTuple):
+  """What K clients of a round sent back.
+
+  Attributes:
+    params: their active parameters, raveled and stacked, (K, n) each.
+    weights: share of the images of all clients that returned; 0 for a client that did not.
+    accepted: False for a client that did not return, or whose parameters or loss are not valid.
+  """
+
+  params: dict[str, Float[Array, 'K n']]
+  weights: Float[Array, ' K']
+  accepted: Bool[Array, ' K']
+
+
+class Tally(NamedTuple):
+  """Sums over all clients of a round: accepted, rejected, and the weight of the accepted."""
+
+  num_accepted: Scalar
+  num_rejected: Scalar
+  accepted_weight: Scalar
+
+
+class Aggregator(NamedTuple):
+  """A rule of aggregation, over any number of calls of `add`.
+
+  Attributes:
+    init: (global params, raveled; number of clients) -> state.
+    add: (state, Uploads of some clients, position of the first of them) -> state.
+    finish: (state, accepted (K,) of all clients, Tally) -> aggregated parameters, raveled; what they are where no
+      client is accepted is not defined (see `aggregate_or_keep`).
+  """
+
+  init: Callable[[Raveled, int], Any]
+  add: Callable[[Any, Uploads, Any], Any]
+  finish: Callable[[Any, Array, Tally], Raveled]
+
+
+def is_valid_update(params: Raveled, loss: Scalar, loss_limit: Scalar) -> Bool[Array, '']:
+  """Whether a client's parameters are finite and its loss is finite and at most the limit."""
+  finite = jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
   return finite & jnp.isfinite(loss) & (loss <= loss_limit)
 
 
-def clip_update(trained: Params, received: Params, max_norm: float) -> Params:
-  """Shortens trained - received to `max_norm` in the l2 norm over all leaves; 0 leaves it alone."""
+def clip_update(client_params: Raveled, global_params: Raveled, max_norm: float) -> Raveled:
+  """Shortens client - global parameters to `max_norm` in the l2 norm over all leaves; 0 leaves them as they are."""
   if not max_norm:
-    return trained
-  update = jax.tree.map(jnp.subtract, trained, received)
-  norm = jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(update)))
+    return client_params
+  delta = jax.tree.map(jnp.subtract, client_params, global_params)
+  norm = jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(delta)))
   scale = jnp.minimum(1, max_norm / jnp.maximum(norm, 1e-12))
-  return jax.tree.map(lambda start, change: start + scale * change, received, update)
+  return jax.tree.map(lambda start, change: start + scale * change, global_params, delta)
 
 
-def weighted_sum(weights: jax.Array, stacked: Params) -> Params:
-  """Sums leaves (K, ...) with weights (K,) in float32; a client of weight 0 is never multiplied in."""
-  def leaf_sum(leaf):
-    per_client = weights.reshape((-1,) + (1,) * (leaf.ndim - 1))
-    return jnp.where(per_client > 0, per_client * leaf, 0).sum(axis=0)
-
-  return jax.tree.map(leaf_sum, stacked)
+def _per_client(values: Array, leaf: Array) -> Array:
+  return values.reshape((-1,) + (1,) * (leaf.ndim - 1))
 
 
-def order_statistic(rule: str, trim_fraction: float, accepted: jax.Array, stacked: Params) -> Params:
-  """Coordinate-wise median or trimmed mean over the accepted clients.
+def weighted_sum(weights: Float[Array, ' K'], stacked: Raveled) -> Raveled:
+  """Sums leaves (K, ...) with weights in float32; a client of weight 0 is never multiplied in."""
+  return jax.tree.map(
+      lambda leaf: jnp.where(_per_client(weights, leaf) > 0, _per_client(weights, leaf) * leaf, 0).sum(axis=0), stacked)
 
-  Args:
-    rule: `median` or `trimmed_mean`.
-    trim_fraction: of `trimmed_mean`, the share of clients left out at either end, rounded down; below 0.5.
-    accepted: (K,) bool, at least one.
-    stacked: leaves (K, ...).
-  """
+
+def order_statistic(trim: Array, accepted: Bool[Array, ' K'], stacked: Raveled) -> Raveled:
+  """Mean of each coordinate over the accepted clients without the `trim` lowest and highest; `trim` () int."""
   count = accepted.sum()
-  trim = (count - 1) // 2 if rule == 'median' else jnp.floor(trim_fraction * count).astype(count.dtype)
 
   def leaf_statistic(leaf):
-    mask = accepted.reshape((-1,) + (1,) * (leaf.ndim - 1))
-    ascending = jnp.sort(jnp.where(mask, leaf, jnp.inf), axis=0)  # the others last
-    rank = jnp.arange(len(accepted)).reshape(mask.shape)
+    ascending = jnp.sort(jnp.where(_per_client(accepted, leaf), leaf, jnp.inf), axis=0)  # the others last
+    rank = _per_client(jnp.arange(len(accepted)), leaf)
     kept = (rank >= trim) & (rank < count - trim)
     return jnp.where(kept, ascending, 0).sum(axis=0) / jnp.maximum(count - 2 * trim, 1)
 
   return jax.tree.map(leaf_statistic, stacked)
+
+
+def median_trim(count: Array, config: MethodConfig) -> Array:
+  """Clients left out at either end by the median of `count`."""
+  del config
+  return (count - 1) // 2
+
+
+def trimmed_mean_trim(count: Array, config: MethodConfig) -> Array:
+  """Clients left out at either end by the trimmed mean: --trim_fraction of them, rounded down."""
+  return jnp.floor(config.trim_fraction * count).astype(count.dtype)
+
+
+def make_mean(config: MethodConfig, axis: str | None) -> Aggregator:
+  """Builds FedAvg's mean; memory does not grow with the number of clients."""
+  del config
+
+  def init(global_params, num_clients):
+    del num_clients
+    return jax.tree.map(jnp.zeros_like, global_params)
+
+  def add(total, uploads, first):
+    del first
+    return jax.tree.map(jnp.add, total, weighted_sum(jnp.where(uploads.accepted, uploads.weights, 0), uploads.params))
+
+  def finish(total, accepted, tally):
+    del accepted
+    # With everybody accepted the weights add up to one already; dividing would only round.
+    share = jnp.where(tally.num_rejected == 0, 1, jnp.maximum(tally.accepted_weight, 1e-12))
+    total = total if axis is None else jax.lax.psum(total, axis)
+    return jax.tree.map(lambda leaf: leaf / share, total)
+
+  return Aggregator(init, add, finish)
+
+
+def make_order_statistic(config: MethodConfig, axis: str | None, trim: Callable[..., Array]) -> Aggregator:
+  """Builds a coordinate-wise order statistic; the state holds the parameters of all clients."""
+
+  def init(global_params, num_clients):
+    return jax.tree.map(lambda leaf: jnp.zeros((num_clients, *leaf.shape), leaf.dtype), global_params)
+
+  def add(stacked, uploads, first):
+    return jax.tree.map(
+        lambda rows, new: jax.lax.dynamic_update_slice_in_dim(rows, new, first, 0), stacked, uploads.params)
+
+  def finish(stacked, accepted, tally):
+    del tally
+    if axis is not None:
+      accepted, stacked = (
+          jax.tree.map(lambda x: jax.lax.all_gather(x, axis, tiled=True), tree) for tree in (accepted, stacked))
+    return order_statistic(trim(accepted.sum(), config), accepted, stacked)
+
+  return Aggregator(init, add, finish)
+
+
+# (configuration, name of the mesh axis over which clients are sharded or None) -> aggregator
+AGGREGATORS: dict[str, Callable[[MethodConfig, str | None], Aggregator]] = {
+    'mean': make_mean,
+    'median': lambda config, axis: make_order_statistic(config, axis, median_trim),
+    'trimmed_mean': lambda config, axis: make_order_statistic(config, axis, trimmed_mean_trim),
+}
+
+
+def make_aggregator(config: MethodConfig, axis: str | None = None) -> Aggregator:
+  """Builds the configured aggregator."""
+  return AGGREGATORS[config.aggregation](config, axis)
+
+
+def tally_clients(weights: Float[Array, ' K'], accepted: Bool[Array, ' K'], axis: str | None = None) -> Tally:
+  """Counts the clients of a round, over the devices of a mesh axis where one is given."""
+  sums = jnp.array([accepted.sum(), (accepted != (weights > 0)).sum(), jnp.where(accepted, weights, 0).sum()])
+  return Tally(*(sums if axis is None else jax.lax.psum(sums, axis)))
+
+
+def aggregate_or_keep(
+    aggregator: Aggregator, state: Any, accepted: Bool[Array, ' K'], tally: Tally, global_params: Raveled) -> Raveled:
+  """Finishes an aggregation; where no client is accepted, the global parameters stay as they are."""
+  return trees.select(tally.num_accepted > 0, aggregator.finish(state, accepted, tally), global_params)
+
+
+def client_weights(
+    num_images: Int[Array, ' K'], returned: Bool[Array, ' K'], axis: str | None = None) -> Float[Array, ' K']:
+  """Returns each client's share of the images of all that returned; over all devices they sum to 1 (or are all 0)."""
+  weights = jnp.where(returned, num_images, 0).astype(jnp.float32)
+  total = weights.sum()
+  return weights / jnp.maximum(total if axis is None else jax.lax.psum(total, axis), 1)
+
+
+def mean_over_accepted(
+    values: Sequence[Float[Array, ' K']], weights: Float[Array, ' K'], accepted: Bool[Array, ' K'], tally: Tally,
+    axis: str | None = None) -> Float[Array, ' V']:
+  """Returns the weighted means of V values over the accepted clients of all devices; 0 if there are none."""
+  weights = jnp.where(accepted, weights, 0) / jnp.maximum(tally.accepted_weight, 1e-12)
+  sums = jnp.stack([jnp.where(weights > 0, weights * value, 0).sum() for value in values])
+  return sums if axis is None else jax.lax.psum(sums, axis)

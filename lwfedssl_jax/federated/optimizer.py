@@ -1,13 +1,15 @@
-"""AdamW on the active parameters only, with rules per layer."""
+"""Per-layer masked optax updates: AdamW whose rules per layer come from the stage plan's labels.
 
-from typing import Any
+The state covers what the optimizer is given, which is the active part of the parameters: a frozen layer has no moments
+and is never decayed. Where blocks that do not exist yet are stacked with the others (calibration), their factor is 0.
+"""
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lwfedssl_jax import trees
-from lwfedssl_jax.base import Params
+from lwfedssl_jax import stages, trees
+from lwfedssl_jax.contracts import Params
 
 REFERENCE_BATCH_SIZE = 256
 
@@ -17,40 +19,48 @@ def is_matrix(params: Params) -> Params:
   return jax.tree_util.tree_map_with_path(lambda path, _: trees.path_name(path).endswith('kernel'), params)
 
 
-def block_scales(params: Params, decay: float, depth: Any = None) -> Params:
-  """Learning-rate factors per layer: decay ** (distance below the newest block), one per stacked block.
+def layer_factors(params: Params, labels: Params, block_decay: float) -> Params:
+  """Factors on the updates per layer: 0 where a layer is not active, block_decay ** distance below the newest block.
 
   The embedding lies one step below the lowest active block; norm and heads have factor 1.
 
   Args:
-    params: active parameters, blocks stacked (n, ...).
-    decay: in (0, 1].
-    depth: how many of the stacked blocks exist, may be traced; None: all n. Absent blocks have factor 1.
+    params: blocks stacked (n, ...).
+    labels: from `stages.labels`, of the same tree.
+    block_decay: in (0, 1].
 
   Returns:
     A tree like `params`, of its shapes, float32.
   """
-  count = jax.tree.leaves(params['blocks'])[0].shape[0]
-  depth = count if depth is None else depth
-  per_block = jnp.float32(decay) ** jnp.maximum(depth - 1 - jnp.arange(count), 0)
+  active = jax.tree.leaves(labels['blocks'])[0] == stages.ACTIVE
+  newest = jnp.where(active, jnp.arange(len(active)), -1).max()
+  powers = {'blocks': jnp.maximum(newest - jnp.arange(len(active)), 0), 'embedding': active.sum()}
 
-  def scale(name, leaf):
-    if name == 'blocks':
-      return jnp.broadcast_to(per_block.reshape((count,) + (1,) * (leaf.ndim - 1)), leaf.shape)
-    return jnp.full(leaf.shape, jnp.float32(decay) ** depth if name == 'embedding' else 1.0, jnp.float32)
+  def factor(name, leaf, label):
+    value = jnp.where(label == stages.ACTIVE, jnp.float32(block_decay) ** powers.get(name, 0), 0)
+    return jnp.broadcast_to(value.reshape(value.shape + (1,) * (leaf.ndim - value.ndim)), leaf.shape)
 
-  return {name: jax.tree.map(lambda leaf, name=name: scale(name, leaf), tree) for name, tree in params.items()}
+  return {name: jax.tree.map(lambda leaf, label, name=name: factor(name, leaf, label), tree, labels[name])
+          for name, tree in params.items()}
 
 
-def make_optimizer(base_learning_rate: float, batch_size: int, weight_decay: float) -> optax.GradientTransformation:
-  """Builds AdamW (arXiv 1711.05101) with learning rate base * batch_size / 256.
+def make_optimizer(
+    learning_rate: float, batch_size: int, weight_decay: float, factors: Params | None = None,
+    scale: optax.GradientTransformation | None = None) -> optax.GradientTransformation:
+  """Builds AdamW (arXiv 1711.05101) with learning rate `learning_rate * batch_size / 256`.
 
-  Its state covers what it is given, which is the active part of the parameters: a frozen parameter has no
-  moments and is never decayed.
+  Args:
+    learning_rate: base rate, per 256 images.
+    batch_size: images of a step.
+    weight_decay: of matrices (`is_matrix`).
+    factors: on the updates, a tree like the parameters (`layer_factors`); None: 1 everywhere.
+    scale: what stands before weight decay; None: `optax.scale_by_adam()`.
   """
-  learning_rate = base_learning_rate * batch_size / REFERENCE_BATCH_SIZE
+  per_layer = optax.identity() if factors is None else optax.stateless(
+      lambda updates, params: jax.tree.map(jnp.multiply, updates, factors))
   return optax.chain(
-      optax.scale_by_adam(),
+      scale or optax.scale_by_adam(),
       optax.add_decayed_weights(weight_decay, mask=is_matrix),
-      optax.scale(-learning_rate),
+      optax.scale(-learning_rate * batch_size / REFERENCE_BATCH_SIZE),
+      per_layer,
   )

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from lwfedssl_jax.base import Encoder, Params, PRNGKey
 from lwfedssl_jax.config import EncoderSize, ModelConfig
+from lwfedssl_jax.contracts import Encoder, Key, Params
 
 LAYER_NORM_EPSILON = 1e-6
 POSITION_DEVIATION = 0.02
@@ -145,7 +145,7 @@ def make_vit(
   block = Block(size.num_heads, size.mlp_ratio, dtype)
   norm = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=jnp.float32)
 
-  def init(key: PRNGKey) -> Params:
+  def init(key: Key) -> Params:
     images, token = jnp.zeros((1, image_size, image_size, 3)), jnp.zeros((1, 1, size.width), dtype)
     embedding_key, blocks_key, norm_key = (jax.random.fold_in(key, i) for i in range(3))
     block_keys = jax.vmap(lambda i: jax.random.fold_in(blocks_key, i))(jnp.arange(size.depth))

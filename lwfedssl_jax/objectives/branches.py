@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from lwfedssl_jax import trees
-from lwfedssl_jax.base import Objective, Params, PRNGKey
+from lwfedssl_jax.contracts import Key, Objective, Params
 from lwfedssl_jax.models.heads import Head
 
 
-def init_head(head: Head, key: PRNGKey, width: int) -> Params:
+def init_head(head: Head, key: Key, width: int) -> Params:
   """Initialises a head for inputs of a given width."""
   return head.init(key, jnp.zeros((2, width)), jnp.ones((2,), bool))['params']
 
@@ -49,4 +49,5 @@ def make_predictive(
   def update_target(target: Params, online: Params) -> Params:
     return trees.interpolate(target_decay, target, {name: online[name] for name in target})
 
-  return Objective(name, init, project, loss, update_target, head_names=('projector', 'predictor'))
+  return Objective(name, init, project, loss, update_target, head_names=('projector', 'predictor'),
+                   online_only=('predictor',))

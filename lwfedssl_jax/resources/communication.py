@@ -19,7 +19,14 @@ import numpy as np
 
 from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.config import HEAD_HIDDEN, PROJECTION_SIZE, Config
-from lwfedssl_jax.stages import StagePlan, block_name, changes, make_plans, needs, uploads
+from lwfedssl_jax.stages import (
+  StagePlan,
+  block_name,
+  make_plans,
+  modified_components,
+  required_components,
+  uploaded_components,
+)
 
 CHANNELS = 3
 BYTES_PER_PARAM = 4  # float32, whatever the compute type
@@ -174,7 +181,7 @@ def stage_traffic(
           stage=plan.stage,
           num_rounds=plan.num_rounds,
           round_downloads=pick(downloads(plan, payload.head_names)),
-          round_uploads=pick(uploads(plan, payload.head_names)),
+          round_uploads=pick(uploaded_components(plan, payload.head_names)),
       ) for plan in make_plans(config))
 
 
@@ -260,11 +267,11 @@ def charge_round(
   if client_ids.size and not 0 <= client_ids.min() <= client_ids.max() < len(ledger.held):
     raise ValueError(f'expected client ids from 0 to {len(ledger.held) - 1}, got {client_ids.tolist()}')
   sizes = np.array(list(payload.sizes_bytes.values()), np.int64)
-  stale = _is_among(payload, needs(plan, payload.head_names)) & (ledger.held[client_ids] != ledger.version)
-  active = _is_among(payload, uploads(plan, payload.head_names))
+  stale = _is_among(payload, required_components(plan, payload.head_names)) & (ledger.held[client_ids] != ledger.version)
+  active = _is_among(payload, uploaded_components(plan, payload.head_names))
   held = ledger.held.copy()
   held[client_ids] = np.where(stale, ledger.version, held[client_ids])
-  changed = _is_among(payload, changes(plan, payload.head_names)) & returned.any()
+  changed = _is_among(payload, modified_components(plan, payload.head_names)) & returned.any()
   return Ledger(held, ledger.version + changed), RoundTraffic(stale * sizes, (returned[:, None] & active) * sizes)
 
 
@@ -327,9 +334,9 @@ def expected_traffic(config: Config, image_size: int) -> ExpectedTraffic:
   sent = np.zeros_like(downloads)
   current = np.zeros(len(sizes))  # probability that a client holds the newest version
   for plan in plans:
-    needed = _is_among(payload, needs(plan, payload.head_names))
-    active = _is_among(payload, uploads(plan, payload.head_names))
-    kept = 1 - changed * _is_among(payload, changes(plan, payload.head_names))
+    needed = _is_among(payload, required_components(plan, payload.head_names))
+    active = _is_among(payload, uploaded_components(plan, payload.head_names))
+    kept = 1 - changed * _is_among(payload, modified_components(plan, payload.head_names))
     for _ in range(plan.num_rounds):
       missing = sampled * needed * (1 - current)
       downloads[plan.stage] += missing * sizes

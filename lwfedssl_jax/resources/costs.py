@@ -16,7 +16,7 @@ from lwfedssl_jax import tables
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.federated import sampling
 from lwfedssl_jax.resources import communication, flops, memory
-from lwfedssl_jax.stages import StagePlan, make_plans, needs
+from lwfedssl_jax.stages import StagePlan, make_plans, required_components
 
 OWN_CONVENTIONS = ('actual', 'expected')
 CONVENTIONS = (*communication.PAPER_CONVENTIONS, *OWN_CONVENTIONS)
@@ -108,7 +108,7 @@ def _actual_bytes(config: Config, image_size: int, plans: tuple[StagePlan, ...],
   ledger = communication.start_ledger(payload, config.num_clients)
   for plan, ids, returned in zip(rounds, participation.client_ids, participation.returned):
     ledger, traffic = communication.charge_round(ledger, payload, plan, ids, returned)
-    everything = np.array([name in needs(plan, payload.head_names) for name in payload.sizes_bytes])
+    everything = np.array([name in required_components(plan, payload.head_names) for name in payload.sizes_bytes])
     down[plan.stage] += len(ids) * everything * sizes if worst_case else traffic.download_bytes.sum(axis=0)
     up[plan.stage] += traffic.upload_bytes.sum(axis=0)
   named = lambda row: dict(zip(payload.sizes_bytes, (row / config.num_clients).tolist()))
@@ -124,7 +124,7 @@ def _expected_bytes(config: Config, image_size: int, plans: tuple[StagePlan, ...
     return [(named(d), named(u)) for d, u in zip(*found)]
   share = config.clients_per_round / config.num_clients
   everything = lambda plan: {
-      name: share * plan.num_rounds * size * (name in needs(plan, payload.head_names))
+      name: share * plan.num_rounds * size * (name in required_components(plan, payload.head_names))
       for name, size in payload.sizes_bytes.items()}
   return [(everything(plan), named(u)) for plan, u in zip(plans, found.upload_bytes)]
 

@@ -1,5 +1,6 @@
 """What one client step holds in memory, read off the compiled program."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -7,9 +8,10 @@ import jax.numpy as jnp
 
 from lwfedssl_jax import stages
 from lwfedssl_jax.config import Config
-from lwfedssl_jax.federated import local
-from lwfedssl_jax.federated import round as rounds
-from lwfedssl_jax.stages import StagePlan
+from lwfedssl_jax.federated import training_step
+from lwfedssl_jax.federated.client_update import make_step_options
+from lwfedssl_jax.federated.training_step import Batch, StepOptions, StepState
+from lwfedssl_jax.stages import StageParams, StagePlan
 
 
 class StepMemory(NamedTuple):
@@ -36,25 +38,35 @@ class StepMemory(NamedTuple):
 def lower_client_step(config: Config, image_size: int, plan: StagePlan, num_steps: int = 1) -> Any:
   """Traces one client step of a stage on abstract arrays, state donated; returns jax's `Lowered`.
 
-  The step is `federated.local.train_step`, the one the round scans over, on two views of `config.client.batch_size`
-  images of `image_size` pixels. With `num_steps` above 1, so many steps on the same batch, one after the other in one
-  program, as in a round.
+  The step is `federated.training_step.train_step`, the one the round scans over, on two views of `config.client.batch_size`
+  images of `image_size` pixels. With `num_steps` above 1, so many steps in one program, as in a round, each on a batch of
+  its own (leading axis): on equal batches the compiler would run the frozen prefix once for all of them.
   """
-  rules = rounds.make_rules(config, image_size)
-  whole = jax.eval_shape(rounds.make_round(config, image_size, config.client.batch_size).init, jax.random.key(0))
-  active, frozen = jax.eval_shape(lambda params: stages.split(params, plan.shape, plan.start), whole)
-  state = jax.eval_shape(lambda params: local.init_state(rules, params), active)
-  views = jax.ShapeDtypeStruct((2, config.client.batch_size, image_size, image_size, 3), jnp.float32)
-  mask = jax.ShapeDtypeStruct((config.client.batch_size,), jnp.bool_)
-
-  def step(state, received, frozen, start, views, mask):
-    take = lambda state: local.train_step(rules, state, received, frozen, start, views, mask)
-    if num_steps == 1:
-      return take(state)
-    return jax.lax.scan(lambda state, _: take(state), state, None, length=num_steps)
-
+  options, batch_size = make_step_options(config, image_size), config.client.batch_size
+  params = jax.eval_shape(options.model.init_params, jax.random.key(0))
   start = jax.ShapeDtypeStruct((), jnp.int32)
-  return jax.jit(step, donate_argnums=0).lower(state, active, frozen, start, views, mask)
+  global_params = jax.eval_shape(lambda params, start: stages.split(params, plan.shape, start), params, start)
+  state = jax.eval_shape(lambda params: init_step_state(options, params), global_params)
+  steps = (num_steps,) if num_steps > 1 else ()
+  batch = Batch(jax.ShapeDtypeStruct((*steps, 2, batch_size, image_size, image_size, 3), jnp.float32),
+                jax.ShapeDtypeStruct((*steps, batch_size), jnp.bool_))
+  return jax.jit(make_steps(options, num_steps), donate_argnums=0).lower(state, global_params, batch)
+
+
+def init_step_state(options: StepOptions, global_params: StageParams) -> StepState:
+  """Returns the state before the first step."""
+  return training_step.init_state(options, training_step.make_optimizer(options, global_params), global_params)
+
+
+def make_steps(options: StepOptions, num_steps: int) -> Callable[..., Any]:
+  """Builds (state, global params, batch or batches) -> (state, Losses) after so many steps."""
+
+  def steps(state, global_params, batches):
+    optimizer = training_step.make_optimizer(options, global_params)
+    take = lambda state, batch: training_step.train_step(options, optimizer, state, global_params, batch)
+    return take(state, batches) if num_steps == 1 else jax.lax.scan(take, state, batches)
+
+  return steps
 
 
 def step_memory(config: Config, image_size: int, plan: StagePlan) -> StepMemory:

@@ -7,7 +7,7 @@ import pytest
 
 from lwfedssl_jax import UsageError, devices, run_log, training
 from lwfedssl_jax import config as configs
-from lwfedssl_jax.data import federation
+from lwfedssl_jax.data import federated_dataset
 from lwfedssl_jax.resources import memory, planner
 from lwfedssl_jax.stages import make_plans
 
@@ -46,7 +46,7 @@ class Device:
 
 def test_memory_in_use_does_not_change_the_chunk(whole, monkeypatch, tmp_path):
   """The chunk changes the order of sums: if it followed free memory, a seed would not fix the bits."""
-  data = federation.load(config_of(dataset='digits', image_size=16, batch_size=8))
+  data = federated_dataset.load(config_of(dataset='digits', image_size=16, batch_size=8))
   monkeypatch.setattr(planner, 'peak_bytes', lambda config, image_size: 12 * 2**30)
   chosen = []
   for limit, used in ((60 * 2**30, 0), (60 * 2**30 + 2**29, 50 * 2**30)):
@@ -57,7 +57,7 @@ def test_memory_in_use_does_not_change_the_chunk(whole, monkeypatch, tmp_path):
 
 def test_a_resumed_run_keeps_its_chunk_on_another_device(monkeypatch, tmp_path, capsys):
   given = config_of(workdir=str(tmp_path), dataset='digits', image_size=16)
-  data = federation.load(given)
+  data = federated_dataset.load(given)
   run_log.write_json(str(tmp_path / 'config.json'), {
       'format': run_log.FORMAT, 'config': configs.flatten(configs.with_values(given, {'client_chunk': 7}))})
   assert training._with_chunk(given, data).client.client_chunk == 7

@@ -1,4 +1,4 @@
-"""A data set dealt out: who holds which images. Everything a user can get wrong about data fails here."""
+"""A data set partitioned over clients and server. Every check of the data against the configuration is made here."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from lwfedssl_jax.data.partition import MIN_CLIENT_IMAGES, partition_images
 from lwfedssl_jax.data.sources import ImageDataset
 
 
-class Federation(NamedTuple):
+class FederatedDataset(NamedTuple):
   """A data set and its holders.
 
   Attributes:
@@ -36,8 +36,8 @@ class Federation(NamedTuple):
     return max(map(len, self.client_images))
 
 
-def deal(dataset: ImageDataset, config: Config, auxiliary: np.ndarray | None = None) -> Federation:
-  """Deals a data set's training images to the server and the clients.
+def partition_dataset(dataset: ImageDataset, config: Config, auxiliary: np.ndarray | None = None) -> FederatedDataset:
+  """Partitions a data set's training images over the server and the clients.
 
   The server's share is set apart whatever the method, so that clients hold the same images under every method.
 
@@ -47,7 +47,7 @@ def deal(dataset: ImageDataset, config: Config, auxiliary: np.ndarray | None = N
     auxiliary: the server's images (A, S, S, 3) uint8 from elsewhere; then none are taken from the data set.
 
   Raises:
-    UsageError: the images cannot be dealt or cut into patches or batches as asked.
+    UsageError: the images cannot be partitioned or cut into patches or batches as asked.
   """
   size = dataset.train_images.shape[1]
   if size % config.model.patch_size:
@@ -68,15 +68,15 @@ def deal(dataset: ImageDataset, config: Config, auxiliary: np.ndarray | None = N
   if config.server_calibration and len(server_images) < MIN_CLIENT_IMAGES:
     raise UsageError(f'--auxiliary_fraction: expected at least {MIN_CLIENT_IMAGES} images for the server, '
                      f'got {len(server_images)}')
-  return Federation(dataset, [client_ids[part] for part in parts], server_ids, server_images)
+  return FederatedDataset(dataset, [client_ids[part] for part in parts], server_ids, server_images)
 
 
-def load(config: Config) -> Federation:
-  """Loads the configured data and deals it out. Raises UsageError."""
+def load(config: Config) -> FederatedDataset:
+  """Loads and partitions the configured data. Raises UsageError."""
   folders = {'data_dir': config.data.data_dir, 'cache_dir': config.data.cache_dir}
   dataset = sources.load(config.data.dataset, image_size=config.model.image_size, **folders)
   auxiliary = None
   if config.data.auxiliary_dataset:
     size = dataset.train_images.shape[1]
     auxiliary = sources.load(config.data.auxiliary_dataset, image_size=size, **folders).train_images
-  return deal(dataset, config, auxiliary)
+  return partition_dataset(dataset, config, auxiliary)

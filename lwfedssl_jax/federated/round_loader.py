@@ -1,4 +1,4 @@
-"""What a round reads of the federation: who trains, and the images, kept on the device or copied a round ahead."""
+"""The inputs of rounds: who trains, and the images, kept on the device or copied a round ahead."""
 
 import concurrent.futures
 import math
@@ -10,47 +10,48 @@ import numpy as np
 from lwfedssl_jax import devices
 from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.config import Config
+from lwfedssl_jax.contracts import Images, Int
 from lwfedssl_jax.data import batching
-from lwfedssl_jax.data.federation import Federation
-from lwfedssl_jax.federated import packing
-from lwfedssl_jax.federated import round as rounds
+from lwfedssl_jax.data.federated_dataset import FederatedDataset
+from lwfedssl_jax.federated import scheduling
+from lwfedssl_jax.federated.round_inputs import ClientSlots, Placement, input_specs
 from lwfedssl_jax.federated.sampling import Participation
 
 MEGABYTE = 10**6
 
 
-def client_room(data: Federation, batch_size: int) -> int:
-  """Returns the width of `Clients.image_ids`: the largest client's images, and some room."""
-  return batching.room_for(data.max_client_images, batch_size)
+def client_capacity(data: FederatedDataset, batch_size: int) -> int:
+  """Returns the width of `ClientSlots.image_ids`: the largest client's images, padded."""
+  return batching.padded_capacity(data.max_client_images, batch_size)
 
 
-class RoundFeed(NamedTuple):
-  """A round's part of its inputs.
+class RoundBatch(NamedTuple):
+  """What a round reads of the data set.
 
   Attributes:
     images: as `RoundInputs.images`.
     clients: as `RoundInputs.clients`.
-    client_ids: (seats,) int, who sits where; -1 in an empty seat.
-    padded_share: of the computed client steps, how many are padding, 0 to 1.
+    client_ids: the client of each slot; -1 in an empty slot.
+    padding_fraction: of the computed client steps, 0 to 1.
   """
 
-  images: jax.Array
-  clients: rounds.Clients
-  client_ids: np.ndarray
-  padded_share: float
+  images: Images
+  clients: ClientSlots
+  client_ids: Int[np.ndarray, ' S']
+  padding_fraction: float
 
 
-class Feed:
-  """Makes the rounds' inputs. Where images stream, those of the next round are copied while one is computed."""
+class RoundLoader:
+  """Loads the rounds' inputs. Where images stream, those of the next round are copied while one is computed."""
 
-  def __init__(self, config: Config, data: Federation, participation: Participation, placement: rounds.Placement):
+  def __init__(self, config: Config, data: FederatedDataset, participation: Participation, placement: Placement):
     self._client, self._data, self._participation, self._placement = config.client, data, participation, placement
-    self._layout = rounds.make_layout(config, placement.num_devices)
+    self._layout = scheduling.run_layout(config, placement.num_devices)
     self._sizes = np.array([len(ids) for ids in data.client_images], np.int32)
     self._ahead: dict[int, concurrent.futures.Future] = {}
     self._copier = concurrent.futures.ThreadPoolExecutor(1, 'images') if placement.streams else None
     if placement.streams:
-      self._room = self.most_images()
+      self._capacity = self.max_device_images()
     else:
       self._images = devices.replicate(placement.mesh, data.dataset.train_images)
 
@@ -59,14 +60,14 @@ class Feed:
     if self._copier is not None:
       self._copier.shutdown(cancel_futures=True)
 
-  def take(self, round_num: int) -> RoundFeed:
-    """Returns a round's feed, and starts on the next one's."""
+  def load(self, round_num: int) -> RoundBatch:
+    """Returns a round's inputs, and starts to copy the next one's."""
     if self._copier is None:
-      return self._make(round_num)
-    ahead = self._ahead.pop(round_num, None) or self._copier.submit(self._make, round_num)
+      return self._load(round_num)
+    ahead = self._ahead.pop(round_num, None) or self._copier.submit(self._load, round_num)
     self._ahead.clear()
     if round_num + 1 < len(self._participation.client_ids):
-      self._ahead[round_num + 1] = self._copier.submit(self._make, round_num + 1)
+      self._ahead[round_num + 1] = self._copier.submit(self._load, round_num + 1)
     return ahead.result()
 
   def client_steps(self) -> int:
@@ -75,64 +76,64 @@ class Feed:
              for size in self._sizes}
     return steps.pop() if len(steps) == 1 else 0
 
-  def seated(self, round_num: int) -> np.ndarray:
-    """Returns (seats,) int, positions among the round's clients; -1 for an empty seat."""
-    return packing.seat(self._steps(round_num), self._layout)
+  def assign_slots(self, round_num: int) -> Int[np.ndarray, ' S']:
+    """Returns the position among the round's clients of each slot's client; -1 for an empty slot."""
+    return scheduling.assign_slots(self._steps(round_num), self._layout)
 
-  def most_images(self) -> int:
+  def max_device_images(self) -> int:
     """Returns the most images that a device needs for one round, over all rounds."""
-    return max(int(self._images_in_seats(r).reshape(self._layout.num_devices, -1).sum(axis=1).max())
+    return max(int(self._images_in_slots(r).reshape(self._layout.num_devices, -1).sum(axis=1).max())
                for r in range(len(self._participation.client_ids)))
 
   def _steps(self, round_num: int) -> np.ndarray:
     sizes = self._sizes[self._participation.client_ids[round_num]]
     return self._client.local_epochs * np.maximum(1, sizes // self._client.batch_size)
 
-  def _images_in_seats(self, round_num: int) -> np.ndarray:
-    order = self.seated(round_num)
+  def _images_in_slots(self, round_num: int) -> np.ndarray:
+    order = self.assign_slots(round_num)
     return np.where(order < 0, 0, self._sizes[self._participation.client_ids[round_num][order]])
 
-  def _make(self, round_num: int) -> RoundFeed:
-    order = self.seated(round_num)
+  def _load(self, round_num: int) -> RoundBatch:
+    order = self.assign_slots(round_num)
     filled = order >= 0
     client_ids = np.where(filled, self._participation.client_ids[round_num][order], -1)
-    num_images = self._images_in_seats(round_num)
-    image_ids = np.zeros((len(order), client_room(self._data, self._client.batch_size)), np.int32)
+    num_images = self._images_in_slots(round_num)
+    image_ids = np.zeros((len(order), client_capacity(self._data, self._client.batch_size)), np.int32)
     for row, client in zip(image_ids, client_ids):
       if client >= 0:
         row[:self._sizes[client]] = self._data.client_images[client]
     images = self._stream(image_ids, num_images) if self._placement.streams else self._images
-    clients = rounds.Clients(
+    clients = ClientSlots(
         np.maximum(client_ids, 0).astype(np.int32), image_ids, num_images.astype(np.int32),
         filled & self._participation.returned[round_num][order])
-    specs = rounds.input_specs(self._placement).clients
+    specs = input_specs(self._placement).clients
     put = lambda array, spec: devices.put(array, devices.sharding(self._placement.mesh, spec))
-    return RoundFeed(images, rounds.Clients(*map(put, clients, specs)), client_ids,
-                     packing.padded_share(self._steps(round_num), order, self._layout))
+    return RoundBatch(images, ClientSlots(*map(put, clients, specs)), client_ids,
+                      scheduling.padding_fraction(self._steps(round_num), order, self._layout))
 
   def _stream(self, image_ids: np.ndarray, num_images: np.ndarray) -> jax.Array:
-    """Copies the images of the seats to their devices; `image_ids` count within the device's part from here on."""
+    """Copies the images of the slots to their devices; afterwards `image_ids` count within the device's part."""
     per_device, source = len(num_images) // self._layout.num_devices, self._data.dataset.train_images
     wanted = [[] for _ in range(self._layout.num_devices)]
-    for seat, count in enumerate(num_images):
-      part = wanted[seat // per_device]
+    for slot, count in enumerate(num_images):
+      part = wanted[slot // per_device]
       first = sum(map(len, part))
-      part.append(image_ids[seat, :count].copy())
-      image_ids[seat] = 0
-      image_ids[seat, :count] = first + np.arange(count)
+      part.append(image_ids[slot, :count].copy())
+      image_ids[slot] = 0
+      image_ids[slot, :count] = first + np.arange(count)
 
     def copy(index):
-      chosen = np.concatenate(wanted[(index[0].start or 0) // self._room])
-      images = np.zeros((self._room, *source.shape[1:]), np.uint8)
+      chosen = np.concatenate(wanted[(index[0].start or 0) // self._capacity])
+      images = np.zeros((self._capacity, *source.shape[1:]), np.uint8)
       np.take(source, chosen, axis=0, out=images[:len(chosen)])
       return images
 
-    shape = (self._room * self._layout.num_devices, *source.shape[1:])
-    target = devices.sharding(self._placement.mesh, rounds.input_specs(self._placement).images)
+    shape = (self._capacity * self._layout.num_devices, *source.shape[1:])
+    target = devices.sharding(self._placement.mesh, input_specs(self._placement).images)
     return jax.make_array_from_callback(shape, target, copy)
 
 
-def choose_placement(config: Config, data: Federation, participation: Participation) -> rounds.Placement:
+def choose_placement(config: Config, data: FederatedDataset, participation: Participation) -> Placement:
   """Chooses where images are: on the devices if they are within --device_data_budget_mb, else a round's at a time.
 
   Several processes always stream, so that each reads only its own clients' images.
@@ -144,11 +145,11 @@ def choose_placement(config: Config, data: Federation, participation: Participat
   budget = config.run.device_data_budget_mb * MEGABYTE
   images = data.dataset.train_images
   if jax.process_count() == 1 and (not budget or images.nbytes <= budget):
-    return rounds.Placement(mesh)
-  placement = rounds.Placement(mesh, streams=True)
-  feed = Feed(config, data, participation, placement)
-  needed = 2 * feed.most_images() * images[0].nbytes  # a round's, and the next one's on their way
-  feed.close()
+    return Placement(mesh)
+  placement = Placement(mesh, streams=True)
+  loader = RoundLoader(config, data, participation, placement)
+  needed = 2 * loader.max_device_images() * images[0].nbytes  # a round's, and the next one's on their way
+  loader.close()
   if budget and needed > budget:
     raise UsageError(
         f'--device_data_budget_mb: expected at least {math.ceil(needed / 1000) / 1000:.3f}, twice a round\'s images '

@@ -1,0 +1,76 @@
+"""Server-side calibration: end-to-end training on the server's own unlabeled images (arXiv 2401.11647 v1-v3).
+
+Purpose and reach (all blocks that exist, with embedding, norm and heads) are the paper's; the schedule is our choice.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from lwfedssl_jax import rng, stages
+from lwfedssl_jax.config import Config
+from lwfedssl_jax.contracts import Images, Integer, Params
+from lwfedssl_jax.data import batching
+from lwfedssl_jax.federated import client_update
+from lwfedssl_jax.federated.client_update import Batches, ClientKeys, Pipeline
+from lwfedssl_jax.federated.round_inputs import Placement
+from lwfedssl_jax.federated.training_step import Losses
+from lwfedssl_jax.stages import StageShape
+
+
+class CalibrationBatches(NamedTuple):
+  """How the server's images are cut: images of a step, and steps of an epoch."""
+
+  batch_size: int
+  steps_per_epoch: int
+
+
+def plan_batches(config: Config, num_images: int) -> CalibrationBatches:
+  """Returns the batches of a calibration on `num_images` images, which may be fewer than the batch asked for."""
+  batch_size = min(config.method.calibration_batch_size or config.client.batch_size, num_images)
+  return CalibrationBatches(batch_size, batching.steps_per_epoch(num_images, batch_size))
+
+
+def draw_keys(seed_key: Any, round_num: Integer) -> ClientKeys:
+  """Draws the server's keys of a round."""
+  streams = (rng.Stream.CALIBRATION_SHUFFLE, rng.Stream.CALIBRATION_AUGMENT)
+  return client_update.draw_keys(seed_key, round_num, streams=streams)
+
+
+def make_calibration(
+    config: Config, image_size: int, placement: Placement = Placement(), pipeline: Pipeline = Pipeline(),
+    scale: optax.GradientTransformation | None = None) -> Callable[..., tuple[Params, Losses]]:
+  """Builds the server's calibration.
+
+  Args:
+    config: the run.
+    image_size: side of the images, pixels.
+    placement: the devices that share each batch, where its size allows.
+    pipeline: how images are shuffled and augmented.
+    scale: as in StepOptions.
+
+  Returns:
+    (params, stop, images, keys) -> (params, mean losses). `stop` (may be traced) is the number of blocks that exist;
+    the others keep their bits. The learning rate is scaled by the batch that the images allow.
+  """
+  method, client = config.method, config.client
+  options = client_update.make_step_options(config, image_size, scale)._replace(
+      alignment=None, micro_batch_size=0, learning_rate=method.calibration_learning_rate or client.learning_rate)
+  whole = StageShape(options.model.encoder.depth, trains_embedding=True)
+
+  def calibrate(params: Params, stop: Integer, images: Images, keys: ClientKeys) -> tuple[Params, Losses]:
+    batch_size, steps = plan_batches(config, len(images))
+    ids, mask = pipeline.plan_epochs(
+        keys.shuffle, jnp.arange(len(images)), jnp.int32(len(images)), method.calibration_epochs, steps, batch_size)
+    shared_axis = placement.axis if batch_size % placement.num_devices == 0 else None
+    global_params = stages.split(params, whole, 0, stop)
+    draw_views = client_update.make_view_drawer(pipeline, config.augment, shared_axis)
+    trained, losses = client_update.run_steps(
+        options._replace(batch_size=batch_size, axis=shared_axis), global_params,
+        Batches(images, ids, mask, keys.augment), draw_views)
+    active = options.model.raveler.unravel(trained, global_params.active)
+    return stages.merge(params, active, 0), losses
+
+  return calibrate

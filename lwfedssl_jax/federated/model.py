@@ -1,0 +1,47 @@
+"""What is trained: the encoder and the objective of a configuration, and their initial parameters."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+
+from lwfedssl_jax import trees
+from lwfedssl_jax.config import ModelConfig, ObjectiveConfig
+from lwfedssl_jax.contracts import Encoder, Key, Objective, Params
+from lwfedssl_jax.models.vit import make_encoder
+from lwfedssl_jax.objectives import make_objective
+
+
+class Model(NamedTuple):
+  """An encoder with the heads of an objective.
+
+  Attributes:
+    encoder: F.
+    objective: the loss on its pooled embeddings, with projector H and predictor P.
+    raveler: lays an active part out as a few vectors (trees.py).
+  """
+
+  encoder: Encoder
+  objective: Objective
+  raveler: trees.Raveler
+
+  def init_params(self, key: Key) -> Params:
+    """Draws the whole parameter tree, float32: embedding, blocks stacked (L, ...), norm, and each head by its name."""
+    encoder_params = self.encoder.init(jax.random.fold_in(key, 0))
+    return encoder_params | self.objective.init(jax.random.fold_in(key, 1), self.encoder.width)
+
+
+@functools.lru_cache(maxsize=16)
+def make_model(
+    model: ModelConfig, objective: ObjectiveConfig, image_size: int, rematerialize: str = 'none') -> Model:
+  """Builds the configured model.
+
+  Args:
+    model: encoder and compute dtype.
+    objective: objective and heads.
+    image_size: side of the images, pixels.
+    rematerialize: see `models.vit.make_vit`.
+  """
+  built = make_objective(objective, model.compute_dtype)
+  return Model(make_encoder(model, image_size, rematerialize=rematerialize), built,
+               trees.make_raveler(built.online_only))

@@ -1,0 +1,230 @@
+"""One optimizer step on the active parameters, as clients and the server's calibration take it.
+
+Gradients are taken with respect to the active parameters only. In a layer-wise stage nothing below the active
+blocks changes, so one forward pass through the frozen prefix per view, without stored activations, serves the
+online branch, the target branch and the global model; under vmap over clients, whose prefix is the same,
+it is one large matrix product (LW-FedSSL, arXiv 2401.11647).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lwfedssl_jax import stages, trees
+from lwfedssl_jax.contracts import Array, Float, Function, Mask, Params, Raveled, Scalar
+from lwfedssl_jax.data import augment
+from lwfedssl_jax.federated import optimizer as optimizers
+from lwfedssl_jax.federated.model import Model
+from lwfedssl_jax.stages import StageParams
+
+
+class Losses(NamedTuple):
+  """The sum that is minimized, and its two parts."""
+
+  total: Scalar
+  objective: Scalar
+  alignment: Scalar
+
+
+class StepState(NamedTuple):
+  """What changes from step to step; all of it covers active parameters only, raveled."""
+
+  params: Raveled
+  target: Raveled | None
+  optimizer: optax.OptState
+
+
+class Batch(NamedTuple):
+  """Two augmented views of a batch, in [0, 1], and which of its samples are valid."""
+
+  views: Float[Array, '2 B H W C']
+  mask: Mask
+
+
+class StepOptions(NamedTuple):
+  """Everything about a step that does not change during a run.
+
+  Attributes:
+    model: encoder and objective.
+    alignment: (local, global projections (2, B, P), mask) -> scalar; None switches it off.
+    alignment_weight: its weight.
+    learning_rate: base rate of AdamW, per 256 images.
+    batch_size: images of a step, which scale the rate.
+    weight_decay: of matrices.
+    block_learning_rate_decay: factor on the updates per block below the newest one.
+    micro_batch_size: images whose activations are held at once, a divisor of the batch; 0: the whole batch.
+    axis: name of a mesh axis whose devices share each batch, in equal parts; None: one device has all of it.
+    scale: stands in for `optax.scale_by_adam()`; None: Adam.
+  """
+
+  model: Model
+  alignment: Function | None
+  alignment_weight: float
+  learning_rate: float
+  batch_size: int
+  weight_decay: float
+  block_learning_rate_decay: float
+  micro_batch_size: int = 0
+  axis: str | None = None
+  scale: optax.GradientTransformation | None = None
+
+
+def make_optimizer(options: StepOptions, global_params: StageParams) -> optax.GradientTransformation:
+  """Builds the optimizer of a stage's active parameters, raveled."""
+  factors = None
+  if options.block_learning_rate_decay != 1 or global_params.stop is not None:
+    active = global_params.active
+    count = jax.tree.leaves(active['blocks'])[0].shape[0]
+    labels = stages.labels(active, 0, count if global_params.stop is None else global_params.stop,
+                           trains_embedding='embedding' in active)
+    factors = options.model.raveler.ravel(
+        optimizers.layer_factors(active, labels, options.block_learning_rate_decay))
+  return optimizers.make_optimizer(
+      options.learning_rate, options.batch_size, options.weight_decay, factors, options.scale)
+
+
+def init_state(
+    options: StepOptions, optimizer: optax.GradientTransformation, global_params: StageParams) -> StepState:
+  """Starts local training: fresh optimizer, target branch copied from the global model."""
+  params = options.model.raveler.ravel(global_params.active)
+  target = trees.without_online_only(params) if options.model.objective.update_target else None
+  return StepState(params, target, optimizer.init(params))
+
+
+def prefix_tokens(model: Model, global_params: StageParams, views: Float[Array, '2 B H W C']) -> Array:
+  """Runs everything frozen, once for both views, never differentiated.
+
+  Returns:
+    Tokens (2B, T, D); or, where nothing is frozen (the embedding is active), normalized images (2B, H, W, C).
+  """
+  inputs = augment.normalize(views.reshape(-1, *views.shape[2:]))
+  frozen = global_params.frozen
+  if 'embedding' not in frozen:
+    return inputs
+  tokens = model.encoder.embed(frozen['embedding'], inputs)
+  return jax.lax.stop_gradient(model.encoder.prefix(frozen['blocks'], tokens, global_params.start))
+
+
+def embed_active(model: Model, active: Params, inputs: Array, stop: Any = None) -> Float[Array, '2 B D']:
+  """Runs the active part of the encoder on the result of `prefix_tokens`; returns pooled embeddings."""
+  if 'embedding' in active:
+    inputs = model.encoder.embed(active['embedding'], inputs)
+  tokens = model.encoder.blocks(active['blocks'], inputs, stop)
+  return model.encoder.pool(active['norm'], tokens).reshape(2, -1, model.encoder.width)
+
+
+class Branches(NamedTuple):
+  """Something of each branch: active parameters, or pooled embeddings (2, B, D). None: the branch does not exist."""
+
+  online: Any
+  target: Any
+  global_model: Any
+
+
+def stack_branches(options: StepOptions, params: Params, target: Params | None, global_params: StageParams) -> Branches:
+  """Gathers the active parameters of all branches; only the online branch has a gradient."""
+  constant = jax.lax.stop_gradient
+  return Branches(
+      params, constant(target), constant(global_params.active) if options.alignment is not None else None)
+
+
+def embed_branches(model: Model, branches: Branches, inputs: Array, stop: Any = None) -> Branches:
+  """Runs every branch's active part on the result of `prefix_tokens`; returns embeddings (2, B, D)."""
+  return Branches(*(None if tree is None else embed_active(model, tree, inputs, stop) for tree in branches))
+
+
+def compute_losses(
+    options: StepOptions, branches: Branches, embeddings: Branches, mask: Mask) -> tuple[Scalar, Losses]:
+  """Computes the loss of one batch from its embeddings: heads, objective and alignment.
+
+  Args:
+    options: see StepOptions.
+    branches: active parameters, of which the heads are used.
+    embeddings: (2, B, D) each.
+    mask: the valid samples.
+
+  Returns:
+    The total loss, and its parts.
+  """
+  objective = options.model.objective
+  projections = Branches(*(
+      None if tree is None else objective.project(tree, pooled, mask) for tree, pooled in zip(branches, embeddings)))
+  main = objective.loss(branches.online, projections.online, projections.target, mask)
+  aligned = jnp.float32(0)
+  if options.alignment is not None:
+    aligned = options.alignment(projections.online, projections.global_model, mask)
+  total = main + options.alignment_weight * aligned
+  return total, Losses(total, main, aligned)
+
+
+def batch_losses(options: StepOptions, branches: Branches, inputs: Array, mask: Mask, stop: Any = None
+                 ) -> tuple[Scalar, Losses]:
+  """Computes the loss of one batch from the result of `prefix_tokens`; returns as `compute_losses`."""
+  embeddings = embed_branches(options.model, branches, inputs, stop)
+  if options.axis is not None:  # the loss compares all images of the batch: every device gathers all embeddings
+    embeddings = jax.tree.map(lambda part: jax.lax.all_gather(part, options.axis, axis=1, tiled=True), embeddings)
+  return compute_losses(options, branches, embeddings, mask)
+
+
+def gradient(
+    options: StepOptions, state: StepState, global_params: StageParams, batch: Batch) -> tuple[Raveled, Losses]:
+  """Computes the gradient of the loss with respect to the active parameters, raveled, and the losses."""
+  unravel, active, model = options.model.raveler.unravel, global_params.active, options.model
+  target = None if state.target is None else unravel(state.target, active)
+  if 0 < options.micro_batch_size < batch.views.shape[1]:
+    return _gradient_in_pieces(options, state.params, target, global_params, batch)
+  inputs = prefix_tokens(model, global_params, batch.views)
+
+  def loss(vectors):
+    branches = stack_branches(options, unravel(vectors, active), target, global_params)
+    return batch_losses(options, branches, inputs, batch.mask, global_params.stop)
+
+  gradients, losses = jax.grad(loss, has_aux=True)(state.params)
+  # Each of D devices has the whole gradient of the heads, and of the encoder D times the share of its own images
+  # (the cotangents of D copies of the loss are summed): either way the mean is the gradient.
+  return (gradients if options.axis is None else jax.lax.pmean(gradients, options.axis)), losses
+
+
+def _gradient_in_pieces(
+    options: StepOptions, params: Raveled, target: Params | None, global_params: StageParams, batch: Batch
+) -> tuple[Raveled, Losses]:
+  """Computes the whole batch's gradient, not one of smaller batches, in pieces of `micro_batch_size` images.
+
+  Embeddings of all pieces come first, then the loss and its gradient on the whole batch of embeddings, then each piece's
+  embeddings again, pulled back (GradCache, arXiv 2101.06983). The prefix runs once: its tokens are kept.
+  """
+  model, size, count = options.model, options.micro_batch_size, batch.views.shape[1]
+  unravel, stop = (lambda vectors: model.raveler.unravel(vectors, global_params.active)), global_params.stop
+  branches_at = lambda vectors: stack_branches(options, unravel(vectors), target, global_params)
+
+  def embed_piece(index):
+    piece = jax.lax.dynamic_slice_in_dim(batch.views, index * size, size, axis=1)
+    inputs = prefix_tokens(model, global_params, piece)
+    return inputs, embed_branches(model, branches_at(params), inputs, stop)
+
+  def loss(vectors, online):
+    return compute_losses(options, branches_at(vectors), whole._replace(online=online), batch.mask)
+
+  def pull_back(total, piece):
+    inputs, cotangent = piece
+    embed = lambda vectors: embed_active(model, unravel(vectors), inputs, stop)
+    return jax.tree.map(jnp.add, total, jax.vjp(embed, params)[1](cotangent)[0]), None
+
+  inputs, embeddings = jax.lax.map(embed_piece, jnp.arange(count // size))
+  whole = jax.tree.map(lambda pieces: jnp.moveaxis(pieces, 0, 1).reshape(2, count, -1), embeddings)
+  (of_heads, of_embeddings), losses = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, whole.online)
+  cotangents = jnp.moveaxis(of_embeddings.reshape(2, count // size, size, -1), 1, 0)
+  return jax.lax.scan(pull_back, of_heads, (inputs, cotangents))[0], losses
+
+
+def train_step(
+    options: StepOptions, optimizer: optax.GradientTransformation, state: StepState, global_params: StageParams,
+    batch: Batch) -> tuple[StepState, Losses]:
+  """Takes one step of the optimizer from `make_optimizer`; a batch without valid samples changes nothing."""
+  gradients, losses = gradient(options, state, global_params, batch)
+  updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+  params = optax.apply_updates(state.params, updates)
+  target = None if state.target is None else options.model.objective.update_target(state.target, params)
+  return trees.select(batch.mask.any(), StepState(params, target, optimizer_state), state), losses
