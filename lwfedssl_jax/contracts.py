@@ -7,20 +7,23 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt8
 
 Params = PyTree[Float[Array, '...']]  # a tree of parameters, float32
-Raveled = dict[str, Float[Array, ' n']]  # a tree as a few vectors, see trees.py
+Labels = PyTree[Int[Array, '...']]  # ABSENT, FROZEN or ACTIVE, see stages.py
+Raveled = dict[str, Float[Array, '_']]  # a tree as a few vectors, see trees.py
+Stacked = dict[str, Float[Array, 'K _']]  # those of K clients
 Images = UInt8[Array, 'N H W C']
 Mask = Bool[Array, ' B']  # the valid samples of a batch
 Scalar = Float[Array, '']
-Integer = int | Int[Array, '']  # may be traced
+Integer = int | np.integer | Int[Array, '']  # may be traced
 Key = PRNGKeyArray
 Function = Callable[..., Any]
 
 __all__ = [
-    'Array', 'Bool', 'Encoder', 'FederatedRound', 'Float', 'Function', 'Images', 'Int', 'Integer', 'Key', 'Mask', 'Objective',
-    'Params', 'Raveled', 'Scalar', 'UInt8']
+    'Array', 'Bool', 'Encoder', 'FederatedRound', 'Float', 'Function', 'Images', 'Int', 'Integer', 'Key', 'Labels', 'Mask', 'Objective',
+    'Params', 'PyTree', 'Raveled', 'Scalar', 'Stacked', 'UInt8']
 
 
 class Encoder(NamedTuple):

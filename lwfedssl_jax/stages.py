@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lwfedssl_jax.config import Config
-from lwfedssl_jax.contracts import Integer, Params
+from lwfedssl_jax.contracts import Integer, Labels, Params
 
 
 class StageShape(NamedTuple):
@@ -114,7 +114,7 @@ def merge(params: Params, active: Params, start: Integer) -> Params:
 ABSENT, FROZEN, ACTIVE = range(3)
 
 
-def labels(params: Params, start: Integer, stop: Integer, trains_embedding: bool) -> Params:
+def labels(params: Params, start: Integer, stop: Integer, trains_embedding: bool) -> Labels:
   """Labels every parameter of a stage ABSENT, FROZEN or ACTIVE; the optimizer takes its rules per layer from them.
 
   Args:

@@ -13,7 +13,7 @@ from lwfedssl_jax.contracts import Function, Params, Raveled
 ONLINE_ONLY = 'online_only/'  # prefix of the groups that a target branch lacks
 
 
-def select(condition: Any, on_true: Params, on_false: Params) -> Params:
+def select(condition: Any, on_true: Any, on_false: Any) -> Any:
   """Leaf-wise `where` with one scalar condition."""
   return jax.tree.map(lambda a, b: jnp.where(condition, a, b), on_true, on_false)
 
@@ -77,7 +77,7 @@ def path_name(path: tuple[Any, ...]) -> str:
   return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
-def sha256(tree: Params) -> str:
+def sha256(tree: Any) -> str:
   """Hex digest over every leaf's path, dtype, shape and bytes, in path order."""
   leaves = sorted((path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree))
   digest = hashlib.sha256()

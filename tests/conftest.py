@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tests import typecheck  # noqa: F401 (named in setup.cfg; must be imported before the library)
 
 from lwfedssl_jax import config as configs
 from lwfedssl_jax import objectives, stages

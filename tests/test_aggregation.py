@@ -1,4 +1,4 @@
-"""Which updates the server trusts, and how it puts them together."""
+"""Which updates the server accepts, and how it aggregates them."""
 
 import jax
 import jax.numpy as jnp
@@ -6,16 +6,22 @@ import numpy as np
 import pytest
 
 from lwfedssl_jax import stages
+from lwfedssl_jax.config import MethodConfig
 from lwfedssl_jax.federated import aggregation
+from lwfedssl_jax.federated.aggregation import Uploads
 
 CLIENTS, SIZE = 10, 50
+
+
+def make_aggregator(rule):
+  return aggregation.make_aggregator(MethodConfig(aggregation=rule, trim_fraction=0.2))
 
 
 @pytest.fixture
 def updates():
   generator = np.random.default_rng(0)
   return {'a': generator.normal(1.0, 0.1, (CLIENTS, SIZE)).astype(np.float32),
-          'b': generator.normal(-2.0, 0.1, (CLIENTS, 3, 4)).astype(np.float32)}
+          'b': generator.normal(-2.0, 0.1, (CLIENTS, 12)).astype(np.float32)}
 
 
 @pytest.mark.parametrize(('rule', 'count'), [(rule, count) for rule in ('median', 'trimmed_mean')
@@ -25,7 +31,14 @@ def test_order_statistics_are_numpy_s_over_the_accepted(updates, rule, count):
   accepted[np.random.default_rng(count).permutation(CLIENTS)[:count]] = True
   poisoned = {name: np.where(accepted.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, np.nan)
               for name, leaf in updates.items()}
-  found = jax.jit(aggregation.order_statistic, static_argnums=(0, 1))(rule, 0.2, jnp.asarray(accepted), poisoned)
+  add = jax.jit(make_aggregator(rule).add)
+  state = make_aggregator(rule).init(jax.tree.map(lambda leaf: leaf[0], updates), CLIENTS)
+  for first in (0, 5):  # in two chunks
+    rows = slice(first, first + 5)
+    uploads = Uploads({name: leaf[rows] for name, leaf in poisoned.items()}, jnp.ones(5), jnp.asarray(accepted[rows]))
+    state = add(state, uploads, first)
+  tally = aggregation.tally_clients(jnp.ones(CLIENTS), jnp.asarray(accepted))
+  found = jax.jit(make_aggregator(rule).finish)(state, jnp.asarray(accepted), tally)
   for name, leaf in updates.items():
     ascending = np.sort(leaf[accepted], axis=0)
     trim = int(0.2 * count)
@@ -41,8 +54,10 @@ def test_two_of_ten_liars_move_the_mean_but_not_the_robust_rules(updates, rule):
     leaf[[2, 7]] = 100 * generator.normal(size=leaf[[2, 7]].shape)
   honest = np.ones(CLIENTS, bool)
   honest[[2, 7]] = False
-  robust = aggregation.order_statistic(rule, 0.2, jnp.ones(CLIENTS, bool), lies)
-  mean = aggregation.weighted_sum(jnp.full(CLIENTS, 0.1), lies)
+  everybody = jnp.ones(CLIENTS, bool)
+  tally = aggregation.tally_clients(jnp.full(CLIENTS, 0.1), everybody)
+  robust = make_aggregator(rule).finish(jax.tree.map(jnp.asarray, lies), everybody, tally)
+  mean = aggregation.weighted_sum(jnp.full(CLIENTS, 0.1), jax.tree.map(jnp.asarray, lies))
   for name, leaf in updates.items():
     low, high = leaf[honest].min(axis=0), leaf[honest].max(axis=0)
     assert ((robust[name] >= low) & (robust[name] <= high)).all()
@@ -56,18 +71,18 @@ def test_a_client_of_weight_zero_is_never_multiplied_in(updates):
     weights[client] = 0
     for leaf in poisoned.values():
       leaf[client] = value
-  found = aggregation.weighted_sum(jnp.asarray(weights), poisoned)
+  found = aggregation.weighted_sum(jnp.asarray(weights), jax.tree.map(jnp.asarray, poisoned))
   kept = [client for client in range(CLIENTS) if client not in (3, 4)]
   for name, leaf in updates.items():
     np.testing.assert_allclose(found[name], leaf[kept].mean(axis=0), rtol=1e-5)
 
 
-@pytest.mark.parametrize(('update', 'loss', 'sound'), [
+@pytest.mark.parametrize(('params', 'loss', 'valid'), [
     ([1.0, 2.0], 3.0, True), ([1.0, np.nan], 3.0, False), ([1.0, np.inf], 3.0, False), ([1.0, 2.0], np.nan, False),
     ([1.0, 2.0], np.inf, False), ([1.0, 2.0], 5.0, True), ([1.0, 2.0], 5.01, False), ([1.0, 2.0], -np.inf, False)])
-def test_sound(update, loss, sound):
-  tree = {'a': jnp.ones(3), 'b': jnp.array(update)}
-  assert bool(aggregation.is_valid_update(tree, jnp.float32(loss), jnp.float32(5.0))) is sound
+def test_valid_updates(params, loss, valid):
+  tree = {'a': jnp.ones(3), 'b': jnp.array(params)}
+  assert bool(aggregation.is_valid_update(tree, jnp.float32(loss), jnp.float32(5.0))) is valid
 
 
 @pytest.mark.parametrize(('limit', 'length'), [(0.0, 5.0), (10.0, 5.0), (2.5, 2.5)])

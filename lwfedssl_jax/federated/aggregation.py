@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from lwfedssl_jax import trees
 from lwfedssl_jax.config import MethodConfig
-from lwfedssl_jax.contracts import Array, Bool, Float, Int, Raveled, Scalar
+from lwfedssl_jax.contracts import Array, Bool, Float, Int, Params, Raveled, Scalar, Stacked
 
 
 class Uploads(NamedTuple):
@@ -26,7 +26,7 @@ class Uploads(NamedTuple):
     accepted: False for a client that did not return, or whose parameters or loss are not valid.
   """
 
-  params: dict[str, Float[Array, 'K n']]
+  params: Stacked
   weights: Float[Array, ' K']
   accepted: Bool[Array, ' K']
 
@@ -54,7 +54,7 @@ class Aggregator(NamedTuple):
   finish: Callable[[Any, Array, Tally], Raveled]
 
 
-def is_valid_update(params: Raveled, loss: Scalar, loss_limit: Scalar) -> Bool[Array, '']:
+def is_valid_update(params: Params, loss: Scalar, loss_limit: Scalar | float) -> Bool[Array, '']:
   """Whether a client's parameters are finite and its loss is finite and at most the limit."""
   finite = jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
   return finite & jnp.isfinite(loss) & (loss <= loss_limit)
@@ -74,13 +74,13 @@ def _per_client(values: Array, leaf: Array) -> Array:
   return values.reshape((-1,) + (1,) * (leaf.ndim - 1))
 
 
-def weighted_sum(weights: Float[Array, ' K'], stacked: Raveled) -> Raveled:
+def weighted_sum(weights: Float[Array, ' K'], stacked: Stacked) -> Raveled:
   """Sums leaves (K, ...) with weights in float32; a client of weight 0 is never multiplied in."""
   return jax.tree.map(
       lambda leaf: jnp.where(_per_client(weights, leaf) > 0, _per_client(weights, leaf) * leaf, 0).sum(axis=0), stacked)
 
 
-def order_statistic(trim: Array, accepted: Bool[Array, ' K'], stacked: Raveled) -> Raveled:
+def order_statistic(trim: Array, accepted: Bool[Array, ' K'], stacked: Stacked) -> Raveled:
   """Mean of each coordinate over the accepted clients without the `trim` lowest and highest; `trim` () int."""
   count = accepted.sum()
 

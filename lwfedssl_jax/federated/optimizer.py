@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import optax
 
 from lwfedssl_jax import stages, trees
-from lwfedssl_jax.contracts import Params
+from lwfedssl_jax.contracts import Labels, Params, PyTree
 
 REFERENCE_BATCH_SIZE = 256
 
 
-def is_matrix(params: Params) -> Params:
+def is_matrix(params: Params) -> PyTree[bool]:
   """Marks the leaves that weight decay applies to: kernels, not biases, norms or position tables."""
   return jax.tree_util.tree_map_with_path(lambda path, _: trees.path_name(path).endswith('kernel'), params)
 
 
-def layer_factors(params: Params, labels: Params, block_decay: float) -> Params:
+def layer_factors(params: Params, labels: Labels, block_decay: float) -> Params:
   """Factors on the updates per layer: 0 where a layer is not active, block_decay ** distance below the newest block.
 
   The embedding lies one step below the lowest active block; norm and heads have factor 1.

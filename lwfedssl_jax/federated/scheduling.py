@@ -4,13 +4,13 @@ Clients that are vmapped take as many steps as the one with most. In descending 
 little; assigned round-robin, the devices finish together.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from lwfedssl_jax.config import Config
-from lwfedssl_jax.contracts import Array, Int
+from lwfedssl_jax.contracts import Int
 
 
 class SlotLayout(NamedTuple):
@@ -79,6 +79,6 @@ def padding_fraction(steps: Int[np.ndarray, ' K'], order: Int[np.ndarray, ' S'],
   return 1 - float(in_chunks.sum() / computed) if computed else 0.0
 
 
-def chunk_clients(clients: Array, chunk: int) -> Array:
+def chunk_clients(clients: Any, chunk: int) -> Any:
   """Reshapes a tree of (K, ...) arrays to (K / chunk, chunk, ...)."""
   return jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), clients)
