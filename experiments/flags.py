@@ -11,6 +11,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from lwfedssl_jax import config as configs
+from lwfedssl_jax import options
 from lwfedssl_jax.base import LostPeerError, TrainingError, UsageError
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.interrupts import Interrupted
@@ -21,7 +22,7 @@ STOPPED_EXIT_CODE = 75  # by SIGTERM or Ctrl-C (EX_TEMPFAIL): the same command w
 
 
 def _define(name: str, default: Any, annotation: Any, metadata: Any) -> None:
-  kind, _, length = configs.value_type(annotation)
+  kind, _, length = options.value_type(annotation)
   text = metadata['help']
   if length:
     shown = ','.join(map(str, default))
@@ -43,7 +44,7 @@ def define_config_flags() -> None:
 
 def _value(name: str, annotation: Any) -> Any:
   value = flags.FLAGS[name].value
-  kind, _, length = configs.value_type(annotation)
+  kind, _, length = options.value_type(annotation)
   if not length:
     return value
   try:

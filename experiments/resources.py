@@ -11,6 +11,7 @@ import os
 from absl import flags as absl_flags
 
 from experiments import flags
+from lwfedssl_jax import catalog
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.resources import costs, measure, pictures, planner
@@ -36,7 +37,7 @@ def main():
     raise UsageError(f'--measure_memory: expected --convention=actual, got {convention}')
   flags.print_config(config)
   named = absl_flags.FLAGS['method'].present
-  methods = (config.method.method,) if named else configs.METHODS
+  methods = (config.method.method,) if named else catalog.METHODS
   runs = [configs.with_values(config, {'method': method}) for method in methods]
   if config.client.client_memory_budget_mb:
     plans = [planner.fit(run, image_size) for run in runs]

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lwfedssl_jax.config import HEAD_HIDDEN, PROJECTION_SIZE, Config
+from lwfedssl_jax.catalog import HEAD_HIDDEN, PROJECTION_SIZE
+from lwfedssl_jax.config import Config
 from lwfedssl_jax.stages import StagePlan
 
 

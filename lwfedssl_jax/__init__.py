@@ -12,7 +12,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from lwfedssl_jax.base import UsageError
-from lwfedssl_jax.config import Config, configure, register_method
+from lwfedssl_jax.catalog import register_method
+from lwfedssl_jax.config import Config, configure
 from lwfedssl_jax.version import __version__
 
 if TYPE_CHECKING:

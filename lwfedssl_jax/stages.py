@@ -1,6 +1,6 @@
 """Stage plans: which parameters are absent, frozen or active in a stage, and what travels.
 
-A method is data: traits (config.METHODS), from which a `StagePlan` for each stage is made here (arXiv 2401.11647
+A method is data: traits (catalog.METHODS), from which a `StagePlan` for each stage is made here (arXiv 2401.11647
 v1-v3, Fig. 2 and Algorithm 1). Nothing else in the project asks which method runs.
 """
 

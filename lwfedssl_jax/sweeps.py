@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lwfedssl_jax import config as configs
-from lwfedssl_jax import run_log, training
+from lwfedssl_jax import options, run_log, training
 from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching, federation, sources
@@ -63,7 +63,7 @@ def parse_variation(text: str) -> Variation:
   if not equals or not values or field not in annotations or field in ('workdir', 'seed', 'method'):
     raise UsageError(f'--vary: expected FLAG=VALUE,VALUE,... with a flag of pretrain other than workdir, seed and '
                      f'method, got {text!r}')
-  kind, _, length = configs.value_type(annotations[field])
+  kind, _, length = options.value_type(annotations[field])
 
   def read(part):
     try:

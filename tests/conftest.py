@@ -9,12 +9,12 @@ import numpy as np
 import optax
 import pytest
 
+from lwfedssl_jax import catalog, objectives, stages
 from lwfedssl_jax import config as configs
-from lwfedssl_jax import objectives, stages
 from lwfedssl_jax.data import augment, batching
 from lwfedssl_jax.federated import round as rounds
 
-TINY = configs.EncoderSize(width=8, depth=4, num_heads=2, mlp_ratio=2)
+TINY = catalog.EncoderSize(width=8, depth=4, num_heads=2, mlp_ratio=2)
 IMAGE_SIZE = 8
 
 # Numbers far from the defaults, so that each of them shows in the result: a weight of 1, one epoch or a decay of
@@ -128,7 +128,7 @@ def compilation(tmp_path_factory):
 def tiny_library():
   """Shrinks `vit_micro` and the heads, and simplifies augmentation and shuffling, while a module's tests run."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(configs.ENCODER_SIZES, 'vit_micro', TINY)
+    patch.setitem(catalog.ENCODER_SIZES, 'vit_micro', TINY)
     patch.setattr(objectives, 'HEAD_HIDDEN', 12)
     patch.setattr(objectives, 'PROJECTION_SIZE', 8)
     patch.setattr(augment, 'two_views', cheap_two_views)

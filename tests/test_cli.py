@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from experiments import flags
+from lwfedssl_jax import catalog
 from lwfedssl_jax import config as configs
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -231,7 +232,7 @@ def test_resources_reproduces_the_paper(objective):
   found = json.loads(lines[-1])
   assert len(lines) == 2 and lines[0].startswith('config: ')
   assert (found['convention'], found['objective']) == ('paper_v4', objective)
-  assert list(found['methods']) == list(configs.METHODS)
+  assert list(found['methods']) == list(catalog.METHODS)
   for method, (gb, gflops) in PUBLISHED[objective].items():
     assert found['methods'][method]['communication_gb'] == pytest.approx(gb, abs=0.01)
     assert found['methods'][method]['gflops'] == pytest.approx(gflops, abs=2 if objective == 'simclr' else 1)

@@ -24,7 +24,7 @@ from PIL import Image
 
 import lwfedssl_jax
 from experiments import flags
-from lwfedssl_jax import UsageError, checkpoint, run_log
+from lwfedssl_jax import UsageError, catalog, checkpoint, run_log
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.data import sources
 from lwfedssl_jax.federated import round as rounds
@@ -244,7 +244,7 @@ def run_folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp('sound') / 'run'
   config = configs.configure(**CONFIG, workdir=str(folder))
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(configs.ENCODER_SIZES, 'vit_micro', configs.EncoderSize(8, 4, 2, 2))
+    patch.setitem(catalog.ENCODER_SIZES, 'vit_micro', catalog.EncoderSize(8, 4, 2, 2))
     with run_log.claim_workdir(config):
       shapes = jax.eval_shape(rounds.make_round(config, 8, 4).init, jax.random.key(0))
       params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, leaf.dtype), shapes)

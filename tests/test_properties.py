@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from experiments import flags
+from lwfedssl_jax import catalog
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.data import federation, sources
@@ -67,7 +68,7 @@ DATASET = ImageDataset(
     'dirichlet_beta': st.floats(1e-3, 1e3), 'shards_per_client': st.integers(1, 6),
     'client_size_sigma': st.floats(0, 3), 'auxiliary_fraction': st.floats(0, 0.9),
     'max_train_images': st.integers(0, 120), 'batch_size': st.integers(2, 20), 'seed': st.integers(0, 2**31 - 1),
-    'method': st.sampled_from(sorted(configs.METHODS))}))
+    'method': st.sampled_from(sorted(catalog.METHODS))}))
 def test_every_image_belongs_to_one_client_or_to_the_server(values):
   try:
     config = configs.configure(**values)
@@ -82,7 +83,7 @@ def test_every_image_belongs_to_one_client_or_to_the_server(values):
 
 @settings(max_examples=25, deadline=None)
 @given(st.fixed_dictionaries({
-    'method': st.sampled_from(sorted(configs.METHODS)), 'objective': st.sampled_from(sorted(configs.OBJECTIVES)),
+    'method': st.sampled_from(sorted(catalog.METHODS)), 'objective': st.sampled_from(sorted(catalog.OBJECTIVES)),
     'num_clients': st.integers(1, 8), 'client_dropout': st.floats(0, 1), 'rounds_per_stage': st.integers(1, 4),
     'blocks_per_stage': st.sampled_from([1, 2, 4]), 'server_calibration': st.booleans(), 'seed': st.integers(0, 99)}),
        st.integers(0, 8))

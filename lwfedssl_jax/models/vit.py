@@ -14,7 +14,8 @@ import numpy as np
 from flax import linen as nn
 
 from lwfedssl_jax.base import Encoder, Params, PRNGKey
-from lwfedssl_jax.config import EncoderSize, ModelConfig
+from lwfedssl_jax.catalog import EncoderSize
+from lwfedssl_jax.config import ModelConfig
 
 LAYER_NORM_EPSILON = 1e-6
 POSITION_DEVIATION = 0.02

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from lwfedssl_jax.base import UsageError
-from lwfedssl_jax.config import HEAD_HIDDEN, PROJECTION_SIZE, Config
+from lwfedssl_jax.catalog import HEAD_HIDDEN, PROJECTION_SIZE
+from lwfedssl_jax.config import Config
 from lwfedssl_jax.stages import StagePlan, block_name, changes, make_plans, needs, uploads
 
 CHANNELS = 3

@@ -9,7 +9,8 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lwfedssl_jax.config import OBJECTIVES, PROJECTION_SIZE, Config
+from lwfedssl_jax.catalog import OBJECTIVES, PROJECTION_SIZE
+from lwfedssl_jax.config import Config
 from lwfedssl_jax.resources.communication import CHANNELS, head_widths, num_tokens
 from lwfedssl_jax.stages import StagePlan, make_plans
 
