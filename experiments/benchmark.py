@@ -89,11 +89,11 @@ def _step_case(config: Config, plan: StagePlan) -> Case:
 
 def _round_case(config: Config, plan: StagePlan) -> Case:
   """A round in which every client holds --images_per_client random images."""
-  size, clients, each = config.model.image_size, config.num_clients, _IMAGES.value
+  size, clients, each = config.model.image_size, config.effective_num_clients, _IMAGES.value
   batch, epochs = config.client.batch_size, config.client.local_epochs
   generator = np.random.default_rng(0)
   images = lambda count: jnp.asarray(generator.integers(0, 256, (count, size, size, 3), np.uint8))
-  num_server = each if config.server_calibration else 0
+  num_server = each if config.uses_calibration else 0
   inputs = rounds.RoundInputs(
       jax.random.key(config.run.seed), jnp.int32(0), images(clients * each),
       rounds.Clients(jnp.arange(clients), jnp.arange(clients * each).reshape(clients, each),

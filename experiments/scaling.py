@@ -61,16 +61,18 @@ def _federation(config: Config, server_images: int) -> Federation:
   colours = generator.integers(0, 256, (POOL_IMAGES, side, side, 3), np.uint8)
   pool = colours.repeat(config.model.image_size // side, axis=1).repeat(config.model.image_size // side, axis=2)
   dataset = ImageDataset('synthetic', pool, None, pool[:0], None, ())
-  owned = [np.sort(generator.choice(POOL_IMAGES, IMAGES_A_CLIENT, replace=False)) for _ in range(config.num_clients)]
+  owned = [np.sort(generator.choice(POOL_IMAGES, IMAGES_A_CLIENT, replace=False))
+           for _ in range(config.effective_num_clients)]
   return Federation(dataset, owned, np.arange(0), pool[:server_images])
 
 
 def build(config: Config, name: str) -> Scaled:
   """Compiles the last stage's round of a synthetic federation whose clients hold IMAGES_A_CLIENT images each."""
-  data = _federation(config, IMAGES_A_CLIENT if config.server_calibration else 0)
+  data = _federation(config, IMAGES_A_CLIENT if config.uses_calibration else 0)
   plan = stages.make_plans(config)[-1]
   participation = sampling.plan_participation(
-      config.run.seed, ROUNDS_PLANNED, config.num_clients, config.clients_per_round, config.client.client_dropout)
+      config.run.seed, ROUNDS_PLANNED, config.effective_num_clients, config.effective_clients_per_round,
+      config.client.client_dropout)
   placement = feed.choose_placement(config, data, participation)
   source = feed.Feed(config, data, participation, placement)
   made = rounds.make_round(
@@ -96,7 +98,8 @@ def build(config: Config, name: str) -> Scaled:
 
   active, _ = stages.split(params, plan.shape, plan.start)
   return Scaled(
-      name, run, lambda: params, initial, config.clients_per_round * config.client.local_epochs * IMAGES_A_CLIENT,
+      name, run, lambda: params, initial,
+      config.effective_clients_per_round * config.client.local_epochs * IMAGES_A_CLIENT,
       first.images.nbytes, memory.read_analysis(compiled).peak_bytes,
       collectives.read_collectives(compiled.as_text()), sum(4 * leaf.size for leaf in jax.tree.leaves(active)))
 

@@ -197,11 +197,11 @@ class Config:
       raise UsageError(
           f'--micro_batch_size: expected a divisor of --batch_size={self.client.batch_size}, '
           f'got {self.client.micro_batch_size}')
-    if self.client.clients_per_round > self.num_clients:
+    if self.client.clients_per_round > self.effective_num_clients:
       raise UsageError(
-          f'--clients_per_round: expected at most --num_clients={self.num_clients}, '
+          f'--clients_per_round: expected at most --num_clients={self.effective_num_clients}, '
           f'got {self.client.clients_per_round}')
-    if self.server_calibration and not self.data.auxiliary_dataset and not self.data.auxiliary_fraction:
+    if self.uses_calibration and not self.data.auxiliary_dataset and not self.data.auxiliary_fraction:
       raise UsageError('--auxiliary_fraction: expected more than 0 with --server_calibration, got 0')
 
   @property
@@ -210,20 +210,20 @@ class Config:
     return self.method.traits.federated
 
   @property
-  def num_clients(self) -> int:
+  def effective_num_clients(self) -> int:
     return self.partition.num_clients if self.is_federated else 1
 
   @property
-  def clients_per_round(self) -> int:
-    return self.client.clients_per_round or self.num_clients
+  def effective_clients_per_round(self) -> int:
+    return self.client.clients_per_round or self.effective_num_clients
 
   @property
-  def server_calibration(self) -> bool:
+  def uses_calibration(self) -> bool:
     chosen = self.method.server_calibration
     return self.method.traits.mechanisms if chosen is None else chosen
 
   @property
-  def representation_alignment(self) -> bool:
+  def uses_alignment(self) -> bool:
     chosen = self.objective.representation_alignment
     return self.method.traits.mechanisms if chosen is None else chosen
 

@@ -69,7 +69,7 @@ def make_plans(config: Config) -> tuple[StagePlan, ...]:
             start=start,
             stop=stop,
             trains_embedding=start == 0,
-            calibrates=config.server_calibration,
+            calibrates=config.uses_calibration,
             num_new=step,
             depth=depth,
         ))

@@ -117,7 +117,7 @@ def operations(config: Config, data: Federation, first_round: int = 0) -> float:
   sizes = [len(ids) for ids in data.client_images]
   batch, total = config.client.batch_size, 0.0
   steps = config.client.local_epochs * sum(batching.steps_per_epoch(size, batch) for size in sizes)
-  steps *= config.clients_per_round / config.num_clients * (1 - config.client.client_dropout)
+  steps *= config.effective_clients_per_round / config.effective_num_clients * (1 - config.client.client_dropout)
   for stage in make_plans(config):
     rounds = stage.num_rounds - min(max(first_round - stage.first_round, 0), stage.num_rounds)
     total += rounds * steps * flops.executed_flops(config, data.image_size, stage, batch).total_flops

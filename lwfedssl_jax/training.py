@@ -41,7 +41,8 @@ class _Run:
     self.plans = stages.make_plans(config)
     self.num_rounds = sum(plan.num_rounds for plan in self.plans)
     self.participation = sampling.plan_participation(
-        config.run.seed, self.num_rounds, config.num_clients, config.clients_per_round, config.client.client_dropout)
+        config.run.seed, self.num_rounds, config.effective_num_clients, config.effective_clients_per_round,
+        config.client.client_dropout)
     rules = _with_chunk(dataclasses.replace(config, run=RunConfig()), data.image_size)
     config = dataclasses.replace(rules, run=config.run)
     self.placement = feed.choose_placement(config, data, self.participation)
@@ -61,7 +62,7 @@ class _Run:
         make_encoder(config.model, data.image_size), data.dataset, config.run, self.placement.mesh)
     self.payload = communication.make_payload(config, data.image_size)
     self.sizes = np.array([len(ids) for ids in data.client_images])
-    server_images = data.server_images if config.server_calibration else data.server_images[:0]
+    server_images = data.server_images if config.uses_calibration else data.server_images[:0]
     self.server_images = devices.replicate(self.placement.mesh, server_images)
 
   def init(self) -> Params:
@@ -91,7 +92,7 @@ class _Run:
     """Returns which version of what every client holds after some rounds."""
     done = slice(0, rounds_done)
     return communication.charge_run(
-        self.payload, self.plans, self.config.num_clients, self.participation.client_ids[done],
+        self.payload, self.plans, self.config.effective_num_clients, self.participation.client_ids[done],
         self.participation.returned[done]).ledger
 
 
@@ -206,7 +207,7 @@ def _train_rounds(run: _Run, params: Params, rounds_done: int, log: run_log.RunL
           f'state before it is saved. A smaller --learning_rate may help')
     ledger, traffic = communication.charge_round(
         ledger, run.payload, plan, run.participation.client_ids[round_num], run.participation.returned[round_num])
-    row |= _traffic_row(traffic, run.config.num_clients)
+    row |= _traffic_row(traffic, run.config.effective_num_clients)
     if stage_ends:
       row |= _measure_stage(run, params, plan)
     log.write(row)
@@ -247,7 +248,7 @@ def _run_round(run: _Run, params: Params, plan: StagePlan, round_num: int,
   row |= {'accepted': int(metrics.accepted.sum()), 'left_out': left_out, 'padded_share': fed.padded_share}
   row['loss'] = float(metrics.client.total)
   row['objective_loss'] = float(metrics.client.objective)
-  if run.config.representation_alignment:
+  if run.config.uses_alignment:
     row['alignment_loss'] = float(metrics.client.alignment)
   if metrics.calibration is not None:
     row['calibration_loss'] = float(metrics.calibration.total)
@@ -283,7 +284,7 @@ def _summarize(run: _Run, params: Params, rows: list[dict[str, Any]]) -> Summary
       'encoder': config.model.encoder,
       'dataset': config.data.dataset,
       'seed': config.run.seed,
-      'num_clients': config.num_clients,
+      'num_clients': config.effective_num_clients,
       'num_rounds': run.num_rounds,
       'final_loss': last['loss'],
       'final_knn_accuracy': last['knn_accuracy'],
@@ -291,8 +292,8 @@ def _summarize(run: _Run, params: Params, rows: list[dict[str, Any]]) -> Summary
       'raw_pixel_knn_accuracy': run.monitor.raw_pixel_accuracy(),
       'embedding_std': last['embedding_std'],
       'effective_rank': last['effective_rank'],
-      'download_bytes': total('total_download_bytes') / config.num_clients,
-      'upload_bytes': total('total_upload_bytes') / config.num_clients,
+      'download_bytes': total('total_download_bytes') / config.effective_num_clients,
+      'upload_bytes': total('total_upload_bytes') / config.effective_num_clients,
       'seconds': total('seconds'),
       'params_sha256': trees.sha256(params),
   }

@@ -42,7 +42,8 @@ def _run(values, num_devices, budget_mb):
   dataset = sources.load('digits', image_size=8)
   data = federation.deal(dataset, config)
   plan = stages.make_plans(config)[-1]
-  participation = sampling.plan_participation(0, 4, config.num_clients, config.clients_per_round, 0.2)
+  participation = sampling.plan_participation(
+      0, 4, config.effective_num_clients, config.effective_clients_per_round, 0.2)
   placement = feed.choose_placement(config, data, participation)
   made = rounds.make_round(config, 8, feed.client_room(data, config.client.batch_size), placement)
   whole = devices.sharding(placement.mesh)

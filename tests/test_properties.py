@@ -78,7 +78,7 @@ def test_every_image_belongs_to_one_client_or_to_the_server(values):
     return
   held = np.concatenate([*dealt.client_images, dealt.server_ids])
   assert len(set(held.tolist())) == len(held) == min(values['max_train_images'] or 90, 90)
-  assert len(dealt.client_images) == config.num_clients
+  assert len(dealt.client_images) == config.effective_num_clients
 
 
 @settings(max_examples=25, deadline=None)
@@ -93,9 +93,11 @@ def test_payload_bytes_add_up(values, clients_per_round):
   plans, payload = make_plans(config), communication.make_payload(config, 8)
   num_rounds = sum(plan.num_rounds for plan in plans)
   participation = sampling.plan_participation(
-      config.run.seed, num_rounds, config.num_clients, config.clients_per_round, config.client.client_dropout)
-  whole = communication.charge_run(payload, plans, config.num_clients, participation.client_ids, participation.returned)
-  ledger, down, up = communication.start_ledger(payload, config.num_clients), 0, 0
+      config.run.seed, num_rounds, config.effective_num_clients, config.effective_clients_per_round,
+      config.client.client_dropout)
+  whole = communication.charge_run(
+      payload, plans, config.effective_num_clients, participation.client_ids, participation.returned)
+  ledger, down, up = communication.start_ledger(payload, config.effective_num_clients), 0, 0
   rounds = [plan for plan in plans for _ in range(plan.num_rounds)]
   for plan, ids, returned in zip(rounds, participation.client_ids, participation.returned):
     ledger, traffic = communication.charge_round(ledger, payload, plan, ids, returned)

@@ -84,7 +84,7 @@ def make_rules(config: Config, image_size: int, *, for_server: bool = False) -> 
   if for_server:
     batch_size = method.calibration_batch_size or batch_size
     learning_rate = method.calibration_learning_rate or learning_rate
-  elif config.representation_alignment:
+  elif config.uses_alignment:
     alignment = make_alignment(objective.alignment_kind, objective.temperature)
   return local.LocalRules(
       encoder=make_encoder(config.model, image_size, rematerialize=client.rematerialize),
@@ -129,7 +129,8 @@ def input_specs(placement: Placement) -> RoundInputs:
 
 def make_layout(config: Config, num_devices: int = 1) -> packing.Layout:
   """Returns the layout of a run's rounds."""
-  return packing.make_layout(config.clients_per_round, config.client.client_chunk or default_chunk(), num_devices)
+  return packing.make_layout(
+      config.effective_clients_per_round, config.client.client_chunk or default_chunk(), num_devices)
 
 
 def make_round(
@@ -234,7 +235,7 @@ def make_round(
     active, frozen = stages.split(params, shape, start)
     combined, losses, accepted, weights, any_accepted = train_clients(inputs, active, frozen, start)
     params, calibration = stages.merge(params, combined, start), None
-    if config.server_calibration:
+    if config.uses_calibration:
       calibrated, calibration = calibrate(inputs, params, stop)
       sound = aggregation.is_sound(calibrated, calibration.total, jnp.inf)
       params = trees.select(any_accepted & sound, calibrated, params)

@@ -321,8 +321,8 @@ def expected_traffic(config: Config, image_size: int) -> ExpectedTraffic:
   """
   payload, plans = make_payload(config, image_size), make_plans(config)
   sizes = np.array(list(payload.sizes_bytes.values()), np.float64)
-  sampled = config.clients_per_round / config.num_clients
-  changed = 1 - config.client.client_dropout**config.clients_per_round
+  sampled = config.effective_clients_per_round / config.effective_num_clients
+  changed = 1 - config.client.client_dropout**config.effective_clients_per_round
   returns = sampled * (1 - config.client.client_dropout)
   downloads = np.zeros((len(plans), len(sizes)))
   sent = np.zeros_like(downloads)
@@ -341,5 +341,5 @@ def expected_traffic(config: Config, image_size: int) -> ExpectedTraffic:
 
 def full_participation(config: Config) -> tuple[np.ndarray, np.ndarray]:
   """Returns (client ids, returned) of shape (rounds, clients) for a run whose clients all take part and return."""
-  shape = (sum(plan.num_rounds for plan in make_plans(config)), config.num_clients)
+  shape = (sum(plan.num_rounds for plan in make_plans(config)), config.effective_num_clients)
   return np.broadcast_to(np.arange(shape[1]), shape), np.ones(shape, bool)

@@ -102,16 +102,17 @@ def _actual_bytes(config: Config, image_size: int, plans: tuple[StagePlan, ...],
   payload = communication.make_payload(config, image_size)
   rounds = [plan for plan in plans for _ in range(plan.num_rounds)]
   participation = sampling.plan_participation(
-      config.run.seed, len(rounds), config.num_clients, config.clients_per_round, config.client.client_dropout)
+      config.run.seed, len(rounds), config.effective_num_clients, config.effective_clients_per_round,
+      config.client.client_dropout)
   sizes = np.array(list(payload.sizes_bytes.values()), np.int64)
   down, up = np.zeros((2, len(plans), len(sizes)), np.int64)
-  ledger = communication.start_ledger(payload, config.num_clients)
+  ledger = communication.start_ledger(payload, config.effective_num_clients)
   for plan, ids, returned in zip(rounds, participation.client_ids, participation.returned):
     ledger, traffic = communication.charge_round(ledger, payload, plan, ids, returned)
     everything = np.array([name in needs(plan, payload.head_names) for name in payload.sizes_bytes])
     down[plan.stage] += len(ids) * everything * sizes if worst_case else traffic.download_bytes.sum(axis=0)
     up[plan.stage] += traffic.upload_bytes.sum(axis=0)
-  named = lambda row: dict(zip(payload.sizes_bytes, (row / config.num_clients).tolist()))
+  named = lambda row: dict(zip(payload.sizes_bytes, (row / config.effective_num_clients).tolist()))
   return [(named(d), named(u)) for d, u in zip(down, up)]
 
 
@@ -122,7 +123,7 @@ def _expected_bytes(config: Config, image_size: int, plans: tuple[StagePlan, ...
   named = lambda row: dict(zip(payload.sizes_bytes, row.tolist()))
   if not worst_case:
     return [(named(d), named(u)) for d, u in zip(*found)]
-  share = config.clients_per_round / config.num_clients
+  share = config.effective_clients_per_round / config.effective_num_clients
   everything = lambda plan: {
       name: share * plan.num_rounds * size * (name in needs(plan, payload.head_names))
       for name, size in payload.sizes_bytes.items()}

@@ -104,7 +104,7 @@ def choose_chunk(config: Config, image_size: int, free_bytes: int) -> int:
     free_bytes: of the device's memory.
   """
   room = int(CHUNK_SHARE * free_bytes // peak_bytes(config, image_size))
-  return max(1, min(config.clients_per_round, MOST_SIDE_BY_SIDE, room))
+  return max(1, min(config.effective_clients_per_round, MOST_SIDE_BY_SIDE, room))
 
 
 def describe(plan: MemoryPlan) -> str:

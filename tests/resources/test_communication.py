@@ -337,7 +337,8 @@ def test_expectation_is_the_mean_of_the_ledger_over_draws(method):
 def test_expectation_of_full_participation_is_exact(method):
   config = configure(method=method, **MICRO)
   payload = comm.make_payload(config, 16)
-  exact = comm.charge_run(payload, stages.make_plans(config), config.num_clients, *comm.full_participation(config))
+  exact = comm.charge_run(
+      payload, stages.make_plans(config), config.effective_num_clients, *comm.full_participation(config))
   found = comm.expected_traffic(config, 16)
   np.testing.assert_array_equal(found.download_bytes.sum(axis=1), exact.download_bytes[:, 0])
   np.testing.assert_array_equal(found.upload_bytes.sum(axis=1), exact.upload_bytes[:, 0])

@@ -192,7 +192,7 @@ def traced_flops(config, plan, shape, start, aligned):
 def test_executed_flops_are_the_products_of_the_traced_step(objective, method, stage, options):
   config = configure(method=method, objective=objective, **options)
   plan = stages.make_plans(config)[stage]
-  traced = traced_flops(config, plan, plan.shape, plan.start, config.representation_alignment)
+  traced = traced_flops(config, plan, plan.shape, plan.start, config.uses_alignment)
   step = flops.executed_flops(config, IMAGE_SIZE, plan, BATCH)
   assert step.total_flops == traced
   assert all(isinstance(part, int) for part in step)
