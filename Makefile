@@ -25,9 +25,10 @@ demo: $(VENV)/installed
 lint: $(VENV)/installed-for-tests
 	$(RUN) -m ruff check .
 	$(VENV)/bin/lint-imports
+	$(RUN) -m mypy
 
 test: lint
 	$(RUN) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered --durations=15
 
 clean:
-	rm -rf .venv-* runs .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv-* runs .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -1,9 +1,14 @@
 """Contracts between the layers: NamedTuples of pure functions, and the one user-facing error."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-Params = Any  # a pytree of arrays
+if TYPE_CHECKING:
+  import jax
+
+  Params: TypeAlias = 'dict[str, jax.Array | Params]'
+else:
+  Params = dict[str, Any]  # a pytree of arrays; jax is for type checkers only
 PRNGKey = Any  # a typed key, jax.random.key
 
 

@@ -6,11 +6,13 @@ views of one table. Field names are unique across groups: a flag is a field.
 """
 
 import dataclasses
+import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from lwfedssl_jax import catalog
 from lwfedssl_jax.base import UsageError
+from lwfedssl_jax.config_fields import ConfigFields
 from lwfedssl_jax.options import Validated, option
 
 MOST_PIXELS = 4096  # a side; beyond, a slip of the finger would ask for terabytes
@@ -145,7 +147,7 @@ class AugmentConfig(Validated):
   solarize_probability: tuple[float, float] = option(
       (0.0, 0.2), 'probability of solarization, per view', at_least=0, at_most=1)
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     for name in ('crop_area', 'blur_sigma'):
       low, high = getattr(self, name)
@@ -184,7 +186,7 @@ class Config:
   augment: AugmentConfig = AugmentConfig()
   run: RunConfig = RunConfig()
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     size, model = self.model.size, self.model
     if model.image_size and model.image_size % model.patch_size:
       raise UsageError(
@@ -228,7 +230,7 @@ class Config:
     return self.method.traits.mechanisms if chosen is None else chosen
 
 
-GROUPS: dict[str, type] = {f.name: f.type for f in dataclasses.fields(Config)}
+GROUPS: dict[str, type] = typing.get_type_hints(Config)
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
@@ -246,7 +248,7 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
   return Config(**groups)
 
 
-def configure(**values: Any) -> Config:
+def configure(**values: Unpack[ConfigFields]) -> Config:
   """Returns the default configuration with the named fields set: `configure(dataset='digits', num_clients=4)`.
 
   Raises:

@@ -49,7 +49,7 @@ def write_arrays(path: str, arrays: dict[str, np.ndarray]) -> None:
   """Writes an .npz file whole or not at all."""
   temporary = f'{path}.tmp'
   with open(temporary, 'wb') as file:
-    np.savez_compressed(file, **arrays)
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # no array is named allow_pickle
     file.flush()
     os.fsync(file.fileno())
   os.replace(temporary, path)
