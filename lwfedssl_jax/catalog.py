@@ -1,4 +1,4 @@
-"""What there is to choose from, as data: methods, objectives, encoders and the sizes of heads. Imports no jax."""
+"""What there is to choose from, as data: methods, objectives, encoders, protocols, conventions. Imports no jax."""
 
 import typing
 from collections.abc import Callable
@@ -75,6 +75,14 @@ ENCODER_SIZES = {
     'vit_tiny': EncoderSize(width=192, depth=12, num_heads=3, mlp_ratio=4),
     'vit_micro': EncoderSize(width=64, depth=4, num_heads=2, mlp_ratio=4),
 }
+
+# How costs are counted (resources/costs.py): as in versions 4 and 1 of the paper, or as this program does.
+PAPER_CONVENTIONS = ('paper_v4', 'paper_v1')
+OWN_CONVENTIONS = ('actual', 'expected')
+CONVENTIONS = (*PAPER_CONVENTIONS, *OWN_CONVENTIONS)
+
+PROTOCOLS = ('knn', 'knn_centred', 'linear', 'finetune')  # of evaluation
+SPLITS = ('test', 'validation')  # of evaluation
 
 # Widths of projector and predictor (192-512-512-256 and 256-512-256 for ViT-Tiny, as in MoCo v3's shape).
 HEAD_HIDDEN = 512

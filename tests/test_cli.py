@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import flags
+from experiments import presets
 from lwfedssl_jax import catalog
 from lwfedssl_jax import config as configs
 
@@ -276,9 +276,8 @@ def test_mistake_about_resources_is_one_line(arguments, expected):
 
 
 def test_command_line_beats_preset_wherever_the_preset_stands():
-  argv = ['program', '--seed=3', '--flagfile', 'a.flags', '--batch_size=8', '--flagfile=b.flags']
-  expected = ['program', '--flagfile=a.flags', '--flagfile=b.flags', '--seed=3', '--batch_size=8']
-  assert flags.presets_first(argv) == expected
+  typed = ['--seed=3', '--flagfile', 'a.flags', '--batch_size=8', '--flagfile=b.flags']
+  assert presets.put_first(typed) == ['--flagfile=a.flags', '--flagfile=b.flags', '--seed=3', '--batch_size=8']
 
 
 @pytest.mark.parametrize('preset', PRESETS, ids=lambda path: path.stem)
@@ -292,11 +291,3 @@ def test_presets_are_valid_configurations(preset):
     values[name] = tuple(map(float, text.split(','))) if kind is tuple else kind(text)
   config = configs.with_values(configs.Config(), values)
   assert configs.from_flat(json.loads(json.dumps(configs.flatten(config)))) == config
-
-
-def test_every_field_is_a_flag_with_help():
-  names = [field.name for group in configs.GROUPS.values() for field in group.__dataclass_fields__.values()]
-  assert len(names) == len(set(names))
-  result = pretrain('--helpfull')
-  for name in names:
-    assert f'{name}:' in result.stdout, name

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experiments import flags
+from experiments import presets
 from lwfedssl_jax import catalog
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.base import UsageError
@@ -141,11 +141,10 @@ def test_a_mangled_npz_is_read_or_refused_in_one_line(data):
 @given(st.lists(st.one_of(st.text(max_size=12), st.sampled_from(
     ['--flagfile', '--flagfile=a', '-flagfile=b', '--seed=1', '--', '--flagfile=', '--flagfile= ']))))
 def test_presets_move_to_the_front_and_nothing_is_lost(arguments):
-  moved = flags.presets_first(['program', *arguments])
-  assert moved[0] == 'program'
+  moved = presets.put_first(arguments)
   is_preset = lambda argument: argument.startswith('--flagfile=') or argument.startswith('-flagfile=')
-  count = sum(map(is_preset, moved[1:]))
-  assert all(map(is_preset, moved[1:1 + count]))
+  count = sum(map(is_preset, moved))
+  assert all(map(is_preset, moved[:count]))
   kept = [argument for argument in arguments if not is_preset(argument)]
   if not {'--flagfile', '-flagfile'} & set(arguments):
-    assert moved[1 + count:] == kept and count == len(arguments) - len(kept)
+    assert moved[count:] == kept and count == len(arguments) - len(kept)

@@ -18,14 +18,13 @@ from typing import NamedTuple
 import numpy as np
 
 from lwfedssl_jax.base import UsageError
-from lwfedssl_jax.catalog import HEAD_HIDDEN, PROJECTION_SIZE
+from lwfedssl_jax.catalog import HEAD_HIDDEN, PAPER_CONVENTIONS, PROJECTION_SIZE
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.stages import StagePlan, block_name, changes, make_plans, needs, uploads
 
 CHANNELS = 3
 BYTES_PER_PARAM = 4  # float32, whatever the compute type
 PAPER_GB_BYTES = 1000 * 2**20  # the paper's "GB" is 1000 MiB: only so do its numbers come out
-PAPER_CONVENTIONS = ('paper_v4', 'paper_v1')
 
 
 def paper_gb(num_bytes: int) -> float:

@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lwfedssl_jax import tables
+from lwfedssl_jax.catalog import OWN_CONVENTIONS
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.federated import sampling
 from lwfedssl_jax.resources import communication, flops, memory
 from lwfedssl_jax.stages import StagePlan, make_plans, needs
 
-OWN_CONVENTIONS = ('actual', 'expected')
-CONVENTIONS = (*communication.PAPER_CONVENTIONS, *OWN_CONVENTIONS)
 PARTS = ('embedding', 'blocks', 'norm', 'heads')
 OWN_GB_BYTES = 10**9
 
@@ -147,12 +146,12 @@ def method_cost(
   Args:
     config: the run; its method decides the stages.
     image_size: side of the images, pixels.
-    convention: one of CONVENTIONS.
+    convention: one of catalog.CONVENTIONS.
     worst_case_download: the client downloads all that exists at a stage in every round.
     with_memory: in `actual`, compile the steps for their peak memory; seconds per stage shape.
 
   Raises:
-    UsageError: the convention is not one of CONVENTIONS, or the patch size does not divide the image.
+    UsageError: the convention is not one of catalog.CONVENTIONS, or the patch size does not divide the image.
   """
   plans, epochs = make_plans(config), config.client.local_epochs
   operations = server = memories = [None] * len(plans)

@@ -8,7 +8,7 @@ import numpy as np
 
 from lwfedssl_jax import config as configs
 from lwfedssl_jax import devices, rng, stages
-from lwfedssl_jax.base import Params, UsageError
+from lwfedssl_jax.base import Params
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data.federation import Federation
 from lwfedssl_jax.data.sources import ImageDataset
@@ -92,7 +92,7 @@ def build(config: Config, name: str) -> Scaled:
   compiled = made.apply.jitted.lower(plan.shape, params, *bounds, first).compile()
   numbers = iter(range(ROUNDS_PLANNED))
 
-  def run():
+  def run() -> None:
     nonlocal params
     params, _ = jax.block_until_ready(compiled(params, *bounds, inputs(next(numbers))))
 
@@ -106,7 +106,7 @@ def build(config: Config, name: str) -> Scaled:
 
 def client_cases(config: Config) -> Iterator[Scaled]:
   """Builds populations of which SAMPLED train in a round, rounds of ever more clients, and one that streams images."""
-  small = {'batch_size': IMAGES_A_CLIENT // 2, 'rounds_per_stage': ROUNDS_PLANNED}
+  small: dict[str, Any] = {'batch_size': IMAGES_A_CLIENT // 2, 'rounds_per_stage': ROUNDS_PLANNED}
   a_quarter = POOL_IMAGES * 3 * config.model.image_size**2 / 4 / feed.MEGABYTE
   for population in POPULATIONS:
     values = {'num_clients': population, 'clients_per_round': SAMPLED}
@@ -120,11 +120,8 @@ def client_cases(config: Config) -> Iterator[Scaled]:
 
 
 def device_cases(config: Config) -> Iterator[Scaled]:
-  """Builds the same round on 1, 2, 4, .. of the devices there are. Raises UsageError if there is only one."""
+  """Builds the same round on 1, 2, 4, .. of the devices there are."""
   found = jax.device_count()
-  if found == 1:
-    raise UsageError('--suite=devices: expected several devices; on a CPU XLA_FLAGS='
-                     '--xla_force_host_platform_device_count=8 makes them')
   for count in (2**power for power in range(found.bit_length()) if 2**power <= found):
     yield build(configs.with_values(config, {'num_devices': count}), f'{count} devices')
 
