@@ -38,7 +38,7 @@ class Command(NamedTuple):
   has_config: bool = False
 
 
-def _say(message: str) -> None:
+def _print_error(message: str) -> None:
   print(f'error: {" ".join(message.split())}', file=sys.stderr, flush=True)
 
 
@@ -47,6 +47,9 @@ def define_flags(command: Command) -> None:
   if 'verbosity' in command.flags:
     return
   if command.has_config:
+    absl_flags.DEFINE_string(
+        'preset', '', f'values of flags by name: {", ".join(presets.names())}; repeat it to combine several, the later '
+        'wins; what is typed beats all', flag_values=command.flags)
     flags.define_config_flags(command.flags)
   absl_flags.DEFINE_string('flagfile', '', 'file of flags, one a line; what is typed beats it',
                            flag_values=command.flags)
@@ -57,7 +60,7 @@ def define_flags(command: Command) -> None:
 def parse(command: Command, arguments: Sequence[str]) -> None:
   """Parses a command line, without the program's name. Raises UsageError."""
   define_flags(command)
-  moved = presets.put_first(arguments)
+  moved = presets.put_first(presets.expand(arguments) if command.has_config else arguments)
   try:
     left = command.flags(['program', *moved])
   except OSError as error:
@@ -69,6 +72,8 @@ def parse(command: Command, arguments: Sequence[str]) -> None:
     raise UsageError(str(error)) from error
   if len(left) > 1:
     raise UsageError(f'expected flags only (--name=value), got {left[1]!r}')
+  if command.has_config and command.flags['preset'].present:
+    raise UsageError('--preset: expected on the command line, found in a file of flags (there --flagfile=PATH)')
   logging.set_verbosity(command.flags.verbosity)
 
 
@@ -85,7 +90,7 @@ def use_compilation_cache() -> None:
 
 def _leave_peers(message: str) -> NoReturn:
   """Ends without the farewell that jax takes of processes which are no longer there."""
-  _say(message)
+  _print_error(message)
   os._exit(FAILURE_EXIT_CODE)
 
 
@@ -110,15 +115,15 @@ def execute(command: Command, argv: Sequence[str]) -> int:
     parse(command, argv[1:])
     return _result_code(command.main())
   except UsageError as error:
-    _say(str(error))
+    _print_error(str(error))
     return USAGE_EXIT_CODE
   except TrainingError as error:
-    _say(str(error))
+    _print_error(str(error))
     return FAILURE_EXIT_CODE
   except LostPeerError as error:
     _leave_peers(str(error))
   except (Interrupted, KeyboardInterrupt) as error:
-    _say(f'{str(error) or "SIGINT"}: dropped what was under way; --resume goes on from the last checkpoint')
+    _print_error(f'{str(error) or "SIGINT"}: dropped what was under way; --resume goes on from the last checkpoint')
     return STOPPED_EXIT_CODE
 
 

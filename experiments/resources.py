@@ -1,7 +1,7 @@
 """Reads what a client will pay before anything is spent: bytes, operations and memory, per method and stage.
 
     python -m experiments.resources --encoder=vit_tiny --image_size=32 --convention=paper_v4
-    python -m experiments.resources --flagfile=experiments/presets/paper_v1.flags --convention=actual --format=json
+    python -m experiments.resources --preset=paper_v1 --convention=actual --format=json
 
 All methods, unless --method names one.
 """

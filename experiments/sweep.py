@@ -1,6 +1,6 @@
 r"""Pretrains methods x seeds x one flag's values; finished runs are skipped, interrupted ones go on.
 
-    python -m experiments.sweep --flagfile=experiments/presets/quickstart.flags --methods=lw_fedssl,layerwise \
+    python -m experiments.sweep --preset=quickstart --methods=lw_fedssl,layerwise \
         --seeds=0,1,2 --vary=learning_rate=2e-3,5e-3 --output=runs/sweep
 
 Each run has a folder of its own under --output, e.g. lw_fedssl-learning_rate=0.002-seed0.
