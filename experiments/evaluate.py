@@ -72,6 +72,8 @@ def main() -> dict[str, Any]:
   if not 0 < _FRACTION.value <= 1:
     raise UsageError(f'--label_fraction: expected more than 0 and at most 1, got {_FRACTION.value}')
   seeds = flags.whole_numbers('seeds', _SEEDS.value)
+  if not seeds:
+    raise UsageError('--seeds: expected at least one whole number')
 
   from lwfedssl_jax import tables
   from lwfedssl_jax.report import runs

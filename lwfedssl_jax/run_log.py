@@ -106,6 +106,10 @@ def describe_environment() -> dict[str, Any]:
 def read_config(workdir: str) -> Config:
   """Returns the configuration a workdir's run was started with. Raises UsageError."""
   path = os.path.join(workdir, CONFIG)
+  if not os.path.isdir(workdir):
+    raise UsageError(f'--workdir: expected the folder of a run, there is no {workdir}')
+  if not os.path.exists(path):
+    raise UsageError(f'--workdir: expected the folder of a run, {workdir} has no {CONFIG}')
   saved = read_json(path)
   if not isinstance(saved, dict) or saved.get('format') != FORMAT:
     found = saved.get('format') if isinstance(saved, dict) else None

@@ -199,12 +199,14 @@ def test_run_is_evaluated_and_exported(class_folder_run):
 
 @pytest.mark.parametrize(('module', 'arguments', 'expected'), [
     ('evaluate', (), '--workdir: expected the folder of a run'),
-    ('evaluate', ('--workdir={tmp}',), 'config.json: expected a JSON file of a run'),
+    ('evaluate', ('--workdir={tmp}',), '--workdir: expected the folder of a run, {tmp} has no config.json'),
+    ('evaluate', ('--workdir={tmp}/none',), '--workdir: expected the folder of a run, there is no {tmp}/none'),
+    ('evaluate', ('--workdir={tmp}', '--seeds='), '--seeds: expected at least one whole number'),
     ('evaluate', ('--workdir={tmp}', '--label_fraction=0'), '--label_fraction: expected more than 0'),
     ('evaluate', ('--workdir={tmp}', '--seeds=a'), '--seeds: expected whole numbers'),
     ('evaluate', ('--workdir={tmp}', '--protocol=magic'), 'protocol'),
-    ('export', ('--workdir={tmp}',), 'config.json: expected a JSON file of a run'),
-    ('export', ('--workdir={tmp}/none',), '--workdir: expected the folder of a run'),
+    ('export', ('--workdir={tmp}',), '--workdir: expected the folder of a run, {tmp} has no config.json'),
+    ('export', ('--workdir={tmp}/none',), '--workdir: expected the folder of a run, there is no {tmp}/none'),
     ('sweep', (), '--output: expected a folder'),
     ('sweep', ('--output={tmp}', '--vary=nonsense=1'), '--vary: expected FLAG=VALUE'),
     ('sweep', ('--output={tmp}', '--methods=magic'), '--method: expected one of'),
@@ -214,7 +216,7 @@ def test_run_is_evaluated_and_exported(class_folder_run):
 def test_mistake_is_one_line_and_writes_nothing(module, arguments, expected, tmp_path):
   result = command(module, *(argument.format(tmp=tmp_path) for argument in arguments))
   assert result.returncode == 2, result.stderr
-  assert expected in result.stderr and 'Traceback' not in result.stderr
+  assert expected.format(tmp=tmp_path) in result.stderr and 'Traceback' not in result.stderr
   assert result.stdout == '' and not any(tmp_path.iterdir())
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lwfedssl_jax import UsageError, run_log
+from lwfedssl_jax import UsageError, evaluations, run_log
 from lwfedssl_jax import config as configs
 
 NONE = {'git_revision': None, 'git_dirty': None}
@@ -75,6 +75,11 @@ with run_log.claim_workdir(configure(workdir={config.run.workdir!r}, resume=True
       process.kill()
   with run_log.claim_workdir(config) as workdir:
     assert workdir == config.run.workdir
+
+
+def test_evaluation_asks_for_a_seed_before_it_reads_the_run():
+  with pytest.raises(UsageError, match=r'^--seeds: expected at least one whole number$'):
+    evaluations.evaluate_run('nowhere', 'knn', None, seeds=())
 
 
 def test_check_writes_nothing(tmp_path):
