@@ -2,32 +2,50 @@
 PYTHON ?= python3
 VENV ?= .venv-$(notdir $(PYTHON))
 RUN := $(VENV)/bin/python
+PIP_INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 DEMO ?= runs/demo
 METHODS := lw_fedssl,layerwise,prog_fedssl,end_to_end
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint dist requirements clean
 
 # Installed once per change of the packaging files; a half-made environment is made anew.
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -e .
+	$(PIP_INSTALL) -e .
 	touch $@
 
 $(VENV)/installed-for-tests: $(VENV)/installed
-	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	$(PIP_INSTALL) -e '.[test]'
+	touch $@
+
+$(VENV)/installed-for-dist: $(VENV)/installed
+	$(PIP_INSTALL) -e '.[dist]'
 	touch $@
 
 # The four methods on scikit-learn's digits, then a page that compares them. An interrupted demo goes on where it was.
 demo: $(VENV)/installed
-	@$(RUN) -m experiments.sweep --flagfile=experiments/presets/quickstart.flags --methods=$(METHODS) --output=$(DEMO)
+	@$(RUN) -m experiments.sweep --preset=quickstart --methods=$(METHODS) --output=$(DEMO)
 	@$(RUN) -m experiments.report --workdirs=$(DEMO) --output=$(DEMO)/report
 
 lint: $(VENV)/installed-for-tests
 	$(RUN) -m ruff check .
 	$(VENV)/bin/lint-imports
+	$(RUN) -m mypy
 
 test: lint
 	$(RUN) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered --durations=15
 
+# The wheel and the source distribution, checked, in dist/.
+dist: $(VENV)/installed-for-dist
+	rm -rf build dist
+	$(RUN) -m build
+	$(RUN) -m twine check --strict dist/*
+	$(VENV)/bin/check-wheel-contents dist/*.whl
+
+# requirements.txt anew, from what is installed.
+requirements: $(VENV)/installed-for-tests
+	$(RUN) .ci/pin.py > requirements.txt.new
+	mv requirements.txt.new requirements.txt
+
 clean:
-	rm -rf .venv-* runs .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv-* runs build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

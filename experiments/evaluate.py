@@ -6,58 +6,82 @@ A sweep's folder stands for the runs in it. Writes evaluations/NAME.json and a c
 run's folder.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from absl import flags as absl_flags
 
-from experiments import flags
-from lwfedssl_jax import evaluations, run_log, tables
+from lwfedssl_jax import catalog
 from lwfedssl_jax.base import UsageError
-from lwfedssl_jax.data import sources
-from lwfedssl_jax.evaluation import finetune, protocols
-from lwfedssl_jax.report import runs
 
-_WORKDIR = absl_flags.DEFINE_list('workdir', [], 'folders of runs, or of a sweep, comma-separated')
-_PROTOCOL = absl_flags.DEFINE_enum('protocol', 'knn', protocols.PROTOCOLS, 'evaluation protocol')
-_DATASET = absl_flags.DEFINE_string('dataset', '', 'data set to evaluate on; empty: the run\'s own')
-_DATA_DIR = absl_flags.DEFINE_string('data_dir', '', 'folder of prepared TFDS data sets; empty: the run\'s')
-_CACHE_DIR = absl_flags.DEFINE_string('cache_dir', '', 'where decoded images are kept; empty: the user cache folder')
-_FRACTION = absl_flags.DEFINE_float('label_fraction', 1.0, 'share of each class\'s training labels, 0 to 1')
-absl_flags.DEFINE_list('seeds', ['0'], 'seeds of label subset, probe and finetuning')
-_SPLIT = absl_flags.DEFINE_enum('split', 'test', protocols.SPLITS, 'validation: a fifth of the training images')
-_MAX_TRAIN = absl_flags.DEFINE_integer('max_train_images', 0, 'use so many training images; 0: all', lower_bound=0)
-_FROM_SCRATCH = absl_flags.DEFINE_boolean('from_scratch', False, 'random weights, the reference')
-_DEFAULTS = finetune.FinetuneOptions()
-_EPOCHS = absl_flags.DEFINE_integer('epochs', _DEFAULTS.epochs, 'finetune: epochs', lower_bound=1)
-_WARMUP = absl_flags.DEFINE_integer('warmup_epochs', _DEFAULTS.warmup_epochs, 'finetune: warm-up', lower_bound=0)
-_BATCH = absl_flags.DEFINE_integer('batch_size', _DEFAULTS.batch_size, 'finetune: images a step', lower_bound=1)
+from . import command, flags
+
+FLAGS = absl_flags.FlagValues()
+_WORKDIR = absl_flags.DEFINE_list('workdir', [], 'folders of runs, or of a sweep, comma-separated', flag_values=FLAGS)
+_PROTOCOL = absl_flags.DEFINE_enum('protocol', 'knn', catalog.PROTOCOLS, 'evaluation protocol', flag_values=FLAGS)
+_DATASET = absl_flags.DEFINE_string('dataset', '', 'data set to evaluate on; empty: the run\'s own', flag_values=FLAGS)
+_DATA_DIR = absl_flags.DEFINE_string(
+    'data_dir', '', 'folder of prepared TFDS data sets; empty: the run\'s', flag_values=FLAGS)
+_CACHE_DIR = absl_flags.DEFINE_string(
+    'cache_dir', '', 'where decoded images are kept; empty: the user cache folder', flag_values=FLAGS)
+_FRACTION = absl_flags.DEFINE_float(
+    'label_fraction', 1.0, 'share of each class\'s training labels, 0 to 1', flag_values=FLAGS)
+_SEEDS = absl_flags.DEFINE_list('seeds', ['0'], 'seeds of label subset, probe and finetuning', flag_values=FLAGS)
+_SPLIT = absl_flags.DEFINE_enum(
+    'split', 'test', catalog.SPLITS, 'images asked; validation: a fifth of the training images', flag_values=FLAGS)
+_MAX_TRAIN = absl_flags.DEFINE_integer(
+    'max_train_images', 0, 'use so many training images; 0: all', lower_bound=0, flag_values=FLAGS)
+_FROM_SCRATCH = absl_flags.DEFINE_boolean('from_scratch', False, 'random weights, the reference', flag_values=FLAGS)
+# Defaults as of `finetune.FinetuneOptions`, which loads jax; a test holds them equal.
+_EPOCHS = absl_flags.DEFINE_integer('epochs', 40, 'finetune: epochs', lower_bound=1, flag_values=FLAGS)
+_WARMUP = absl_flags.DEFINE_integer('warmup_epochs', 10, 'finetune: warm-up', lower_bound=0, flag_values=FLAGS)
+_BATCH = absl_flags.DEFINE_integer('batch_size', 256, 'finetune: images a step', lower_bound=1, flag_values=FLAGS)
 _RATE = absl_flags.DEFINE_float(
-    'learning_rate', _DEFAULTS.learning_rate, 'finetune: base rate per 256 images', lower_bound=0)
-_DECAY = absl_flags.DEFINE_float('weight_decay', _DEFAULTS.weight_decay, 'finetune: of matrices', lower_bound=0)
+    'learning_rate', 1e-3, 'finetune: base rate per 256 images', lower_bound=0, flag_values=FLAGS)
+_DECAY = absl_flags.DEFINE_float('weight_decay', 1e-5, 'finetune: of matrices', lower_bound=0, flag_values=FLAGS)
 
 _SHOWN = ('accuracy', 'mean_per_class_accuracy', 'macro_precision', 'macro_recall', 'macro_f1')
 
 
-def _row(workdir, result):
+def _row(workdir: str, result: Mapping[str, Any]) -> list[str]:
   figures = [f'{result["mean"][name]:.3f} ± {result["std"][name]:.3f}' for name in _SHOWN]
   return [workdir, result['name'], str(len(result['runs'])), *figures]
 
 
-def main():
+def _evaluate(workdir: str, seeds: list[int]) -> dict[str, Any]:
+  """Evaluates one run as the flags say."""
+  from lwfedssl_jax import evaluations, run_log
+  from lwfedssl_jax.data import sources
+  from lwfedssl_jax.evaluation import finetune
+
+  config = run_log.read_config(workdir)
+  options = finetune.FinetuneOptions(_EPOCHS.value, _WARMUP.value, _BATCH.value, _RATE.value, _DECAY.value,
+                                     config.augment.flip_probability)
+  dataset = sources.load(
+      _DATASET.value or config.data.dataset, data_dir=_DATA_DIR.value or config.data.data_dir,
+      cache_dir=_CACHE_DIR.value or config.data.cache_dir, image_size=config.model.image_size)
+  return evaluations.evaluate_run(
+      workdir, _PROTOCOL.value, dataset, label_fraction=_FRACTION.value, seeds=seeds, split=_SPLIT.value,
+      max_train_images=_MAX_TRAIN.value, from_scratch=_FROM_SCRATCH.value, options=options)
+
+
+def main() -> dict[str, Any]:
   """Evaluates every run and returns means and standard deviations."""
   if not _WORKDIR.value:
     raise UsageError('--workdir: expected the folder of a run')
   if not 0 < _FRACTION.value <= 1:
     raise UsageError(f'--label_fraction: expected more than 0 and at most 1, got {_FRACTION.value}')
-  seeds, rows, results = flags.whole_numbers('seeds'), [], []
+  seeds = flags.whole_numbers('seeds', _SEEDS.value)
+  if not seeds:
+    raise UsageError('--seeds: expected at least one whole number')
+
+  from lwfedssl_jax import tables
+  from lwfedssl_jax.report import runs
+
+  command.use_compilation_cache()
+  rows, results = [], []
   for workdir in runs.expand(_WORKDIR.value):
-    config = run_log.read_config(workdir)
-    options = finetune.FinetuneOptions(_EPOCHS.value, _WARMUP.value, _BATCH.value, _RATE.value, _DECAY.value,
-                                       config.augment.flip_probability)
-    dataset = sources.load(
-        _DATASET.value or config.data.dataset, data_dir=_DATA_DIR.value or config.data.data_dir,
-        cache_dir=_CACHE_DIR.value or config.data.cache_dir, image_size=config.model.image_size)
-    result = evaluations.evaluate_run(
-        workdir, _PROTOCOL.value, dataset, label_fraction=_FRACTION.value, seeds=seeds, split=_SPLIT.value,
-        max_train_images=_MAX_TRAIN.value, from_scratch=_FROM_SCRATCH.value, options=options)
+    result = _evaluate(workdir, seeds)
     rows.append(_row(workdir, result))
     results.append({'workdir': workdir, **{key: result[key] for key in ('name', 'mean', 'std')}})
     print(f'{workdir}: {result["name"]}: accuracy {rows[-1][3]}', flush=True)
@@ -65,5 +89,13 @@ def main():
   return {'results': results}
 
 
+COMMAND = command.Command(__doc__, FLAGS, main)
+
+
+def run() -> None:
+  """Runs this command line."""
+  command.run(COMMAND)
+
+
 if __name__ == '__main__':
-  flags.run(main)
+  run()

@@ -1,26 +1,44 @@
 """Exports a run's encoder for timm: weights as safetensors, and a JSON of how to build and feed the model.
 
-python -m experiments.export --workdir=runs/a --output=encoder.safetensors
+    python -m experiments.export --workdir=runs/a --output=encoder.safetensors
+
+docs/extending.md shows how PyTorch reads them.
 """
+
+from typing import Any
 
 from absl import flags as absl_flags
 
-from experiments import flags
-from lwfedssl_jax import encoders, export
 from lwfedssl_jax.base import UsageError
 
-_WORKDIR = absl_flags.DEFINE_string('workdir', '', 'folder of the run')
-_OUTPUT = absl_flags.DEFINE_string('output', 'encoder.safetensors', 'file to write; its JSON goes beside it')
+from . import command
+
+FLAGS = absl_flags.FlagValues()
+_WORKDIR = absl_flags.DEFINE_string('workdir', '', 'folder of the run', flag_values=FLAGS)
+_OUTPUT = absl_flags.DEFINE_string(
+    'output', 'encoder.safetensors', 'file to write; its JSON goes beside it', flag_values=FLAGS)
 
 
-def main():
+def main() -> dict[str, Any]:
   """Exports and returns the paths."""
   if not _WORKDIR.value:
     raise UsageError('--workdir: expected the folder of a run')
+
+  from lwfedssl_jax import encoders, export
+
+  command.use_compilation_cache()
   loaded = encoders.load_encoder(_WORKDIR.value)
   described = export.export_encoder(loaded, _OUTPUT.value)
   return {'weights': _OUTPUT.value, 'description': described, 'rounds_done': loaded.rounds_done}
 
 
+COMMAND = command.Command(__doc__, FLAGS, main)
+
+
+def run() -> None:
+  """Runs this command line."""
+  command.run(COMMAND)
+
+
 if __name__ == '__main__':
-  flags.run(main)
+  run()

@@ -1,30 +1,42 @@
-"""Pretrains an encoder over simulated clients; see `--helpshort` for every flag.
+"""Pretrains an encoder over simulated clients.
 
-    python -m experiments.pretrain --flagfile=experiments/presets/quickstart.flags --workdir=runs/quickstart
+    python -m experiments.pretrain --preset=quickstart --workdir=runs/quickstart
 
 On several hosts the same command on each of them, with --coordinator_address (docs/clusters.md).
 """
 
+from typing import Any
+
 from absl import flags as absl_flags
 
-from experiments import flags
-from lwfedssl_jax import devices, training
+from . import command, flags
 
+FLAGS = absl_flags.FlagValues()
 _COORDINATOR = absl_flags.DEFINE_string(
-    'coordinator_address', '', 'HOST:PORT of the first of several processes, or auto: as the cluster says; empty: one')
-_PROCESSES = absl_flags.DEFINE_integer('num_processes', 1, 'processes of the run')
-_PROCESS_ID = absl_flags.DEFINE_integer('process_id', 0, 'which of them this is, from 0')
+    'coordinator_address', '', 'HOST:PORT of the first of several processes, or auto: as the cluster says; empty: one',
+    flag_values=FLAGS)
+_PROCESSES = absl_flags.DEFINE_integer('num_processes', 1, 'processes of the run', flag_values=FLAGS)
+_PROCESS_ID = absl_flags.DEFINE_integer('process_id', 0, 'which of them this is, from 0', flag_values=FLAGS)
 
 
-def main():
+def main() -> dict[str, Any]:
   """Runs the configured pretraining and returns its summary."""
-  config = flags.config_from_flags()
+  config = flags.config_from_flags(FLAGS)
+
+  from lwfedssl_jax import devices, training
+
+  command.use_compilation_cache()
   devices.connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value)
-  if devices.is_first_process():
-    flags.print_config(config)
-  return training.train(config)
+  return training.train(config, on_start=flags.print_config)
+
+
+COMMAND = command.Command(__doc__, FLAGS, main, has_config=True)
+
+
+def run() -> None:
+  """Runs this command line."""
+  command.run(COMMAND)
 
 
 if __name__ == '__main__':
-  flags.define_config_flags()
-  flags.run(main)
+  run()

@@ -1,44 +1,60 @@
-"""Pretrains methods x seeds x one flag's values; finished runs are skipped, interrupted ones go on.
+r"""Pretrains methods x seeds x one flag's values; finished runs are skipped, interrupted ones go on.
 
-    python -m experiments.sweep --flagfile=experiments/presets/quickstart.flags --methods=lw_fedssl,layerwise \
+    python -m experiments.sweep --preset=quickstart --methods=lw_fedssl,layerwise \
         --seeds=0,1,2 --vary=learning_rate=2e-3,5e-3 --output=runs/sweep
 
 Each run has a folder of its own under --output, e.g. lw_fedssl-learning_rate=0.002-seed0.
 """
 
+from typing import Any
+
 from absl import flags as absl_flags
 
-from experiments import flags
-from lwfedssl_jax import sweeps
 from lwfedssl_jax.base import UsageError
-from lwfedssl_jax.resources import machine
 
-_METHODS = absl_flags.DEFINE_list('methods', [], 'methods to run; empty: --method alone')
-absl_flags.DEFINE_list('seeds', [], 'seeds to run; empty: --seed alone')
-_VARY = absl_flags.DEFINE_string('vary', '', 'FLAG=VALUE,VALUE,...: one flag of pretrain and the values it takes')
-_OUTPUT = absl_flags.DEFINE_string('output', '', 'folder to write the runs\' folders to')
-_DRY_RUN = absl_flags.DEFINE_boolean('dry_run', False, 'say what would run, and stop')
+from . import command, flags
+
+FLAGS = absl_flags.FlagValues()
+_METHODS = absl_flags.DEFINE_list('methods', [], 'methods to run; empty: --method alone', flag_values=FLAGS)
+_SEEDS = absl_flags.DEFINE_list('seeds', [], 'seeds to run; empty: --seed alone', flag_values=FLAGS)
+_VARY = absl_flags.DEFINE_string(
+    'vary', '', 'FLAG=VALUE,VALUE,...: one flag of pretrain and the values it takes', flag_values=FLAGS)
+_OUTPUT = absl_flags.DEFINE_string('output', '', 'folder to write the runs\' folders to', flag_values=FLAGS)
+_DRY_RUN = absl_flags.DEFINE_boolean('dry_run', False, 'say what would run, and stop', flag_values=FLAGS)
 
 
-def main():
+def main() -> dict[str, Any]:
   """Runs the sweep and returns which runs finished and which failed."""
-  config = flags.config_from_flags()
+  config = flags.config_from_flags(FLAGS)
   if not _OUTPUT.value:
     raise UsageError('--output: expected a folder for the runs')
   if config.run.workdir:
     raise UsageError('--workdir: expected none, a sweep names its runs\' folders under --output')
-  flags.print_config(config)
+  methods = _METHODS.value or [config.method.method]
+  seeds = flags.whole_numbers('seeds', _SEEDS.value) or [config.run.seed]
+
+  from lwfedssl_jax import sweeps
+  from lwfedssl_jax.resources import machine
+
+  command.use_compilation_cache()
   variation = sweeps.parse_variation(_VARY.value) if _VARY.value else None
-  methods, seeds = _METHODS.value or [config.method.method], flags.whole_numbers('seeds') or [config.run.seed]
   runs = sweeps.plan(config, methods, seeds, variation, _OUTPUT.value)
   left = sum(sweeps.operations(run.config, sweeps.load_data(run.config), run.rounds_done)
              for run in runs if not run.finished)
+  flags.print_config(config)
   print(sweeps.describe(runs, left, machine.matrix_product_rate()), flush=True)
   if _DRY_RUN.value:
     return sweeps.Outcome([run.workdir for run in runs if run.finished], {})._asdict()
   return sweeps.run_all(runs)._asdict()
 
 
+COMMAND = command.Command(__doc__, FLAGS, main, has_config=True)
+
+
+def run() -> None:
+  """Runs this command line."""
+  command.run(COMMAND)
+
+
 if __name__ == '__main__':
-  flags.define_config_flags()
-  flags.run(main)
+  run()

@@ -9,10 +9,12 @@ Names are imported when they are first used, so that `import lwfedssl_jax` does 
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lwfedssl_jax.base import UsageError
-from lwfedssl_jax.config import Config, configure, register_method
+from lwfedssl_jax.catalog import register_method
+from lwfedssl_jax.config import Config, configure
+from lwfedssl_jax.config_fields import ConfigFields
 from lwfedssl_jax.version import __version__
 
 if TYPE_CHECKING:
@@ -43,16 +45,18 @@ _LAZY = {
 }
 
 __all__ = [
-    'Config', 'ImageDataset', 'LoadedEncoder', 'UsageError', '__version__', 'configure', 'evaluate_run',
-    'export_encoder', 'load_dataset', 'load_encoder', 'method_cost', 'partition_dataset', 'register_method',
-    'register_objective', 'train', 'write_report']
+    'Config', 'ConfigFields', 'ImageDataset', 'LoadedEncoder', 'UsageError', '__version__', 'configure',
+    'evaluate_run', 'export_encoder', 'load_dataset', 'load_encoder', 'method_cost', 'partition_dataset',
+    'register_method', 'register_objective', 'train', 'write_report']
 
 
-def __getattr__(name: str) -> Any:
-  if name not in _LAZY:
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-  module, attribute = _LAZY[name]
-  return getattr(importlib.import_module(f'{__name__}.{module}'), attribute)
+if not TYPE_CHECKING:  # a type checker that sees a module's __getattr__ accepts every name
+
+  def __getattr__(name):
+    if name not in _LAZY:
+      raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    module, attribute = _LAZY[name]
+    return getattr(importlib.import_module(f'{__name__}.{module}'), attribute)
 
 
 def __dir__() -> list[str]:

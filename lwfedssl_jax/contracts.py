@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt8
 
 Params = PyTree[Float[Array, '...']]  # a tree of parameters, float32
 Labels = PyTree[Int[Array, '...']]  # ABSENT, FROZEN or ACTIVE, see stages.py
-Raveled = dict[str, Float[Array, '_']]  # a tree as a few vectors, see trees.py
+Raveled = dict[str, Float[Array, ' _']]  # a tree as a few vectors, see trees.py
 Stacked = dict[str, Float[Array, 'K _']]  # those of K clients
 Images = UInt8[Array, 'N H W C']
 Mask = Bool[Array, ' B']  # the valid samples of a batch
@@ -22,8 +22,8 @@ Key = PRNGKeyArray
 Function = Callable[..., Any]
 
 __all__ = [
-    'Array', 'Bool', 'Encoder', 'FederatedRound', 'Float', 'Function', 'Images', 'Int', 'Integer', 'Key', 'Labels', 'Mask', 'Objective',
-    'Params', 'PyTree', 'Raveled', 'Scalar', 'Stacked', 'UInt8']
+    'Array', 'Bool', 'Encoder', 'FederatedRound', 'Float', 'Function', 'Images', 'Int', 'Integer', 'Key', 'Labels', 'Mask',
+    'Objective', 'Params', 'PyTree', 'Raveled', 'Scalar', 'Stacked', 'UInt8']
 
 
 class Encoder(NamedTuple):

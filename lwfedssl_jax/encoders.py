@@ -1,7 +1,6 @@
 """A trained encoder, taken away from its run: one function and its parameters."""
 
 import functools
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -68,8 +67,6 @@ def load_encoder(workdir: str) -> LoadedEncoder:
   Raises:
     UsageError: the folder holds no run, or no checkpoint that can be read.
   """
-  if not os.path.isdir(workdir):
-    raise UsageError(f'--workdir: expected the folder of a run, {workdir} is none')
   config = run_log.read_config(workdir)
   with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
     restored = checkpoints.restore_newest(jax.eval_shape(_model(config).init_params, jax.random.key(0)))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lwfedssl_jax import encoders, reporting, run_log
+from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.data.sources import ImageDataset
 from lwfedssl_jax.evaluation import finetune, protocols
 
@@ -31,7 +32,7 @@ def evaluate_run(
     protocol: `knn`, `knn_centred`, `linear` or `finetune`.
     dataset: labelled, images of the run's size.
     label_fraction: in (0, 1].
-    seeds: one result each; with `from_scratch` also of the weights.
+    seeds: at least one, one result each; with `from_scratch` also of the weights.
     split: `test` or `validation`.
     max_train_images: see `protocols.make_task`.
     from_scratch: use random weights.
@@ -41,8 +42,10 @@ def evaluate_run(
     As `protocols.evaluate`, and `name`, `protocol`, `dataset`, `label_fraction`, `split`, `from_scratch`.
 
   Raises:
-    UsageError: no such run, or no labels.
+    UsageError: no such run, no labels, or no seeds.
   """
+  if not seeds:
+    raise UsageError('--seeds: expected at least one whole number')
   loaded = encoders.load_encoder(workdir)
   task = protocols.make_task(dataset, split, max_train_images)
   params_of = lambda seed: encoders.random_encoder(loaded.config, seed).params if from_scratch else loaded.params

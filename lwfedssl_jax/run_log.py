@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -13,6 +12,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
+import filelock
 import jax
 import numpy as np
 from absl import logging
@@ -48,7 +48,7 @@ def write_arrays(path: str, arrays: dict[str, np.ndarray]) -> None:
   """Writes an .npz file whole or not at all."""
   temporary = f'{path}.tmp'
   with open(temporary, 'wb') as file:
-    np.savez_compressed(file, **arrays)
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # no array is named allow_pickle
     file.flush()
     os.fsync(file.fileno())
   os.replace(temporary, path)
@@ -63,16 +63,33 @@ def read_json(path: str) -> Any:
     raise UsageError(f'{path}: expected a JSON file of a run ({error})') from error
 
 
-def _git_revision() -> str | None:
-  command = ['git', '-C', os.path.dirname(os.path.abspath(__file__)), 'rev-parse', 'HEAD']
+def describe_revision(package: str) -> dict[str, Any]:
+  """Returns `git_revision` and `git_dirty` of the checkout whose top folder holds a package's folder.
+
+  Args:
+    package: path of the package's folder.
+
+  Returns:
+    The commit and whether tracked files differ from it; both None where the package is not part of a checkout of its
+    own, as in a virtual environment inside another project's repository.
+  """
+  environment = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
+
+  def git(*arguments: str) -> str:
+    return subprocess.run(['git', '-C', package, *arguments], capture_output=True, text=True, timeout=10, check=True,
+                          env=environment).stdout.strip()
+
   try:
-    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    if os.path.samefile(git('rev-parse', '--show-toplevel'), os.path.dirname(package)):
+      return {'git_revision': git('rev-parse', 'HEAD'),
+              'git_dirty': bool(git('status', '--porcelain', '--untracked-files=no'))}
   except (OSError, subprocess.SubprocessError):
-    return None
+    pass
+  return {'git_revision': None, 'git_dirty': None}
 
 
 def describe_environment() -> dict[str, Any]:
-  """Returns versions, device kind and git revision, as config.json keeps them."""
+  """Returns versions, device kind and revision, as config.json keeps them."""
   versions = {'lwfedssl_jax': __version__, 'python': platform.python_version()}
   for name in _PACKAGES:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -81,13 +98,17 @@ def describe_environment() -> dict[str, Any]:
       'versions': versions,
       'device_kind': jax.devices()[0].device_kind,
       'num_devices': jax.device_count(),
-      'git_revision': _git_revision(),
+      **describe_revision(os.path.dirname(os.path.abspath(__file__))),
   }
 
 
 def read_config(workdir: str) -> Config:
   """Returns the configuration a workdir's run was started with. Raises UsageError."""
   path = os.path.join(workdir, CONFIG)
+  if not os.path.isdir(workdir):
+    raise UsageError(f'--workdir: expected the folder of a run, there is no {workdir}')
+  if not os.path.exists(path):
+    raise UsageError(f'--workdir: expected the folder of a run, {workdir} has no {CONFIG}')
   saved = read_json(path)
   if not isinstance(saved, dict) or saved.get('format') != FORMAT:
     found = saved.get('format') if isinstance(saved, dict) else None
@@ -133,6 +154,25 @@ def _parse_row(line: bytes) -> dict[str, Any]:
   return row
 
 
+def check_workdir(config: Config) -> None:
+  """Raises what `claim_workdir` would raise, and writes nothing.
+
+  Raises:
+    UsageError: there is no --workdir, or it is not a folder; another process uses it; it holds a run and --resume is
+      not given; or a run of another configuration, in which case the fields that differ are named.
+  """
+  workdir = config.run.workdir
+  if not workdir:
+    raise UsageError('--workdir: expected a folder to write the run to')
+  if os.path.exists(workdir) and not os.path.isdir(workdir):
+    raise UsageError(f'--workdir: expected a folder, {workdir} is a file')
+  if os.path.exists(os.path.join(workdir, CONFIG)):
+    _check_same(config, workdir)
+  if os.path.exists(os.path.join(workdir, LOCK)):
+    with _locked(workdir):
+      pass
+
+
 @contextlib.contextmanager
 def claim_workdir(config: Config) -> Iterator[str]:
   """Makes or re-enters the run's folder and holds its lock.
@@ -141,25 +181,12 @@ def claim_workdir(config: Config) -> Iterator[str]:
     The workdir, with config.json in it.
 
   Raises:
-    UsageError: another process uses it; it holds a run and --resume is not given; or a run of another
-      configuration, in which case the fields that differ are named.
+    UsageError: as `check_workdir`; or the folder cannot be written.
   """
+  check_workdir(config)
   workdir = config.run.workdir
-  if not workdir:
-    raise UsageError('--workdir: expected a folder to write the run to')
   path = os.path.join(workdir, CONFIG)
-  if os.path.exists(path):
-    _check_same(config, workdir)
-  try:
-    os.makedirs(workdir, exist_ok=True)
-    lock = open(os.path.join(workdir, LOCK), 'a', encoding='utf-8')  # noqa: SIM115 (held for the whole run)
-  except OSError as error:
-    raise UsageError(f'--workdir: expected a folder that can be written, {workdir}: {error.strerror}') from error
-  with lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      raise UsageError(f'--workdir: expected a folder that no other process uses, {workdir} is in use') from error
+  with _locked(workdir):
     if not os.path.exists(path):
       write_json(path, {'format': FORMAT, 'config': configs.flatten(config), **describe_environment()})
     try:
@@ -169,6 +196,23 @@ def claim_workdir(config: Config) -> Iterator[str]:
         raise
       raise UsageError(
           f'--workdir: expected room to write in {workdir}: {error.strerror}; what was saved is whole') from error
+
+
+@contextlib.contextmanager
+def _locked(workdir: str) -> Iterator[None]:
+  """Holds a folder's lock, which the system takes back from a process that dies. Raises UsageError."""
+  lock = filelock.FileLock(os.path.join(workdir, LOCK))
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    lock.acquire(blocking=False)
+  except filelock.Timeout as error:
+    raise UsageError(f'--workdir: expected a folder that no other process uses, {workdir} is in use') from error
+  except OSError as error:
+    raise UsageError(f'--workdir: expected a folder that can be written, {workdir}: {error.strerror}') from error
+  try:
+    yield
+  finally:
+    lock.release()
 
 
 def _check_same(config: Config, workdir: str) -> None:

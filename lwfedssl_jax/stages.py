@@ -1,6 +1,6 @@
 """Stage plans: which parameters are absent, frozen or active in a stage, and what travels.
 
-A method is data: traits (config.METHODS), from which a `StagePlan` for each stage is made here (arXiv 2401.11647
+A method is data: traits (catalog.METHODS), from which a `StagePlan` for each stage is made here (arXiv 2401.11647
 v1-v3, Fig. 2 and Algorithm 1). Nothing else in the project asks which method runs.
 """
 
@@ -69,7 +69,7 @@ def make_plans(config: Config) -> tuple[StagePlan, ...]:
             start=start,
             stop=stop,
             trains_embedding=start == 0,
-            calibrates=config.server_calibration,
+            calibrates=config.uses_calibration,
             num_new=step,
             depth=depth,
         ))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lwfedssl_jax import config as configs
-from lwfedssl_jax import run_log, training
+from lwfedssl_jax import options, run_log, training
 from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching, federated_dataset, sources
@@ -64,7 +64,7 @@ def parse_variation(text: str) -> Variation:
   if not equals or not values or field not in annotations or field in ('workdir', 'seed', 'method'):
     raise UsageError(f'--vary: expected FLAG=VALUE,VALUE,... with a flag of pretrain other than workdir, seed and '
                      f'method, got {text!r}')
-  kind, _, length = configs.value_type(annotations[field])
+  kind, _, length = options.value_type(annotations[field])
 
   def read(part):
     try:
@@ -118,7 +118,7 @@ def operations(config: Config, data: FederatedDataset, first_round: int = 0) -> 
   sizes = [len(ids) for ids in data.client_images]
   batch, total = config.client.batch_size, 0.0
   steps = config.client.local_epochs * sum(batching.steps_per_epoch(size, batch) for size in sizes)
-  steps *= config.clients_per_round / config.num_clients * (1 - config.client.client_dropout)
+  steps *= config.effective_clients_per_round / config.effective_num_clients * (1 - config.client.client_dropout)
   for stage in make_plans(config):
     rounds = stage.num_rounds - min(max(first_round - stage.first_round, 0), stage.num_rounds)
     total += rounds * steps * flops.executed_flops(config, data.image_size, stage, batch).total_flops

@@ -43,7 +43,8 @@ class _Run:
     self.plans = stages.make_plans(config)
     self.num_rounds = sum(plan.num_rounds for plan in self.plans)
     self.participation = sampling.plan_participation(
-        config.run.seed, self.num_rounds, config.num_clients, config.clients_per_round, config.client.client_dropout)
+        config.run.seed, self.num_rounds, config.effective_num_clients, config.effective_clients_per_round,
+        config.client.client_dropout)
     self.placement = round_loader.choose_placement(config, data, self.participation)
     self.loader = RoundLoader(config, data, self.participation, self.placement)
     self.model = make_model(config.model, config.objective, data.image_size)
@@ -60,7 +61,7 @@ class _Run:
     self.monitor = Monitor(self.model.encoder, data.dataset, config.run, self.placement.mesh)
     self.payload = communication.make_payload(config, data.image_size)
     self.sizes = np.array([len(ids) for ids in data.client_images])
-    server_images = data.server_images if config.server_calibration else data.server_images[:0]
+    server_images = data.server_images if config.uses_calibration else data.server_images[:0]
     self.server_images = devices.replicate(self.placement.mesh, server_images)
 
   def init(self) -> Params:
@@ -90,7 +91,7 @@ class _Run:
     """Returns which version of what every client holds after some rounds."""
     done = slice(0, rounds_done)
     return communication.charge_run(
-        self.payload, self.plans, self.config.num_clients, self.participation.client_ids[done],
+        self.payload, self.plans, self.config.effective_num_clients, self.participation.client_ids[done],
         self.participation.returned[done]).ledger
 
 
@@ -108,17 +109,30 @@ def _with_chunk(config: Config, data: FederatedDataset) -> Config:
     budget = config.run.device_data_budget_mb * round_loader.MEGABYTE
     images = data.dataset.train_images.nbytes
     chunk = planner.choose_chunk(config, data.image_size, total - int(min(images, budget or images)))
-    if devices.is_first_process():
-      print(f'client_chunk={chunk}, by the memory of the device', flush=True)
   return configs.with_values(config, {'client_chunk': chunk})
 
 
-def train(config: Config, data: FederatedDataset | None = None) -> Summary:
+def _resolve(config: Config, data: FederatedDataset) -> tuple[Config, str]:
+  """Fills in what data, memory and devices decide; returns the configuration, and what the memory plan says.
+
+  Raises:
+    UsageError: no step fits --client_memory_budget_mb.
+  """
+  config, text = configs.with_values(config, {'image_size': data.image_size}), ''
+  if config.client.client_memory_budget_mb:
+    plan = planner.fit(config, data.image_size)
+    config, text = plan.config, planner.describe(plan)
+  return _with_chunk(config, data), text
+
+
+def train(config: Config, data: FederatedDataset | None = None,
+          on_start: Callable[[Config], None] = lambda config: None) -> Summary:
   """Runs a pretraining to its end, or to `stop_after_round`, from the start or from the newest checkpoint.
 
   Args:
     config: the run; `config.run.workdir` is where it writes.
     data: images already loaded and partitioned; None loads what the configuration names.
+    on_start: called with the resolved configuration by the process that writes, once everything is validated.
 
   Returns:
     The summary, as in summary.json. Of a run that stopped early: `finished` False, the rounds done, and the signal that
@@ -131,19 +145,15 @@ def train(config: Config, data: FederatedDataset | None = None) -> Summary:
     Interrupted: a second signal; complete checkpoints stay.
   """
   data = data or federated_dataset.load(config)
-  config = configs.with_values(config, {'image_size': data.image_size})
-  if config.client.client_memory_budget_mb:
-    plan = planner.fit(config, data.image_size)
-    print(planner.describe(plan), flush=True)
-    config = plan.config
-  config = _with_chunk(config, data)
+  config, memory_plan = _resolve(config, data)
   with _claim_workdir(config) as workdir:
+    first = devices.is_first_process()
+    if first:
+      on_start(config)
+      print('\n'.join(filter(None, [memory_plan, sources.describe(data.dataset)])), flush=True)
     summary_path = os.path.join(workdir, run_log.SUMMARY)
     if os.path.exists(summary_path):
       return run_log.read_json(summary_path)
-    first = devices.is_first_process()
-    if first:
-      print(sources.describe(data.dataset), flush=True)
     run = _Run(config, data)
     with contextlib.closing(run.loader), checkpoint.Checkpoints(
         workdir, config.run.keep_checkpoints, sharding=run.sharding) as checkpoints:
@@ -213,7 +223,7 @@ def _train_rounds(run: _Run, params: Params, rounds_done: int, log: run_log.RunL
           f'state before it is saved. A smaller --learning_rate may help')
     ledger, traffic = communication.charge_round(
         ledger, run.payload, plan, run.participation.client_ids[round_num], run.participation.returned[round_num])
-    row |= _traffic_row(traffic, run.config.num_clients)
+    row |= _traffic_row(traffic, run.config.effective_num_clients)
     if stage_ends:
       row |= _measure_stage(run, params, plan)
     log.write(row)
@@ -255,7 +265,7 @@ def _run_round(run: _Run, params: Params, plan: StagePlan, round_num: int,
           'padding_fraction': batch.padding_fraction}
   row['loss'] = float(metrics.client.total)
   row['objective_loss'] = float(metrics.client.objective)
-  if run.config.representation_alignment:
+  if run.config.uses_alignment:
     row['alignment_loss'] = float(metrics.client.alignment)
   if metrics.calibration is not None:
     row['calibration_loss'] = float(metrics.calibration.total)
@@ -291,7 +301,7 @@ def _summarize(run: _Run, params: Params, rows: list[dict[str, Any]]) -> Summary
       'encoder': config.model.encoder,
       'dataset': config.data.dataset,
       'seed': config.run.seed,
-      'num_clients': config.num_clients,
+      'num_clients': config.effective_num_clients,
       'num_rounds': run.num_rounds,
       'final_loss': last['loss'],
       'final_knn_accuracy': last['knn_accuracy'],
@@ -299,8 +309,8 @@ def _summarize(run: _Run, params: Params, rows: list[dict[str, Any]]) -> Summary
       'raw_pixel_knn_accuracy': run.monitor.raw_pixel_accuracy(),
       'embedding_std': last['embedding_std'],
       'effective_rank': last['effective_rank'],
-      'download_bytes': total('total_download_bytes') / config.num_clients,
-      'upload_bytes': total('total_upload_bytes') / config.num_clients,
+      'download_bytes': total('total_download_bytes') / config.effective_num_clients,
+      'upload_bytes': total('total_upload_bytes') / config.effective_num_clients,
       'seconds': total('seconds'),
       'params_sha256': trees.sha256(params),
   }

@@ -29,8 +29,8 @@ class Raveler(NamedTuple):
   An optimizer step on vectors is a handful of kernels to compile and to launch, whatever the number of layers.
 
   Attributes:
-    ravel: {part: subtree}, leaves of one dtype -> {group: vector (n,)} in the leaves' order. The groups are `kernel` and
-      `other`, and `online_only/kernel` and `online_only/other` for the heads that a target branch lacks.
+    ravel: {part: subtree}, leaves of one dtype -> {group: vector (n,)} in the leaves' order. The groups are `kernel`
+      and `other`, and `online_only/kernel` and `online_only/other` for the heads that a target branch lacks.
     unravel: (vectors, like) -> tree. `like` gives structure and shapes; online-only heads of `like` are left out where
       `vectors` has none.
   """

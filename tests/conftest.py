@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests import typecheck  # noqa: F401 (named in setup.cfg; must be imported before the library)
 
+from lwfedssl_jax import catalog, objectives, stages
 from lwfedssl_jax import config as configs
-from lwfedssl_jax import objectives, stages
 from lwfedssl_jax.data import augment
 from lwfedssl_jax.federated import aggregation, calibration, client_update
 from lwfedssl_jax.federated import round as rounds
 from lwfedssl_jax.federated.model import make_model
 from lwfedssl_jax.federated.round_inputs import ClientSlots, Placement, RoundInputs
+from tests import typecheck  # noqa: F401 (named in setup.cfg; must be imported before the library)
 
-TINY = configs.EncoderSize(width=8, depth=4, num_heads=2, mlp_ratio=2)
+TINY = catalog.EncoderSize(width=8, depth=4, num_heads=2, mlp_ratio=2)
 IMAGE_SIZE = 8
 
 # Numbers far from the defaults, so that each of them shows in the result: a weight of 1, one epoch or a decay of
@@ -100,7 +100,7 @@ def make_parts(config, epsilon=SMOOTH_EPSILON, placement=Placement(), pipeline=C
   """Builds a round's parts with a cheap pipeline and an Adam that does not amplify rounding."""
   scale = optax.scale_by_adam(eps=epsilon)
   calibrate = None
-  if config.server_calibration:
+  if config.uses_calibration:
     calibrate = calibration.make_calibration(config, IMAGE_SIZE, placement, pipeline, scale)
   return rounds.RoundParts(client_update.make_client_update(config, IMAGE_SIZE, pipeline, scale),
                            aggregation.make_aggregator(config.method, placement.axis), calibrate)
@@ -158,7 +158,7 @@ def compilation(tmp_path_factory):
 def tiny_library():
   """Shrinks `vit_micro` and the heads while a module's tests run."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(configs.ENCODER_SIZES, 'vit_micro', TINY)
+    patch.setitem(catalog.ENCODER_SIZES, 'vit_micro', TINY)
     patch.setattr(objectives, 'HEAD_HIDDEN', 12)
     patch.setattr(objectives, 'PROJECTION_SIZE', 8)
     make_model.cache_clear()

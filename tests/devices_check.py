@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import optax
 
+from lwfedssl_jax import catalog, devices, objectives, rng, stages
 from lwfedssl_jax import config as configs
-from lwfedssl_jax import devices, objectives, rng, stages
 from lwfedssl_jax.data import augment, batching, federation, sources
 from lwfedssl_jax.evaluation.embeddings import make_embedder
 from lwfedssl_jax.federated import round_loader, sampling
@@ -32,7 +32,7 @@ VALUES = {
 
 def _shrink():
   """As the fixture tiny_library, with an optimizer that does not amplify rounding."""
-  configs.ENCODER_SIZES['vit_micro'] = configs.EncoderSize(width=8, depth=2, num_heads=2, mlp_ratio=2)
+  catalog.ENCODER_SIZES['vit_micro'] = catalog.EncoderSize(width=8, depth=2, num_heads=2, mlp_ratio=2)
   objectives.HEAD_HIDDEN, objectives.PROJECTION_SIZE = 12, 8
 
 
@@ -42,7 +42,7 @@ def _run(values, num_devices, budget_mb):
   dataset = sources.load('digits', image_size=8)
   data = federated_dataset.partition_dataset(dataset, config)
   plan = stages.make_plans(config)[-1]
-  participation = sampling.plan_participation(0, 4, config.num_clients, config.clients_per_round, 0.2)
+  participation = sampling.plan_participation(0, 4, config.effective_num_clients, config.effective_clients_per_round, 0.2)
   placement = round_loader.choose_placement(config, data, participation)
   made, model = conftest.make_round(config, placement=placement), make_model(config.model, config.objective, 8)
   whole = devices.sharding(placement.mesh)

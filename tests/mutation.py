@@ -179,8 +179,8 @@ MUTATIONS = (
     Mutation('resources/flops.py', 'backward pass as dear as the forward one', 'views * 2 * trained',
              'views * trained', FLOPS),
 
-    Mutation('resources/costs.py', 'mean over the sampled, not the federation', '(row / config.num_clients)',
-             '(row / config.clients_per_round)', COSTS),
+    Mutation('resources/costs.py', 'mean over the sampled, not the federation', '(row / config.effective_num_clients)',
+             '(row / config.effective_clients_per_round)', COSTS),
     Mutation('resources/costs.py', 'calibration epochs forgotten', 'plan.calibrates * config.method.calibration_epochs',
              'plan.calibrates', COSTS),
     Mutation('resources/costs.py', 'one GB for all conventions',

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests import conftest
 
 from lwfedssl_jax import stages
 from lwfedssl_jax.data import batching
 from lwfedssl_jax.federated import aggregation, calibration, client_update
 from lwfedssl_jax.federated.client_update import ClientData
+from tests import conftest
 
 pytestmark = pytest.mark.usefixtures('tiny_library')
 

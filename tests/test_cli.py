@@ -8,9 +8,12 @@ import sys
 
 import numpy as np
 import pytest
+from absl import flags as absl_flags
 from PIL import Image
 
-from experiments import flags
+from experiments import command as commands
+from experiments import flags, presets
+from lwfedssl_jax import UsageError, catalog
 from lwfedssl_jax import config as configs
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -24,6 +27,13 @@ def command(module, *arguments, without=(), **environment):
   return subprocess.run(
       [sys.executable, '-m', f'experiments.{module}', *arguments], cwd=ROOT, capture_output=True, text=True,
       timeout=300, env=inherited | environment)
+
+
+def parsed_config(*arguments):
+  """The configuration that `pretrain` would run with."""
+  parsed = commands.Command('', absl_flags.FlagValues(), dict, has_config=True)
+  commands.parse(parsed, arguments)
+  return flags.config_from_flags(parsed.flags)
 
 
 def pretrain(*arguments):
@@ -85,8 +95,22 @@ def test_mistake_is_one_line_and_exit_code_2_and_writes_nothing(mistake, tmp_pat
   lines = [line for line in result.stderr.splitlines() if line.startswith('error: ')]
   assert len(lines) == 1, result.stderr
   assert expected in lines[0]
-  assert 'Traceback' not in result.stderr + result.stdout
+  assert 'Traceback' not in result.stderr
+  assert result.stdout == ''
   assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_a_run_needs_no_flag_but_a_folder_and_no_tensorflow_datasets(tmp_path):
+  code = ('import sys; sys.modules["tensorflow_datasets"] = sys.modules["importlib_resources"] = None; '
+          'from experiments import pretrain; pretrain.run()')
+  result = subprocess.run(
+      [sys.executable, '-c', code, f'--workdir={tmp_path}/run', '--stop_after_round=1'], cwd=ROOT, capture_output=True,
+      text=True, timeout=300, check=False)
+  assert result.returncode == 0, result.stderr
+  lines = result.stdout.splitlines()
+  config, summary = json.loads(lines[0].removeprefix('config: ')), json.loads(lines[-1])
+  assert (config['dataset'], config['image_size'], config['method']) == ('digits', 0, 'lw_fedssl')
+  assert summary['rounds_done'] == 1 and not summary['finished']
 
 
 @pytest.fixture(scope='module')
@@ -175,12 +199,14 @@ def test_run_is_evaluated_and_exported(class_folder_run):
 
 @pytest.mark.parametrize(('module', 'arguments', 'expected'), [
     ('evaluate', (), '--workdir: expected the folder of a run'),
-    ('evaluate', ('--workdir={tmp}',), 'config.json: expected a JSON file of a run'),
+    ('evaluate', ('--workdir={tmp}',), '--workdir: expected the folder of a run, {tmp} has no config.json'),
+    ('evaluate', ('--workdir={tmp}/none',), '--workdir: expected the folder of a run, there is no {tmp}/none'),
+    ('evaluate', ('--workdir={tmp}', '--seeds='), '--seeds: expected at least one whole number'),
     ('evaluate', ('--workdir={tmp}', '--label_fraction=0'), '--label_fraction: expected more than 0'),
     ('evaluate', ('--workdir={tmp}', '--seeds=a'), '--seeds: expected whole numbers'),
     ('evaluate', ('--workdir={tmp}', '--protocol=magic'), 'protocol'),
-    ('export', ('--workdir={tmp}',), 'config.json: expected a JSON file of a run'),
-    ('export', ('--workdir={tmp}/none',), '--workdir: expected the folder of a run'),
+    ('export', ('--workdir={tmp}',), '--workdir: expected the folder of a run, {tmp} has no config.json'),
+    ('export', ('--workdir={tmp}/none',), '--workdir: expected the folder of a run, there is no {tmp}/none'),
     ('sweep', (), '--output: expected a folder'),
     ('sweep', ('--output={tmp}', '--vary=nonsense=1'), '--vary: expected FLAG=VALUE'),
     ('sweep', ('--output={tmp}', '--methods=magic'), '--method: expected one of'),
@@ -190,8 +216,8 @@ def test_run_is_evaluated_and_exported(class_folder_run):
 def test_mistake_is_one_line_and_writes_nothing(module, arguments, expected, tmp_path):
   result = command(module, *(argument.format(tmp=tmp_path) for argument in arguments))
   assert result.returncode == 2, result.stderr
-  assert expected in result.stderr and 'Traceback' not in result.stderr
-  assert not any(tmp_path.iterdir())
+  assert expected.format(tmp=tmp_path) in result.stderr and 'Traceback' not in result.stderr
+  assert result.stdout == '' and not any(tmp_path.iterdir())
 
 
 def test_sweep_lists_its_runs_and_reports_failures_in_its_exit_code(class_folder_run, tmp_path):
@@ -231,7 +257,7 @@ def test_resources_reproduces_the_paper(objective):
   found = json.loads(lines[-1])
   assert len(lines) == 2 and lines[0].startswith('config: ')
   assert (found['convention'], found['objective']) == ('paper_v4', objective)
-  assert list(found['methods']) == list(configs.METHODS)
+  assert list(found['methods']) == list(catalog.METHODS)
   for method, (gb, gflops) in PUBLISHED[objective].items():
     assert found['methods'][method]['communication_gb'] == pytest.approx(gb, abs=0.01)
     assert found['methods'][method]['gflops'] == pytest.approx(gflops, abs=2 if objective == 'simclr' else 1)
@@ -271,31 +297,37 @@ def test_benchmark_compares_every_case_with_end_to_end():
 def test_mistake_about_resources_is_one_line(arguments, expected):
   result = command('resources', *arguments)
   assert result.returncode == 2
-  assert expected in result.stderr and 'Traceback' not in result.stderr
+  assert expected in result.stderr and 'Traceback' not in result.stderr and result.stdout == ''
 
 
 def test_command_line_beats_preset_wherever_the_preset_stands():
-  argv = ['program', '--seed=3', '--flagfile', 'a.flags', '--batch_size=8', '--flagfile=b.flags']
-  expected = ['program', '--flagfile=a.flags', '--flagfile=b.flags', '--seed=3', '--batch_size=8']
-  assert flags.presets_first(argv) == expected
+  typed = ['--seed=3', '--flagfile', 'a.flags', '--batch_size=8', '--flagfile=b.flags']
+  assert presets.put_first(typed) == ['--flagfile=a.flags', '--flagfile=b.flags', '--seed=3', '--batch_size=8']
+
+
+@pytest.mark.parametrize(('typed', 'expected'), [
+    (['--seed=1', '--preset=quickstart', '--preset', 'paper_v1'],
+     ['--seed=1', '--flagfile={}/quickstart.flags', '--flagfile={}/paper_v1.flags']),
+    (['--preset=paper_v4', '--flagfile=x'], ['--flagfile={}/paper_v4.flags', '--flagfile=x']),
+])
+def test_presets_are_found_by_name(typed, expected):
+  assert presets.expand(typed) == [argument.format(presets.FOLDER) for argument in expected]
 
 
 @pytest.mark.parametrize('preset', PRESETS, ids=lambda path: path.stem)
-def test_presets_are_valid_configurations(preset):
-  lines = [line for line in preset.read_text().splitlines() if line and not line.startswith('#')]
-  values = {}
-  defaults = configs.flatten(configs.Config())
-  for line in lines:
-    name, text = line.removeprefix('--').split('=')
-    kind = type(defaults[name])
-    values[name] = tuple(map(float, text.split(','))) if kind is tuple else kind(text)
-  config = configs.with_values(configs.Config(), values)
-  assert configs.from_flat(json.loads(json.dumps(configs.flatten(config)))) == config
+def test_a_preset_states_what_it_depends_on(preset):
+  """Published figures stand on these values: whatever becomes of the defaults, a preset resolves to the same."""
+  recorded = json.loads((ROOT / 'tests' / 'resolved_presets.json').read_text())[preset.stem]
+  found = json.loads(json.dumps(configs.flatten(parsed_config(f'--preset={preset.stem}'))))
+  assert {name: value for name, value in found.items() if name in recorded} == recorded
 
 
-def test_every_field_is_a_flag_with_help():
-  names = [field.name for group in configs.GROUPS.values() for field in group.__dataclass_fields__.values()]
-  assert len(names) == len(set(names))
-  result = pretrain('--helpfull')
-  for name in names:
-    assert f'{name}:' in result.stdout, name
+def test_what_is_typed_beats_a_preset_and_a_later_preset_an_earlier(tmp_path):
+  assert parsed_config('--seed=3', '--preset=quickstart').client.batch_size == 64
+  assert parsed_config('--batch_size=9', '--preset=quickstart').client.batch_size == 9
+  assert parsed_config('--preset=quickstart', '--preset=cifar10_cpu').client.batch_size == 128
+  assert parsed_config('--preset=cifar10_cpu', '--preset=quickstart').client.batch_size == 64
+  (tmp_path / 'mine.flags').write_text('--preset=quickstart\n')
+  for arguments in ((f'--flagfile={tmp_path}/mine.flags',), ('--preset=magic',)):
+    with pytest.raises(UsageError, match=r'^--preset: expected'):
+      parsed_config(*arguments)

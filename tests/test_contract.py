@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests import conftest
 
 from lwfedssl_jax import config as configs
 from lwfedssl_jax import stages, trees
@@ -15,6 +14,7 @@ from lwfedssl_jax.federated import optimizer, training_step
 from lwfedssl_jax.federated.client_update import make_step_options
 from lwfedssl_jax.federated.training_step import Batch
 from lwfedssl_jax.stages import ABSENT, ACTIVE, FROZEN
+from tests import conftest
 
 pytestmark = pytest.mark.usefixtures('tiny_library')
 
@@ -65,13 +65,13 @@ def test_round(tiny_round, tiny_inputs, method, objective):
   assert {leaf.dtype for leaf in jax.tree.leaves((after, metrics))} == {jnp.dtype('float32')}
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((after, metrics)))
   assert metrics.client_losses.shape == inputs.clients.client_ids.shape
-  assert (metrics.calibration is not None) == tiny.config.server_calibration
-  assert (metrics.client.alignment != 0) == tiny.config.representation_alignment
+  assert (metrics.calibration is not None) == tiny.config.uses_calibration
+  assert (metrics.client.alignment != 0) == tiny.config.uses_alignment
 
   changed = moved(params, after, plan)
   assert changed[ACTIVE] == {True}
   assert changed[ABSENT] <= {False}
-  assert changed[FROZEN] <= {tiny.config.server_calibration}
+  assert changed[FROZEN] <= {tiny.config.uses_calibration}
   assert ('predictor' in after) == (objective != 'simclr')
 
   # What depends on the round, the clients and the stage is data: nothing is traced again.
@@ -83,7 +83,7 @@ def test_round(tiny_round, tiny_inputs, method, objective):
     for other in others:
       result, _ = tiny.apply(later, other, inputs)
       assert moved(later, result, other)[ABSENT] <= {False}
-      assert moved(later, result, other)[FROZEN] <= {tiny.config.server_calibration}
+      assert moved(later, result, other)[FROZEN] <= {tiny.config.uses_calibration}
   assert len(tiny.traces) == traced > 0
 
 

@@ -7,16 +7,15 @@ import numpy as np
 import pytest
 
 import lwfedssl_jax
-from lwfedssl_jax import UsageError, objectives
-from lwfedssl_jax import config as configs
-from lwfedssl_jax.config import MethodTraits
+from lwfedssl_jax import UsageError, catalog, objectives
+from lwfedssl_jax.catalog import MethodTraits
 
 PAGE = pathlib.Path(__file__).parents[1] / 'docs' / 'extending.md'
 
 
 @pytest.fixture
 def registries():
-  kept = [(table, dict(table)) for table in (configs.METHODS, configs.OBJECTIVES, objectives.BUILDERS)]
+  kept = [(table, dict(table)) for table in (catalog.METHODS, catalog.OBJECTIVES, objectives.BUILDERS)]
   yield
   for table, before in kept:
     table.clear()
@@ -46,7 +45,7 @@ def test_a_name_that_is_taken_is_refused():
   with pytest.raises(UsageError, match='--method: expected a new name'):
     lwfedssl_jax.register_method('layerwise', MethodTraits(staged=True, first_trained=lambda stop, step: 0))
   with pytest.raises(UsageError, match='--objective: expected a new name'):
-    lwfedssl_jax.register_objective('byol', configs.OBJECTIVES['simclr'], objectives.BUILDERS['simclr'])
+    lwfedssl_jax.register_objective('byol', catalog.OBJECTIVES['simclr'], objectives.BUILDERS['simclr'])
 
 
 def test_public_names_are_all_there_and_importing_them_loads_no_jax():

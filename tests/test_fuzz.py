@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import lwfedssl_jax
-from experiments import flags
-from lwfedssl_jax import UsageError, checkpoint, run_log
+from experiments import command, flags
+from lwfedssl_jax import UsageError, catalog, checkpoint, run_log
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.data import sources
 from lwfedssl_jax.federated.model import make_model
@@ -92,31 +92,21 @@ def mangle(content: bytes, generator: random.Random) -> bytes:
 # The command line.
 
 
-@pytest.fixture(scope='module')
-def defined_flags():
-  flags.define_config_flags()
-  yield
-  absl_flags.FLAGS.unparse_flags()
-  for name in FIELDS:
-    delattr(absl_flags.FLAGS, name)
+FLAGS = absl_flags.FlagValues()
+ECHO = command.Command(
+    'Prints its configuration.', FLAGS, lambda: configs.flatten(flags.config_from_flags(FLAGS)), has_config=True)
 
 
 def parsed(argv):
   """Returns the configuration, or the one line that a user would see."""
-  absl_flags.FLAGS.unparse_flags()
-  said, code, config = io.StringIO(), None, None
-  with contextlib.redirect_stderr(said):
-    try:
-      flags._parse(['program', *argv])
-      config = flags.config_from_flags()
-    except UsageError as error:
-      return check_one_line(error, start='--')
-    except SystemExit as stopped:
-      code = stopped.code
-  if config is None:
-    assert code == flags.USAGE_EXIT_CODE
-    return check_one_line(said.getvalue().removesuffix('\n'), start='error: ')
-  return config
+  FLAGS.unparse_flags()
+  shown, said = io.StringIO(), io.StringIO()
+  with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(said):
+    code = command.execute(ECHO, ['program', *argv])
+  if code == 0:
+    return configs.from_flat(json.loads(shown.getvalue()))
+  assert code == command.USAGE_EXIT_CODE and not shown.getvalue()
+  return check_one_line(said.getvalue().removesuffix('\n'), start='error: ')
 
 
 ARGUMENTS = st.builds(
@@ -129,20 +119,20 @@ ARGUMENTS = st.builds(
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(ARGUMENTS, max_size=5))
-def test_any_command_line_is_a_configuration_or_a_line(defined_flags, argv):
+def test_any_command_line_is_a_configuration_or_a_line(argv):
   found = parsed(argv)
   if isinstance(found, configs.Config):
     assert configs.from_flat(json.loads(json.dumps(configs.flatten(found)))) == found
 
 
 @pytest.mark.parametrize('value', NUMBERS + TUPLES + WORDS)
-def test_any_value_of_any_flag_is_a_configuration_or_a_line(defined_flags, value):
+def test_any_value_of_any_flag_is_a_configuration_or_a_line(value):
   for name in FIELDS:
     parsed([f'--{name}={value}'])
 
 
 @pytest.mark.parametrize('seed', range(3))
-def test_any_file_of_flags_is_a_configuration_or_a_line(defined_flags, tmp_path, seed):
+def test_any_file_of_flags_is_a_configuration_or_a_line(tmp_path, seed):
   preset = next((pathlib.Path(flags.__file__).parent / 'presets').glob('quickstart.flags')).read_bytes()
   path, generator = tmp_path / 'a.flags', random.Random(seed)
   found = set()
@@ -244,7 +234,7 @@ def run_folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp('sound') / 'run'
   config = configs.configure(**CONFIG, workdir=str(folder))
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(configs.ENCODER_SIZES, 'vit_micro', configs.EncoderSize(8, 4, 2, 2))
+    patch.setitem(catalog.ENCODER_SIZES, 'vit_micro', catalog.EncoderSize(8, 4, 2, 2))
     with run_log.claim_workdir(config):
       shapes = jax.eval_shape(make_model(config.model, config.objective, 8).init_params, jax.random.key(0))
       params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, leaf.dtype), shapes)

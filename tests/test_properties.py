@@ -9,7 +9,8 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experiments import flags
+from experiments import presets
+from lwfedssl_jax import catalog
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.data import federated_dataset, sources
@@ -67,7 +68,7 @@ DATASET = ImageDataset(
     'dirichlet_beta': st.floats(1e-3, 1e3), 'shards_per_client': st.integers(1, 6),
     'client_size_sigma': st.floats(0, 3), 'auxiliary_fraction': st.floats(0, 0.9),
     'max_train_images': st.integers(0, 120), 'batch_size': st.integers(2, 20), 'seed': st.integers(0, 2**31 - 1),
-    'method': st.sampled_from(sorted(configs.METHODS))}))
+    'method': st.sampled_from(sorted(catalog.METHODS))}))
 def test_every_image_belongs_to_one_client_or_to_the_server(values):
   try:
     config = configs.configure(**values)
@@ -77,12 +78,12 @@ def test_every_image_belongs_to_one_client_or_to_the_server(values):
     return
   held = np.concatenate([*dealt.client_images, dealt.server_ids])
   assert len(set(held.tolist())) == len(held) == min(values['max_train_images'] or 90, 90)
-  assert len(dealt.client_images) == config.num_clients
+  assert len(dealt.client_images) == config.effective_num_clients
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.fixed_dictionaries({
-    'method': st.sampled_from(sorted(configs.METHODS)), 'objective': st.sampled_from(sorted(configs.OBJECTIVES)),
+    'method': st.sampled_from(sorted(catalog.METHODS)), 'objective': st.sampled_from(sorted(catalog.OBJECTIVES)),
     'num_clients': st.integers(1, 8), 'client_dropout': st.floats(0, 1), 'rounds_per_stage': st.integers(1, 4),
     'blocks_per_stage': st.sampled_from([1, 2, 4]), 'server_calibration': st.booleans(), 'seed': st.integers(0, 99)}),
        st.integers(0, 8))
@@ -92,9 +93,11 @@ def test_payload_bytes_add_up(values, clients_per_round):
   plans, payload = make_plans(config), communication.make_payload(config, 8)
   num_rounds = sum(plan.num_rounds for plan in plans)
   participation = sampling.plan_participation(
-      config.run.seed, num_rounds, config.num_clients, config.clients_per_round, config.client.client_dropout)
-  whole = communication.charge_run(payload, plans, config.num_clients, participation.client_ids, participation.returned)
-  ledger, down, up = communication.start_ledger(payload, config.num_clients), 0, 0
+      config.run.seed, num_rounds, config.effective_num_clients, config.effective_clients_per_round,
+      config.client.client_dropout)
+  whole = communication.charge_run(
+      payload, plans, config.effective_num_clients, participation.client_ids, participation.returned)
+  ledger, down, up = communication.start_ledger(payload, config.effective_num_clients), 0, 0
   rounds = [plan for plan in plans for _ in range(plan.num_rounds)]
   for plan, ids, returned in zip(rounds, participation.client_ids, participation.returned):
     ledger, traffic = communication.charge_round(ledger, payload, plan, ids, returned)
@@ -138,11 +141,10 @@ def test_a_mangled_npz_is_read_or_refused_in_one_line(data):
 @given(st.lists(st.one_of(st.text(max_size=12), st.sampled_from(
     ['--flagfile', '--flagfile=a', '-flagfile=b', '--seed=1', '--', '--flagfile=', '--flagfile= ']))))
 def test_presets_move_to_the_front_and_nothing_is_lost(arguments):
-  moved = flags.presets_first(['program', *arguments])
-  assert moved[0] == 'program'
+  moved = presets.put_first(arguments)
   is_preset = lambda argument: argument.startswith('--flagfile=') or argument.startswith('-flagfile=')
-  count = sum(map(is_preset, moved[1:]))
-  assert all(map(is_preset, moved[1:1 + count]))
+  count = sum(map(is_preset, moved))
+  assert all(map(is_preset, moved[:count]))
   kept = [argument for argument in arguments if not is_preset(argument)]
   if not {'--flagfile', '-flagfile'} & set(arguments):
-    assert moved[1 + count:] == kept and count == len(arguments) - len(kept)
+    assert moved[count:] == kept and count == len(arguments) - len(kept)

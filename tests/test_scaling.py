@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import scaling, turns
+from experiments.benchmarks import scaling, turns
 from lwfedssl_jax import UsageError
 from lwfedssl_jax import config as configs
 

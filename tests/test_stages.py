@@ -4,15 +4,15 @@ import jax
 import numpy as np
 import pytest
 
+from lwfedssl_jax import catalog, stages
 from lwfedssl_jax import config as configs
-from lwfedssl_jax import stages
 from lwfedssl_jax.models import vit
 
 
 def begun(method, stage, new_block_init, blocks_per_stage=1):
   values = {'method': method, 'blocks_per_stage': blocks_per_stage}
   plan = stages.make_plans(configs.with_values(configs.Config(), values))[stage]
-  size = configs.EncoderSize(width=8, depth=4, num_heads=2, mlp_ratio=2)
+  size = catalog.EncoderSize(width=8, depth=4, num_heads=2, mlp_ratio=2)
   params = vit.make_vit(size, 8, 4).init(jax.random.key(0))
   kernel = lambda tree: np.asarray(tree['blocks']['mlp1']['kernel'])
   return kernel(params), kernel(stages.init_new_blocks(params, plan, new_block_init))
@@ -38,7 +38,7 @@ def test_random_and_first_blocks_stay_as_drawn():
 def test_all_methods_run_the_same_number_of_rounds():
   for blocks_per_stage in (1, 2, 4):
     rounds = set()
-    for method in configs.METHODS:
+    for method in catalog.METHODS:
       values = {'method': method, 'blocks_per_stage': blocks_per_stage, 'rounds_per_stage': 7}
       plans = stages.make_plans(configs.with_values(configs.Config(), values))
       assert [plan.first_round for plan in plans] == [i * plans[0].num_rounds for i in range(len(plans))]

@@ -59,13 +59,13 @@ def partition_dataset(dataset: ImageDataset, config: Config, auxiliary: np.ndarr
   used = rng.host_generator(config.run.seed, rng.Stream.SERVER_SPLIT).permutation(used)
   server_ids, client_ids = np.sort(used[:num_server]), np.sort(used[num_server:])
   labels = None if dataset.train_labels is None else dataset.train_labels[client_ids]
-  parts = partition_images(labels, len(client_ids), config.num_clients, config.partition, config.run.seed)
+  parts = partition_images(labels, len(client_ids), config.effective_num_clients, config.partition, config.run.seed)
   largest = max(map(len, parts))
   if config.client.batch_size > largest:
     raise UsageError(f'--batch_size: expected at most {largest}, the images of the largest client, '
                      f'got {config.client.batch_size}')
   server_images = dataset.train_images[server_ids] if auxiliary is None else auxiliary
-  if config.server_calibration and len(server_images) < MIN_CLIENT_IMAGES:
+  if config.uses_calibration and len(server_images) < MIN_CLIENT_IMAGES:
     raise UsageError(f'--auxiliary_fraction: expected at least {MIN_CLIENT_IMAGES} images for the server, '
                      f'got {len(server_images)}')
   return FederatedDataset(dataset, [client_ids[part] for part in parts], server_ids, server_images)

@@ -27,8 +27,8 @@ def _tfds() -> Any:
     import tensorflow_datasets
   except ImportError as e:
     raise UsageError(
-        f'--dataset=tfds:NAME: expected the package tensorflow-datasets (pip install tensorflow-datasets): '
-        f'{images.one_line(e)}') from e
+        "--dataset=tfds:NAME: cannot read it without TensorFlow Datasets, run pip install 'lwfedssl-jax[tfds]' "
+        f'({images.one_line(e)})') from e
   return tensorflow_datasets
 
 

@@ -79,7 +79,7 @@ def make_step_options(
   """Builds a client's step options; `scale` as in StepOptions."""
   client, objective = config.client, config.objective
   alignment = None
-  if config.representation_alignment:
+  if config.uses_alignment:
     alignment = make_alignment(objective.alignment_kind, objective.temperature)
   return StepOptions(
       model=make_model(config.model, objective, image_size, client.rematerialize),

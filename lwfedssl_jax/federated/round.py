@@ -25,7 +25,7 @@ from lwfedssl_jax.federated.aggregation import Aggregator, Tally, Uploads
 from lwfedssl_jax.federated.client_update import ClientData, ClientUpdate
 from lwfedssl_jax.federated.round_inputs import ClientSlots, Placement, RoundInputs, input_specs
 from lwfedssl_jax.federated.training_step import Losses
-from lwfedssl_jax.stages import StageParams, StagePlan, StageShape
+from lwfedssl_jax.stages import StageParams, StageShape
 
 
 class RoundMetrics(NamedTuple):
@@ -51,7 +51,7 @@ class RoundParts(NamedTuple):
 def make_parts(config: Config, image_size: int, placement: Placement = Placement()) -> RoundParts:
   """Builds the configured parts of a round."""
   calibrate = None
-  if config.server_calibration:
+  if config.uses_calibration:
     calibrate = calibration.make_calibration(config, image_size, placement)
   return RoundParts(client_update.make_client_update(config, image_size),
                     aggregation.make_aggregator(config.method, placement.axis), calibrate)

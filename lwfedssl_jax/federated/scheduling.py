@@ -48,7 +48,7 @@ def make_layout(num_clients: int, chunk_limit: int, num_devices: int = 1) -> Slo
 
 def run_layout(config: Config, num_devices: int = 1) -> SlotLayout:
   """Returns the layout of a run's rounds."""
-  return make_layout(config.clients_per_round, config.client.client_chunk or default_chunk(), num_devices)
+  return make_layout(config.effective_clients_per_round, config.client.client_chunk or default_chunk(), num_devices)
 
 
 def assign_slots(steps: Int[np.ndarray, ' K'], layout: SlotLayout) -> Int[np.ndarray, ' S']:

@@ -192,8 +192,8 @@ def _gradient_in_pieces(
 ) -> tuple[Raveled, Losses]:
   """Computes the whole batch's gradient, not one of smaller batches, in pieces of `micro_batch_size` images.
 
-  Embeddings of all pieces come first, then the loss and its gradient on the whole batch of embeddings, then each piece's
-  embeddings again, pulled back (GradCache, arXiv 2101.06983). The prefix runs once: its tokens are kept.
+  Embeddings of all pieces come first, then the loss and its gradient on the whole batch of embeddings, then each
+  piece's embeddings again, pulled back (GradCache, arXiv 2101.06983). The prefix runs once: its tokens are kept.
   """
   model, size, count = options.model, options.micro_batch_size, batch.views.shape[1]
   unravel, stop = (lambda vectors: model.raveler.unravel(vectors, global_params.active)), global_params.stop

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from lwfedssl_jax.config import EncoderSize, ModelConfig
+from lwfedssl_jax.catalog import EncoderSize
+from lwfedssl_jax.config import ModelConfig
 from lwfedssl_jax.contracts import Encoder, Key, Params
 
 LAYER_NORM_EPSILON = 1e-6
@@ -35,8 +36,8 @@ class Linear(nn.Module):
   """Affine map of the last axis, (..., D) -> (..., width), as one two-dimensional product.
 
   Flattened, the weight gradient is a plain matrix product too: a quarter less processor time for a block's backward
-  pass than with the batch axes kept (docs/performance.md). The bias is added in float32, so that its gradient, a sum over
-  all tokens, is one in float32 (docs/architecture.md).
+  pass than with the batch axes kept (docs/performance.md). The bias is added in float32, so that its gradient, a sum
+  over all tokens, is one in float32 (docs/architecture.md).
   """
 
   width: int

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from lwfedssl_jax.base import UsageError
-from lwfedssl_jax.config import HEAD_HIDDEN, OBJECTIVES, PROJECTION_SIZE, ObjectiveConfig, ObjectiveTraits
+from lwfedssl_jax.catalog import HEAD_HIDDEN, OBJECTIVES, PROJECTION_SIZE, ObjectiveTraits
+from lwfedssl_jax.config import ObjectiveConfig
 from lwfedssl_jax.contracts import Objective
 from lwfedssl_jax.models.heads import Head
 from lwfedssl_jax.objectives.byol import make_byol

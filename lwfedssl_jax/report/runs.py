@@ -68,7 +68,7 @@ def method_name(config: Config) -> str:
   """Returns the method, and the mechanisms switched on or off against its default: 'layerwise + calibration'."""
   plain = configs.with_values(config, {'server_calibration': None, 'representation_alignment': None})
   name = config.method.method
-  for switch, text in (('server_calibration', 'calibration'), ('representation_alignment', 'alignment')):
+  for switch, text in (('uses_calibration', 'calibration'), ('uses_alignment', 'alignment')):
     given, default = getattr(config, switch), getattr(plain, switch)
     if given != default:
       name += f' {"+" if given else "without"} {text}'

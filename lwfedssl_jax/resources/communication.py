@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from lwfedssl_jax.base import UsageError
-from lwfedssl_jax.config import HEAD_HIDDEN, PROJECTION_SIZE, Config
+from lwfedssl_jax.catalog import HEAD_HIDDEN, PAPER_CONVENTIONS, PROJECTION_SIZE
+from lwfedssl_jax.config import Config
 from lwfedssl_jax.stages import (
   StagePlan,
   block_name,
@@ -31,7 +32,6 @@ from lwfedssl_jax.stages import (
 CHANNELS = 3
 BYTES_PER_PARAM = 4  # float32, whatever the compute type
 PAPER_GB_BYTES = 1000 * 2**20  # the paper's "GB" is 1000 MiB: only so do its numbers come out
-PAPER_CONVENTIONS = ('paper_v4', 'paper_v1')
 
 
 def paper_gb(num_bytes: int) -> float:
@@ -175,7 +175,7 @@ def stage_traffic(
   blocks_only = convention == 'paper_v1'
   sizes = {k: v for k, v in payload.sizes_bytes.items() if k.startswith('block_') or not blocks_only}
   pick = lambda names: {name: sizes[name] for name in names if name in sizes}
-  downloads = needs if worst_case_download else changes
+  downloads = required_components if worst_case_download else modified_components
   return tuple(
       StageTraffic(
           stage=plan.stage,
@@ -267,7 +267,8 @@ def charge_round(
   if client_ids.size and not 0 <= client_ids.min() <= client_ids.max() < len(ledger.held):
     raise ValueError(f'expected client ids from 0 to {len(ledger.held) - 1}, got {client_ids.tolist()}')
   sizes = np.array(list(payload.sizes_bytes.values()), np.int64)
-  stale = _is_among(payload, required_components(plan, payload.head_names)) & (ledger.held[client_ids] != ledger.version)
+  required = _is_among(payload, required_components(plan, payload.head_names))
+  stale = required & (ledger.held[client_ids] != ledger.version)
   active = _is_among(payload, uploaded_components(plan, payload.head_names))
   held = ledger.held.copy()
   held[client_ids] = np.where(stale, ledger.version, held[client_ids])
@@ -327,8 +328,8 @@ def expected_traffic(config: Config, image_size: int) -> ExpectedTraffic:
   """
   payload, plans = make_payload(config, image_size), make_plans(config)
   sizes = np.array(list(payload.sizes_bytes.values()), np.float64)
-  sampled = config.clients_per_round / config.num_clients
-  changed = 1 - config.client.client_dropout**config.clients_per_round
+  sampled = config.effective_clients_per_round / config.effective_num_clients
+  changed = 1 - config.client.client_dropout**config.effective_clients_per_round
   returns = sampled * (1 - config.client.client_dropout)
   downloads = np.zeros((len(plans), len(sizes)))
   sent = np.zeros_like(downloads)
@@ -347,5 +348,5 @@ def expected_traffic(config: Config, image_size: int) -> ExpectedTraffic:
 
 def full_participation(config: Config) -> tuple[np.ndarray, np.ndarray]:
   """Returns (client ids, returned) of shape (rounds, clients) for a run whose clients all take part and return."""
-  shape = (sum(plan.num_rounds for plan in make_plans(config)), config.num_clients)
+  shape = (sum(plan.num_rounds for plan in make_plans(config)), config.effective_num_clients)
   return np.broadcast_to(np.arange(shape[1]), shape), np.ones(shape, bool)

@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lwfedssl_jax import tables
+from lwfedssl_jax.catalog import OWN_CONVENTIONS
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.federated import sampling
 from lwfedssl_jax.resources import communication, flops, memory
 from lwfedssl_jax.stages import StagePlan, make_plans, required_components
 
-OWN_CONVENTIONS = ('actual', 'expected')
-CONVENTIONS = (*communication.PAPER_CONVENTIONS, *OWN_CONVENTIONS)
 PARTS = ('embedding', 'blocks', 'norm', 'heads')
 OWN_GB_BYTES = 10**9
 
@@ -102,16 +101,17 @@ def _actual_bytes(config: Config, image_size: int, plans: tuple[StagePlan, ...],
   payload = communication.make_payload(config, image_size)
   rounds = [plan for plan in plans for _ in range(plan.num_rounds)]
   participation = sampling.plan_participation(
-      config.run.seed, len(rounds), config.num_clients, config.clients_per_round, config.client.client_dropout)
+      config.run.seed, len(rounds), config.effective_num_clients, config.effective_clients_per_round,
+      config.client.client_dropout)
   sizes = np.array(list(payload.sizes_bytes.values()), np.int64)
   down, up = np.zeros((2, len(plans), len(sizes)), np.int64)
-  ledger = communication.start_ledger(payload, config.num_clients)
+  ledger = communication.start_ledger(payload, config.effective_num_clients)
   for plan, ids, returned in zip(rounds, participation.client_ids, participation.returned):
     ledger, traffic = communication.charge_round(ledger, payload, plan, ids, returned)
     everything = np.array([name in required_components(plan, payload.head_names) for name in payload.sizes_bytes])
     down[plan.stage] += len(ids) * everything * sizes if worst_case else traffic.download_bytes.sum(axis=0)
     up[plan.stage] += traffic.upload_bytes.sum(axis=0)
-  named = lambda row: dict(zip(payload.sizes_bytes, (row / config.num_clients).tolist()))
+  named = lambda row: dict(zip(payload.sizes_bytes, (row / config.effective_num_clients).tolist()))
   return [(named(d), named(u)) for d, u in zip(down, up)]
 
 
@@ -122,7 +122,7 @@ def _expected_bytes(config: Config, image_size: int, plans: tuple[StagePlan, ...
   named = lambda row: dict(zip(payload.sizes_bytes, row.tolist()))
   if not worst_case:
     return [(named(d), named(u)) for d, u in zip(*found)]
-  share = config.clients_per_round / config.num_clients
+  share = config.effective_clients_per_round / config.effective_num_clients
   everything = lambda plan: {
       name: share * plan.num_rounds * size * (name in required_components(plan, payload.head_names))
       for name, size in payload.sizes_bytes.items()}
@@ -146,12 +146,12 @@ def method_cost(
   Args:
     config: the run; its method decides the stages.
     image_size: side of the images, pixels.
-    convention: one of CONVENTIONS.
+    convention: one of catalog.CONVENTIONS.
     worst_case_download: the client downloads all that exists at a stage in every round.
     with_memory: in `actual`, compile the steps for their peak memory; seconds per stage shape.
 
   Raises:
-    UsageError: the convention is not one of CONVENTIONS, or the patch size does not divide the image.
+    UsageError: the convention is not one of catalog.CONVENTIONS, or the patch size does not divide the image.
   """
   plans, epochs = make_plans(config), config.client.local_epochs
   operations = server = memories = [None] * len(plans)

@@ -9,7 +9,8 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lwfedssl_jax.config import OBJECTIVES, PROJECTION_SIZE, Config
+from lwfedssl_jax.catalog import OBJECTIVES, PROJECTION_SIZE
+from lwfedssl_jax.config import Config
 from lwfedssl_jax.resources.communication import CHANNELS, head_widths, num_tokens
 from lwfedssl_jax.stages import StagePlan, make_plans
 
@@ -186,7 +187,7 @@ def executed_flops(config: Config, image_size: int, plan: StagePlan, batch_size:
   """
   return _step_flops(
       config, image_size, plan, batch_size, start=plan.start, trains_embedding=plan.trains_embedding,
-      aligned=config.representation_alignment, micro_batched=0 < config.client.micro_batch_size < batch_size)
+      aligned=config.uses_alignment, micro_batched=0 < config.client.micro_batch_size < batch_size)
 
 
 def calibration_flops(config: Config, image_size: int, plan: StagePlan, batch_size: int) -> StepFlops:

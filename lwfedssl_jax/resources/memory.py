@@ -38,9 +38,10 @@ class StepMemory(NamedTuple):
 def lower_client_step(config: Config, image_size: int, plan: StagePlan, num_steps: int = 1) -> Any:
   """Traces one client step of a stage on abstract arrays, state donated; returns jax's `Lowered`.
 
-  The step is `federated.training_step.train_step`, the one the round scans over, on two views of `config.client.batch_size`
-  images of `image_size` pixels. With `num_steps` above 1, so many steps in one program, as in a round, each on a batch of
-  its own (leading axis): on equal batches the compiler would run the frozen prefix once for all of them.
+  The step is `federated.training_step.train_step`, the one the round loops over, on two views of
+  `config.client.batch_size` images of `image_size` pixels. With `num_steps` above 1, so many steps in one program, as
+  in a round, each on a batch of its own (leading axis): on equal batches the compiler would run the frozen prefix once
+  for all of them.
   """
   options, batch_size = make_step_options(config, image_size), config.client.batch_size
   params = jax.eval_shape(options.model.init_params, jax.random.key(0))

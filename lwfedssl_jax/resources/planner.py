@@ -8,6 +8,7 @@ import functools
 import itertools
 from typing import NamedTuple
 
+from lwfedssl_jax import catalog
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.config import Config
@@ -74,7 +75,7 @@ def fit(config: Config, image_size: int) -> MemoryPlan:
     return chosen, peak_bytes(chosen, image_size)
 
   dtypes = dict.fromkeys((config.model.compute_dtype, 'bfloat16'))
-  levels = configs.REMATERIALIZE[configs.REMATERIALIZE.index(config.client.rematerialize):]
+  levels = catalog.REMATERIALIZE[catalog.REMATERIALIZE.index(config.client.rematerialize):]
   in_one_piece = [(level, sizes[-1:]) for level in levels if level != 'all']
   smallest = float('inf')
   for dtype, (level, allowed) in itertools.product(dtypes, [*in_one_piece, *((level, sizes) for level in levels)]):
@@ -103,7 +104,7 @@ def choose_chunk(config: Config, image_size: int, memory_bytes: int) -> int:
     memory_bytes: what the device has beside the images it holds.
   """
   capacity = int(CHUNK_SHARE * memory_bytes // peak_bytes(config, image_size))
-  return max(1, min(config.clients_per_round, MOST_CLIENTS, capacity))
+  return max(1, min(config.effective_clients_per_round, MOST_CLIENTS, capacity))
 
 
 def describe(plan: MemoryPlan) -> str:

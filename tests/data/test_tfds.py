@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import sys
 import time
 
 import numpy as np
@@ -104,3 +105,12 @@ def test_real_cifar10(tmp_path):
   pixels = np.stack([images.decode_image(raw) for raw, _ in read])
   assert pixels.shape == (100, 32, 32, 3) and 80 < pixels.mean() < 160
   assert {label for _, label in read} == set(range(10))
+
+
+@pytest.mark.parametrize('prepared', [True, False])
+def test_without_the_package_one_line_names_the_extra(tmp_path, monkeypatch, prepared):
+  if prepared:
+    prepare_tfds(tmp_path)
+  monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
+  message = refusal('tfds:toy', data_dir=str(tmp_path))
+  assert message.startswith('--dataset=tfds:NAME: ') and "pip install 'lwfedssl-jax[tfds]'" in message

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lwfedssl_jax import config as configs
+from lwfedssl_jax import catalog
 from lwfedssl_jax.data import augment
 from lwfedssl_jax.evaluation import embeddings, knn
 from lwfedssl_jax.models import vit
 
-SIZE = configs.EncoderSize(width=8, depth=3, num_heads=2, mlp_ratio=2)
+SIZE = catalog.EncoderSize(width=8, depth=3, num_heads=2, mlp_ratio=2)
 
 
 def naive_knn(bank, labels, queries, num_classes):

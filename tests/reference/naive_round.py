@@ -276,7 +276,7 @@ def train_client(params, trained, member, inputs, config, epsilon):
   batches = draw_batches(inputs.images, ids, mask, key, config)
   optimizer = AdamW(client.learning_rate * client.batch_size / 256, client.weight_decay,
                     client.block_learning_rate_decay, trained, epsilon)
-  alignment = config.objective.alignment_kind if config.representation_alignment else None
+  alignment = config.objective.alignment_kind if config.uses_alignment else None
   with jax.enable_x64(True):
     return train(params, batches, optimizer, config, alignment)
 
@@ -327,7 +327,7 @@ def naive_round(config, params, stage: int, inputs, epsilon: float = ADAM_EPSILO
   client_mean = {name: mean([losses[name] for losses in client_losses]) for name in client_losses[0]}
 
   calibration = None
-  if config.server_calibration:
+  if config.uses_calibration:
     aggregated, calibration = calibrate(aggregated, trained, inputs, config, epsilon)
   blocks = aggregated['blocks'] + per_block[trained.existing:]
   result = dict(aggregated, blocks=jax.tree.map(lambda *leaves: np.stack(leaves), *blocks))

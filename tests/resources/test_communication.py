@@ -7,7 +7,8 @@ import pytest
 
 from lwfedssl_jax import stages
 from lwfedssl_jax.base import UsageError
-from lwfedssl_jax.config import HEAD_HIDDEN, PROJECTION_SIZE, Config, with_values
+from lwfedssl_jax.catalog import HEAD_HIDDEN, PROJECTION_SIZE
+from lwfedssl_jax.config import Config, with_values
 from lwfedssl_jax.models.heads import Head
 from lwfedssl_jax.models.vit import make_encoder
 from lwfedssl_jax.resources import communication as comm
@@ -336,7 +337,8 @@ def test_expectation_is_the_mean_of_the_ledger_over_draws(method):
 def test_expectation_of_full_participation_is_exact(method):
   config = configure(method=method, **MICRO)
   payload = comm.make_payload(config, 16)
-  exact = comm.charge_run(payload, stages.make_plans(config), config.num_clients, *comm.full_participation(config))
+  exact = comm.charge_run(
+      payload, stages.make_plans(config), config.effective_num_clients, *comm.full_participation(config))
   found = comm.expected_traffic(config, 16)
   np.testing.assert_array_equal(found.download_bytes.sum(axis=1), exact.download_bytes[:, 0])
   np.testing.assert_array_equal(found.upload_bytes.sum(axis=1), exact.upload_bytes[:, 0])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lwfedssl_jax import UsageError
+from lwfedssl_jax import UsageError, catalog
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.resources import communication, costs, flops, pictures
 from lwfedssl_jax.stages import make_plans
@@ -30,7 +30,7 @@ def test_published_totals(method, gb, gflops):
 
 
 def test_the_first_versions_count_encoder_blocks_only():
-  total = {method: costs.method_cost(config_of(method), 32, 'paper_v1') for method in configs.METHODS}
+  total = {method: costs.method_cost(config_of(method), 32, 'paper_v1') for method in catalog.METHODS}
   assert total['end_to_end'].total_bytes / total['lw_fedssl'].total_bytes == pytest.approx(3.20)
   assert total['end_to_end'].total_bytes / total['prog_fedssl'].total_bytes == pytest.approx(1.846, abs=5e-4)
   assert total['lw_fedssl'].total_flops is None
@@ -123,7 +123,7 @@ def test_text_names_its_convention_and_compares_with_end_to_end():
 
 
 def test_pictures_of_what_is_counted(tmp_path):
-  found = [costs.method_cost(config_of(method), 32, 'paper_v4') for method in configs.METHODS]
+  found = [costs.method_cost(config_of(method), 32, 'paper_v4') for method in catalog.METHODS]
   assert pictures.write_cost_pictures(str(tmp_path), found) == ['flops_over_local_epochs.png', 'bytes_over_rounds.png']
   assert all((tmp_path / name).stat().st_size > 10_000 for name in ('flops_over_local_epochs.png',
                                                                   'bytes_over_rounds.png'))

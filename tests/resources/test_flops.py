@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from lwfedssl_jax import stages
-from lwfedssl_jax.config import HEAD_HIDDEN, PROJECTION_SIZE, Config, with_values
+from lwfedssl_jax.catalog import HEAD_HIDDEN, PROJECTION_SIZE
+from lwfedssl_jax.config import Config, with_values
 from lwfedssl_jax.models.heads import Head
 from lwfedssl_jax.models.vit import make_encoder
 from lwfedssl_jax.objectives import losses
@@ -191,7 +192,7 @@ def traced_flops(config, plan, shape, start, aligned):
 def test_executed_flops_are_the_products_of_the_traced_step(objective, method, stage, options):
   config = configure(method=method, objective=objective, **options)
   plan = stages.make_plans(config)[stage]
-  traced = traced_flops(config, plan, plan.shape, plan.start, config.representation_alignment)
+  traced = traced_flops(config, plan, plan.shape, plan.start, config.uses_alignment)
   step = flops.executed_flops(config, IMAGE_SIZE, plan, BATCH)
   assert step.total_flops == traced
   assert all(isinstance(part, int) for part in step)

@@ -8,7 +8,6 @@ import numpy as np
 
 from lwfedssl_jax import config as configs
 from lwfedssl_jax import devices, rng, stages
-from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.contracts import Params
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
@@ -29,7 +28,7 @@ ROUNDS_PLANNED = 64
 
 
 class Scaled(NamedTuple):
-  """A compiled round with its feed.
+  """A compiled round with its loader.
 
   Attributes:
     name: what it is.
@@ -65,16 +64,18 @@ def _federation(config: Config, server_images: int) -> FederatedDataset:
   colours = generator.integers(0, 256, (POOL_IMAGES, side, side, 3), np.uint8)
   pool = colours.repeat(config.model.image_size // side, axis=1).repeat(config.model.image_size // side, axis=2)
   dataset = ImageDataset('synthetic', pool, None, pool[:0], None, ())
-  owned = [np.sort(generator.choice(POOL_IMAGES, IMAGES_A_CLIENT, replace=False)) for _ in range(config.num_clients)]
+  owned = [np.sort(generator.choice(POOL_IMAGES, IMAGES_A_CLIENT, replace=False))
+           for _ in range(config.effective_num_clients)]
   return FederatedDataset(dataset, owned, np.arange(0), pool[:server_images])
 
 
 def build(config: Config, name: str) -> Scaled:
   """Compiles the last stage's round of a synthetic federation whose clients hold IMAGES_A_CLIENT images each."""
-  data = _federation(config, IMAGES_A_CLIENT if config.server_calibration else 0)
+  data = _federation(config, IMAGES_A_CLIENT if config.uses_calibration else 0)
   plan = stages.make_plans(config)[-1]
   participation = sampling.plan_participation(
-      config.run.seed, ROUNDS_PLANNED, config.num_clients, config.clients_per_round, config.client.client_dropout)
+      config.run.seed, ROUNDS_PLANNED, config.effective_num_clients, config.effective_clients_per_round,
+      config.client.client_dropout)
   placement = round_loader.choose_placement(config, data, participation)
   source = RoundLoader(config, data, participation, placement)
   made = rounds.make_round(config, data.image_size, placement, source.client_steps())
@@ -94,20 +95,21 @@ def build(config: Config, name: str) -> Scaled:
   compiled = made.lower(params, plan, first).compile()
   numbers = iter(range(ROUNDS_PLANNED))
 
-  def run():
+  def run() -> None:
     nonlocal params
     params, _ = jax.block_until_ready(compiled(params, *bounds, inputs(next(numbers))))
 
   active = stages.split(params, plan.shape, plan.start).active
   return Scaled(
-      name, run, lambda: params, initial, config.clients_per_round * config.client.local_epochs * IMAGES_A_CLIENT,
+      name, run, lambda: params, initial,
+      config.effective_clients_per_round * config.client.local_epochs * IMAGES_A_CLIENT,
       first.images.nbytes, memory.read_analysis(compiled).peak_bytes,
       collectives.read_collectives(compiled.as_text()), sum(4 * leaf.size for leaf in jax.tree.leaves(active)))
 
 
 def client_cases(config: Config) -> Iterator[Scaled]:
   """Builds populations of which SAMPLED train in a round, rounds of ever more clients, and one that streams images."""
-  small = {'batch_size': IMAGES_A_CLIENT // 2, 'rounds_per_stage': ROUNDS_PLANNED}
+  small: dict[str, Any] = {'batch_size': IMAGES_A_CLIENT // 2, 'rounds_per_stage': ROUNDS_PLANNED}
   a_quarter = POOL_IMAGES * 3 * config.model.image_size**2 / 4 / round_loader.MEGABYTE
   for population in POPULATIONS:
     values = {'num_clients': population, 'clients_per_round': SAMPLED}
@@ -121,11 +123,8 @@ def client_cases(config: Config) -> Iterator[Scaled]:
 
 
 def device_cases(config: Config) -> Iterator[Scaled]:
-  """Builds the same round on 1, 2, 4, .. of the devices there are. Raises UsageError if there is only one."""
+  """Builds the same round on 1, 2, 4, .. of the devices there are."""
   found = jax.device_count()
-  if found == 1:
-    raise UsageError('--suite=devices: expected several devices; on a CPU XLA_FLAGS='
-                     '--xla_force_host_platform_device_count=8 makes them')
   for count in (2**power for power in range(found.bit_length()) if 2**power <= found):
     yield build(configs.with_values(config, {'num_devices': count}), f'{count} devices')
 

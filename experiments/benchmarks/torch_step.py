@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lwfedssl_jax.config import HEAD_HIDDEN, PROJECTION_SIZE, Config
+from lwfedssl_jax.catalog import HEAD_HIDDEN, PROJECTION_SIZE
+from lwfedssl_jax.config import Config
 from lwfedssl_jax.stages import StagePlan
 
 
@@ -93,7 +94,7 @@ def make_step(config: Config, plan: StagePlan) -> Callable[[], Any]:
   views = torch.rand(2 * client.batch_size, 3, size, size)
   decay, temperature = config.objective.target_decay, config.objective.temperature
 
-  def step():
+  def step() -> float:
     with torch.no_grad():
       inputs = views if plan.trains_embedding else prefix(views)
       keys = target(inputs)

@@ -1,0 +1,139 @@
+"""The life of a command: parse, help, run, one line for a mistake, exit codes. Imports no jax."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+from absl import flags as absl_flags
+from absl import logging
+
+from lwfedssl_jax.base import LostPeerError, TrainingError, UsageError
+from lwfedssl_jax.interrupts import Interrupted
+
+from . import flags, presets, usage
+
+USAGE_EXIT_CODE = 2
+FAILURE_EXIT_CODE = 1  # all or part of the work failed; the result or the message says which
+STOPPED_EXIT_CODE = 75  # by SIGTERM or Ctrl-C (EX_TEMPFAIL): the same command with --resume goes on
+CLOSED_PIPE_EXIT_CODE = 141  # nobody reads standard output any more; as a shell reports SIGPIPE
+
+_COMMON = frozenset({'flagfile', 'verbosity'})
+
+
+class Command(NamedTuple):
+  """A program of this package.
+
+  Attributes:
+    doc: description with usage examples.
+    flags: the flags of its own, and once it runs all it has.
+    main: () -> result, once flags are parsed.
+    has_config: every configuration field is a flag too, and presets may set them.
+  """
+
+  doc: str
+  flags: absl_flags.FlagValues
+  main: Callable[[], dict[str, Any]]
+  has_config: bool = False
+
+
+def _print_error(message: str) -> None:
+  print(f'error: {" ".join(message.split())}', file=sys.stderr, flush=True)
+
+
+def define_flags(command: Command) -> None:
+  """Adds the configuration's flags and those that every command has, unless they are there."""
+  if 'verbosity' in command.flags:
+    return
+  if command.has_config:
+    absl_flags.DEFINE_string(
+        'preset', '', f'values of flags by name: {", ".join(presets.names())}; repeat it to combine several, the later '
+        'wins; what is typed beats all', flag_values=command.flags)
+    flags.define_config_flags(command.flags)
+  absl_flags.DEFINE_string('flagfile', '', 'file of flags, one a line; what is typed beats it',
+                           flag_values=command.flags)
+  absl_flags.DEFINE_integer('verbosity', logging.WARNING, 'log messages shown: -1 warnings, 0 information, 1 debugging',
+                            flag_values=command.flags)
+
+
+def parse(command: Command, arguments: Sequence[str]) -> None:
+  """Parses a command line, without the program's name. Raises UsageError."""
+  define_flags(command)
+  moved = presets.put_first(presets.expand(arguments) if command.has_config else arguments)
+  try:
+    left = command.flags(['program', *moved])
+  except OSError as error:
+    raise UsageError(f'--flagfile: expected a file of flags, {error}') from error
+  except UnicodeDecodeError as error:
+    files = [argument for argument in moved if argument.lstrip('-').startswith('flagfile=')]
+    raise UsageError(f'{" ".join(files)}: expected a file of flags, {error}') from error
+  except (absl_flags.Error, ValueError) as error:  # ValueError: of --noflag=value
+    raise UsageError(str(error)) from error
+  if len(left) > 1:
+    raise UsageError(f'expected flags only (--name=value), got {left[1]!r}')
+  if command.has_config and command.flags['preset'].present:
+    raise UsageError('--preset: expected on the command line, found in a file of flags (there --flagfile=PATH)')
+  logging.set_verbosity(command.flags.verbosity)
+
+
+def use_compilation_cache() -> None:
+  """Keeps compiled programs in the user's cache folder, so that a second run starts at once."""
+  import jax
+
+  if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+    root = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
+    jax.config.update('jax_compilation_cache_dir', os.path.join(root, 'lwfedssl_jax', 'compiled'))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+    jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+
+
+def _leave_peers(message: str) -> NoReturn:
+  """Ends without the farewell that jax takes of processes which are no longer there."""
+  _print_error(message)
+  os._exit(FAILURE_EXIT_CODE)
+
+
+def _result_code(result: dict[str, Any]) -> int:
+  """Prints a result as the last line, JSON."""
+  print(json.dumps(result), flush=True)
+  if result.get('stopped_by'):
+    print(f'stopped by {result["stopped_by"]}: the same command with --resume goes on', file=sys.stderr)
+    return STOPPED_EXIT_CODE
+  return FAILURE_EXIT_CODE if result.get('failed') else 0
+
+
+def execute(command: Command, argv: Sequence[str]) -> int:
+  """Runs a command with argv (the program's name first) and returns its exit code."""
+  try:
+    asked = usage.asked(argv[1:])
+    if asked:
+      define_flags(command)
+      print(usage.describe(command.doc, command.flags, _COMMON, has_config=command.has_config,
+                           full=asked.endswith('full'), program=argv[0]), end='', flush=True)
+      return 0
+    parse(command, argv[1:])
+    return _result_code(command.main())
+  except UsageError as error:
+    _print_error(str(error))
+    return USAGE_EXIT_CODE
+  except TrainingError as error:
+    _print_error(str(error))
+    return FAILURE_EXIT_CODE
+  except LostPeerError as error:
+    _leave_peers(str(error))
+  except (Interrupted, KeyboardInterrupt) as error:
+    _print_error(f'{str(error) or "SIGINT"}: dropped what was under way; --resume goes on from the last checkpoint')
+    return STOPPED_EXIT_CODE
+
+
+def run(command: Command) -> None:
+  """Runs a command with the arguments of this process and ends it."""
+  logging.use_absl_handler()
+  absl_flags.FLAGS.mark_as_parsed()  # absl's own, which libraries may read
+  try:
+    code = execute(command, sys.argv)
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it ends
+    code = 0 if usage.asked(sys.argv[1:]) else CLOSED_PIPE_EXIT_CODE
+  sys.exit(code)

@@ -1,0 +1,47 @@
+"""Presets: files of flags that never beat what is typed; by name (`--preset=NAME`) or by path (`--flagfile=PATH`)."""
+
+import pathlib
+from collections.abc import Iterator, Sequence
+
+from lwfedssl_jax.base import UsageError
+
+FOLDER = pathlib.Path(__file__).parent / 'presets'
+
+
+def names() -> list[str]:
+  """Returns the presets that come with the package."""
+  return sorted(path.stem for path in FOLDER.glob('*.flags'))
+
+
+def find(name: str) -> pathlib.Path:
+  """Returns the file of a preset. Raises UsageError."""
+  if name not in names():
+    raise UsageError(f'--preset: expected one of {", ".join(names())}, got {name!r}')
+  return FOLDER / f'{name}.flags'
+
+
+def _values_of(flag: str, arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+  """Yields every argument, and the value of those that set `flag`; a value that is missing is empty."""
+  rest = iter(arguments)
+  for argument in rest:
+    name, equals, value = argument.partition('=')
+    if name in (f'--{flag}', f'-{flag}'):
+      yield argument, value if equals else next(rest, '')
+    else:
+      yield argument, None
+
+
+def expand(arguments: Sequence[str]) -> list[str]:
+  """Replaces `--preset=NAME` by `--flagfile=PATH`. Raises UsageError if there is no preset of that name."""
+  given = _values_of('preset', arguments)
+  return [argument if name is None else f'--flagfile={find(name)}' for argument, name in given]
+
+
+def put_first(arguments: Sequence[str]) -> list[str]:
+  """Moves flag files to the front, in the order given.
+
+  absl lets the last value of a flag win. So a later file beats an earlier one, and what is typed beats both.
+  """
+  given = list(_values_of('flagfile', arguments))
+  files = [f'--flagfile={path}' for _, path in given if path is not None]
+  return [*files, *(argument for argument, path in given if path is None)]
