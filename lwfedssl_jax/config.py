@@ -101,7 +101,7 @@ class DataConfig(Validated):
 class PartitionConfig(Validated):
   num_clients: int = option(10, 'simulated clients', at_least=1)
   partition: str = option(
-      'iid', 'how images are partitioned: iid; dirichlet, each class over the clients, sizes differ; dirichlet_clients, '
+      'iid', 'how images are partitioned: iid; dirichlet, each class over clients, sizes differ; dirichlet_clients, '
       'class shares of each client, equal sizes; shards of few classes',
       choices=('iid', 'dirichlet', 'dirichlet_clients', 'shards'))
   dirichlet_beta: float = option(0.5, 'concentration of the Dirichlet partitions; smaller is less alike', above=0)
@@ -140,14 +140,17 @@ class AugmentConfig(Validated):
   crop_area: tuple[float, float] = option(
       (0.08, 1.0), 'least and greatest share of the area a crop keeps', above=0, at_most=1)
   flip_probability: float = option(0.5, 'probability of a horizontal flip', at_least=0, at_most=1)
-  jitter_probability: float = option(0.8, 'probability of colour jitter', at_least=0, at_most=1)
+  jitter_probability: float = option(0.8, 'probability of color jitter', at_least=0, at_most=1)
   jitter_strength: tuple[float, float, float, float] = option(
       (0.4, 0.4, 0.2, 0.1), 'brightness, contrast, saturation, hue', at_least=0, at_most=1)
   grayscale_probability: float = option(0.2, 'probability of conversion to gray', at_least=0, at_most=1)
   blur_probability: tuple[float, float] = option(
       (1.0, 0.1), 'probability of a Gaussian blur, per view', at_least=0, at_most=1)
   blur_sigma: tuple[float, float] = option(
-      (0.1, 2.0), 'least and greatest blur, in pixels of a 224-pixel image (scaled to the image size)', above=0)
+      (0.1, 2.0), 'least and greatest sigma of the Gaussian blur, pixels of the image that is blurred', above=0)
+  blur_kernel_size: int = option(
+      0, 'side of the blur\'s kernel, pixels, odd; 0: the odd number nearest to a tenth of the image\'s, at least 3',
+      at_least=0, at_most=MOST_PIXELS)
   solarize_probability: tuple[float, float] = option(
       (0.0, 0.2), 'probability of solarization, per view', at_least=0, at_most=1)
 
@@ -157,6 +160,8 @@ class AugmentConfig(Validated):
       low, high = getattr(self, name)
       if low > high:
         raise UsageError(f'--{name}: expected the lower bound first, got {low},{high}')
+    if self.blur_kernel_size and self.blur_kernel_size % 2 == 0:
+      raise UsageError(f'--blur_kernel_size: expected an odd number or 0, got {self.blur_kernel_size}')
     if self.jitter_strength[3] > 0.5:
       raise UsageError(f'--jitter_strength: expected a hue of at most 0.5, got {self.jitter_strength[3]}')
 

@@ -36,6 +36,9 @@ LOSSES, STAGES, AGGREGATION = ('test_losses.py',), ('test_stages.py',), ('test_a
 SAMPLING, BATCHING, PARTITION = ('test_sampling.py',), ('test_batching.py',), ('test_partition.py',)
 COMMUNICATION, FLOPS = ('resources/test_communication.py',), ('resources/test_flops.py',)
 COSTS = ('resources/test_costs.py',)
+DRAWS, BLUR = ('test_augment_draws.py',), ('test_augment.py::test_sigma_is_in_pixels_of_the_image_whatever_its_size',)
+BLURRED = ('test_augment.py::test_blur_is_scipy_s_and_numpy_s_with_a_limited_support_and_mirrored_edges',)
+VIEWS = ('test_augment.py::test_views_are_numpy_s',)
 PACKING, FEED = ('test_packing.py',), ('test_feed.py',)
 TABLE, MERGE = ('test_contract.py::test_plans_are_the_paper_s_table',), ('test_contract.py::test_split_and_merge',)
 BLOCK_RATES = ('test_contract.py::test_block_learning_rates_fall_from_the_newest_block_that_exists',)
@@ -150,6 +153,27 @@ MUTATIONS = (
              BATCHING),
     Mutation('data/batching.py', 'incomplete batches are trained on', ' & (index < epochs * own_steps)[:, None]', '',
              BATCHING),
+
+    Mutation('data/augment.py', 'sides are cut off instead of drawn again',
+             'fits = ((sides > 0) & (sides <= size)).all(axis=0)',
+             'sides = jnp.minimum(sides, size); fits = (sides > 0).all(axis=0)', DRAWS),
+    Mutation('data/augment.py', 'no limit on the sides of a crop', '(sides > 0) & (sides <= size)', '(sides > 0)',
+             DRAWS),
+    Mutation('data/augment.py', 'sides are not whole pixels', 'jnp.round(jnp.sqrt(', '(jnp.sqrt(', DRAWS),
+    Mutation('data/augment.py', 'the last place of a crop is left out', 'size - sides + 1)', 'size - sides)', DRAWS),
+    Mutation('data/augment.py', 'sigma in pixels of a 224-pixel image', ') / sigma))', ') / (sigma * size / 224)))',
+             BLUR),
+    Mutation('data/augment.py', 'kernel without a limit', 'radius = support // 2', 'radius = size - 1', BLURRED),
+    Mutation('data/augment.py', 'edge pixel repeated', "mode='reflect'", "mode='symmetric'", BLURRED),
+    Mutation('data/augment.py', 'the jitter has one order', '(draw[27] * len(JITTER_ORDERS)).astype(jnp.int32)', '0',
+             DRAWS),
+    Mutation('data/augment.py', 'the hue is always turned last', 'place = jnp.argmax(order == HUE)',
+             'place = 3 + 0 * jnp.argmax(order == HUE)', VIEWS),
+    Mutation('data/augment.py', 'contrast toward the pixel, not the mean', 'luma.mean()', 'luma', VIEWS),
+    Mutation('data/augment.py', 'products in the default precision', ', columns, precision=HIGHEST)', ', columns)',
+             ('test_augment.py::test_every_product_asks_for_full_precision',)),
+    Mutation('data/randaugment.py', 'products in the default precision', 'grid, precision=augment.HIGHEST)', 'grid)',
+             ('test_augment.py::test_every_product_asks_for_full_precision',)),
 
     Mutation('data/partition.py', 'a client of one image', 'MIN_CLIENT_IMAGES = 2', 'MIN_CLIENT_IMAGES = 1', PARTITION),
     Mutation('data/partition.py', 'concentration ignored', 'standard_gamma(config.dirichlet_beta,',

@@ -1,7 +1,8 @@
-"""Augmentation against Pillow, colorsys and SciPy, its ranges, its keys and its probabilities."""
+"""Augmentation against Pillow, colorsys, SciPy and NumPy, its ranges, its keys and its probabilities."""
 
 import colorsys
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,10 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import ndimage
 
+from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.config import AugmentConfig
-from lwfedssl_jax.data import augment
+from lwfedssl_jax.data import augment, randaugment
+from tests.reference import naive_augment
 
 OFF = {
     'crop_area': (1.0, 1.0), 'flip_probability': 0.0, 'jitter_probability': 0.0, 'grayscale_probability': 0.0,
@@ -21,12 +24,6 @@ OFF = {
 @pytest.fixture(scope='module')
 def images():
   return np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3)).astype(np.uint8)
-
-
-@pytest.fixture
-def no_aspect(monkeypatch):
-  """A crop of the whole area is the whole image only if its aspect ratio is one."""
-  monkeypatch.setattr(augment, 'CROP_ASPECT', (1.0, 1.0))
 
 
 def views_of(images, seed=0, **values):
@@ -53,17 +50,6 @@ def test_crop_is_pillow_s_crop_and_bilinear_resize(images, left, top, width, hei
     np.testing.assert_allclose(actual[..., channel], np.asarray(pillow), atol=1e-5)
 
 
-@pytest.mark.parametrize(('offset', 'length'), [(0.0, 8.0), (1.3, 4.2), (0.7, 7.3), (3.6, 0.8)])
-def test_fractional_crop_is_linear_interpolation_inside_the_crop(offset, length):
-  ramp = jnp.arange(8.0)  # resampling a ramp reads off the positions that are sampled
-  actual = augment.crop_matrix(8, jnp.float32(offset), jnp.float32(length), jnp.bool_(False)) @ ramp
-  expected = offset + (np.arange(8) + 0.5) * length / 8 - 0.5
-  expected = np.clip(expected, offset, max(offset, offset + length - 1))
-  np.testing.assert_allclose(actual, expected, atol=1e-5)
-  mirrored = augment.crop_matrix(8, jnp.float32(offset), jnp.float32(length), jnp.bool_(True)) @ ramp
-  np.testing.assert_allclose(mirrored, expected[::-1], atol=1e-5)
-
-
 @pytest.mark.parametrize('turns', [-0.5, -0.1, 0.0, 0.1, 0.37, 0.5])
 def test_hue_is_colorsys(images, turns):
   corners = np.array(np.meshgrid([0, 128, 255], [0, 128, 255], [0, 128, 255])).T.reshape(-1, 3)  # ties and grays too
@@ -76,30 +62,36 @@ def test_hue_is_colorsys(images, turns):
   np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize('draw', [0.0, 0.3, 0.5, 0.99])
+FIXED = jnp.arange(4)  # an order: brightness, contrast, saturation, hue
+
+
+@pytest.mark.parametrize('factor', [0.2, 0.68, 1.0, 1.78])
 @pytest.mark.parametrize(('index', 'enhance'), list(enumerate(
     [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color])))
-def test_jitter_is_pillow_s_enhancement(images, index, enhance, draw):
-  strength = [0.0] * 4
-  strength[index] = 0.8
-  draws = jnp.full(4, 0.5).at[index].set(draw)
+def test_jitter_is_pillow_s_enhancement(images, index, enhance, factor):
+  factors = jnp.array([1.0, 1.0, 1.0, 0.0]).at[index].set(factor)
   for image in images[:2]:
-    actual = augment.jitter(jnp.asarray(image) / 255, tuple(strength), draws)
-    expected = enhance(Image.fromarray(image)).enhance(1 + 0.8 * (2 * draw - 1))
+    actual = augment.jitter(jnp.asarray(image) / 255, factors, FIXED)
+    expected = enhance(Image.fromarray(image)).enhance(factor)
     np.testing.assert_allclose(255 * actual, np.asarray(expected, np.float64), atol=2)  # Pillow rounds to integers
 
 
-def test_jitter_is_brightness_contrast_saturation_hue_in_that_order(images):
-  draws, strength = np.array([0.1, 0.8, 0.3, 0.9]), (0.4, 0.5, 0.6, 0.1)
-  image = images[1] / 255
-  factors = [1 + s * (2 * d - 1) for s, d in zip(strength, draws)]
-  luma = lambda x: x @ np.array([0.299, 0.587, 0.114])
-  image = np.clip(factors[0] * image, 0, 1)
-  image = np.clip(factors[1] * image + (1 - factors[1]) * luma(image).mean(), 0, 1)
-  image = np.clip(factors[2] * image + (1 - factors[2]) * luma(image)[..., None], 0, 1)
-  expected = augment.shift_hue(jnp.asarray(image, jnp.float32), jnp.float32(0.08))
-  actual = augment.jitter(jnp.asarray(images[1]) / 255, strength, jnp.asarray(draws, jnp.float32))
-  np.testing.assert_allclose(actual, expected, atol=1e-4)
+def test_jitter_follows_each_of_the_24_orders(images):
+  """The contrast's mean is that of the image which the operations before it have made."""
+  factors, image = (0.6, 1.6, 1.5, 0.3), images[1] / 255
+  orders = jnp.array(augment.JITTER_ORDERS)
+  jittered = jax.jit(jax.vmap(augment.jitter, in_axes=(None, None, 0)))
+  actual = np.asarray(jittered(jnp.asarray(image, jnp.float32), jnp.array(factors), orders))
+  expected = np.stack([
+      naive_augment.jitter(image, dict(zip('BCSH', factors)), ['BCSH'[i] for i in order]) for order in orders])
+  np.testing.assert_allclose(actual, expected, atol=2e-6)
+  assert len(np.unique(expected.round(4), axis=0)) > 12  # orders differ on this image, but for those that commute
+
+
+def test_an_enhancement_by_one_changes_no_bit(images):
+  image = jnp.asarray(images[0], jnp.float32) / 255
+  for operation in range(3):
+    np.testing.assert_array_equal(augment.enhance(image, jnp.int32(operation), jnp.float32(1)), image)
 
 
 def test_gray_is_pillow_s(images):
@@ -107,13 +99,34 @@ def test_gray_is_pillow_s(images):
   np.testing.assert_allclose(255 * augment.gray(jnp.asarray(images[0]) / 255)[..., 0], expected, atol=1)
 
 
-@pytest.mark.parametrize('sigma', [0.01, 0.4, 1.0, 2.0])
-def test_blur_is_scipy_s_gaussian_filter_with_mirrored_edges(sigma):
-  image = np.random.default_rng(0).random((16, 16, 3))
-  matrix = augment.blur_matrix(16, jnp.float32(sigma))
+@pytest.mark.parametrize(('size', 'sigma', 'support'), [
+    (16, 0.01, 3), (16, 0.4, 3), (32, 1.0, 3), (32, 2.0, 7), (64, 2.0, 7), (16, 2.0, 31), (5, 3.0, 9), (4, 3.0, 23),
+    (2, 1.0, 5), (1, 1.0, 3)])
+def test_blur_is_scipy_s_and_numpy_s_with_a_limited_support_and_mirrored_edges(size, sigma, support):
+  image = np.random.default_rng(0).random((size, size, 3))
+  matrix = augment.blur_matrix(size, jnp.float32(sigma), support)
   actual = augment.resample(jnp.asarray(image, jnp.float32), matrix, matrix)
-  expected = ndimage.gaussian_filter(image, (sigma, sigma, 0), mode='mirror', radius=(15, 15, 0))
-  np.testing.assert_allclose(actual, expected, atol=1e-4)
+  radius = support // 2
+  expected = ndimage.gaussian_filter(image, (sigma, sigma, 0), mode='mirror', radius=(radius, radius, 0))
+  np.testing.assert_allclose(actual, expected, atol=1e-6)
+  np.testing.assert_allclose(actual, naive_augment.blur(image, sigma, support), atol=1e-6)
+
+
+def test_sigma_is_in_pixels_of_the_image_whatever_its_size():
+  for size in (16, 32, 224):
+    row = augment.blur_matrix(size, jnp.float32(1.0), 5)[size // 2]
+    weights = np.exp([-2, -0.5, 0, -0.5, -2])
+    np.testing.assert_allclose(row[size // 2 - 2:size // 2 + 3], weights / weights.sum(), atol=1e-6)
+    np.testing.assert_allclose(row.sum(), 1, atol=1e-6)
+
+
+def test_kernel_is_a_tenth_of_the_side_unless_given():
+  sides = [augment.blur_support(AugmentConfig(), size) for size in (8, 16, 32, 39, 40, 64, 96, 224)]
+  assert sides == [3, 3, 3, 3, 5, 7, 9, 23]
+  assert sides == [naive_augment.kernel_side(AugmentConfig(), size) for size in (8, 16, 32, 39, 40, 64, 96, 224)]
+  assert augment.blur_support(AugmentConfig(blur_kernel_size=11), 32) == 11
+  with pytest.raises(UsageError, match='--blur_kernel_size: expected an odd number or 0, got 4'):
+    AugmentConfig(blur_kernel_size=4)
 
 
 def test_solarize_is_pillow_s():
@@ -130,27 +143,26 @@ def test_normalize_maps_the_unit_interval_to_minus_one_and_one():
 # The whole of it.
 
 
-def test_identity_when_everything_is_off(images, no_aspect):
+def test_identity_when_everything_is_off(images):
   views = views_of(images)
   np.testing.assert_allclose(views, np.stack([images, images]) / 255, atol=1e-6)
 
 
-def test_always_on_is_the_operation(images, no_aspect):
+def test_always_on_is_the_operation(images):
   image = images / 255
   flipped = views_of(images, flip_probability=1.0)
   np.testing.assert_allclose(flipped, np.stack([image, image])[..., ::-1, :], atol=1e-6)
-  sigma = 60.0 * 8 / 224  # blur is given in pixels of a 224-pixel image
-  views = views_of(images, grayscale_probability=1.0, blur_probability=(1.0, 0.0), blur_sigma=(60.0, 60.0),
-                   solarize_probability=(0.0, 1.0))
+  views = views_of(images, grayscale_probability=1.0, blur_probability=(1.0, 0.0), blur_sigma=(2.0, 2.0),
+                   blur_kernel_size=5, solarize_probability=(0.0, 1.0))
   luma = np.repeat(image @ np.array([[0.299], [0.587], [0.114]]), 3, axis=-1)
-  matrix = np.asarray(augment.blur_matrix(8, jnp.float32(sigma)), np.float64)
+  matrix = np.asarray(augment.blur_matrix(8, jnp.float32(2.0), 5), np.float64)
   np.testing.assert_allclose(views[0], np.einsum('yh,bhwc,xw->byxc', matrix, luma, matrix), atol=1e-5)
   np.testing.assert_allclose(views[1], np.where(luma >= 0.5, 1 - luma, luma), atol=1e-5)
 
 
-def test_blur_comes_before_solarization(images, no_aspect):
-  views = views_of(images, blur_probability=(1.0, 1.0), blur_sigma=(60.0, 60.0), solarize_probability=(1.0, 1.0))
-  blurred = views_of(images, blur_probability=(1.0, 1.0), blur_sigma=(60.0, 60.0))
+def test_blur_comes_before_solarization(images):
+  views = views_of(images, blur_probability=(1.0, 1.0), blur_sigma=(2.0, 2.0), solarize_probability=(1.0, 1.0))
+  blurred = views_of(images, blur_probability=(1.0, 1.0), blur_sigma=(2.0, 2.0))
   np.testing.assert_allclose(views, np.where(blurred >= 0.5, 1 - blurred, blurred), atol=1e-6)
 
 
@@ -200,10 +212,10 @@ def test_equal_images_get_different_views_and_a_key_repeats():
 @pytest.mark.parametrize(('name', 'value'), [
     ('flip_probability', 0.3), ('jitter_probability', 0.6), ('grayscale_probability', 0.2),
     ('blur_probability', (0.7, 0.1)), ('solarize_probability', (0.0, 0.4))])
-def test_probabilities(name, value, no_aspect):
+def test_probabilities(name, value):
   """A share of 2000 images has a standard deviation of at most 0.011; changed images are counted."""
   image = np.random.default_rng(1).integers(0, 256, (1, 4, 4, 3)).astype(np.uint8)
-  views = views_of(np.repeat(image, 2000, axis=0), **{name: value}, blur_sigma=(60.0, 60.0))
+  views = views_of(np.repeat(image, 2000, axis=0), **{name: value}, blur_sigma=(2.0, 2.0))
   changed = np.abs(views - image / 255).max(axis=(2, 3, 4)) > 1e-4
   np.testing.assert_allclose(changed.mean(axis=1), value, atol=0.045)
   if changed.any(axis=1).all() and not isinstance(value, tuple):
@@ -211,21 +223,26 @@ def test_probabilities(name, value, no_aspect):
     assert abs(both - value ** 2) < 0.045  # the two views decide independently
 
 
-def test_crops_have_the_area_aspect_and_place_asked_for():
-  """Red is a ramp along x and green along y, so a crop's corners can be read off it."""
-  size = 32
-  ramp = np.arange(size) * 8
-  image = np.stack(np.broadcast_arrays(ramp[None, :], ramp[:, None], 0), axis=-1).astype(np.uint8)
-  views = views_of(np.repeat(image[None], 1000, axis=0), crop_area=(0.2, 0.6)) * 255 / 8
-  left, top = views[:, :, 0, 0, 0], views[:, :, 0, 0, 1]
-  width, height = views[:, :, 0, -1, 0] - left + 1, views[:, :, -1, 0, 1] - top + 1
-  area, ratio = width * height / size ** 2, width / height
-  assert 0.199 < area.min() < 0.22 and 0.58 < area.max() < 0.601
-  assert abs(area.mean() - 0.4) < 0.01
-  assert 0.749 < ratio.min() < 0.78 and 1.28 < ratio.max() < 1.334
-  assert abs(np.log(ratio).mean()) < 0.02
-  for start, length in ((left, width), (top, height)):
-    share = start / (size - length)  # uniform
-    assert share.min() > -1e-3 and share.max() < 1.001
-    assert abs(share.mean() - 0.5) < 0.03 and abs(share.std() - 12 ** -0.5) < 0.02
-  assert abs(np.corrcoef(left[0], left[1])[0, 1]) < 0.12
+@pytest.mark.parametrize(('size', 'values'), [
+    (8, STRONG), (20, {}), (9, {**STRONG, 'blur_kernel_size': 21, 'blur_sigma': (0.5, 4.0)})],
+    ids=['strong', 'defaults', 'kernel beyond the edges'])
+def test_views_are_numpy_s(size, values):
+  """Same keys, same uniform numbers; all else is written anew in `naive_augment`, in float64."""
+  images = np.random.default_rng(2).integers(0, 256, (12, size, size, 3)).astype(np.uint8)
+  images[:2] //= 64  # nearly black
+  images[2:4, ..., 1:] //= 4  # strong colors, so that jitter is clipped
+  config, key = AugmentConfig(**values), jax.random.key(5)
+  actual = jax.jit(lambda key, x: augment.two_views(key, x, config))(key, images)
+  np.testing.assert_allclose(actual, naive_augment.two_views(key, images, config), atol=1e-5)
+
+
+@pytest.mark.parametrize('function', [
+    lambda key, x: augment.two_views(key, x, AugmentConfig()), randaugment.rand_augment],
+    ids=['two_views', 'rand_augment'])
+def test_every_product_asks_for_full_precision(function):
+  """A TPU rounds the operands of a product to bfloat16 otherwise, 8 bits, about one gray level."""
+  program = jax.jit(function).lower(jax.random.key(0), np.zeros((2, 8, 8, 3), np.uint8)).as_text()
+  products = [line for line in program.splitlines() if re.search(r'stablehlo\.(dot|dot_general|convolution)\b', line)]
+  assert len(products) >= 4
+  for line in products:
+    assert len(re.findall(r'\bHIGHEST\b', line)) == 2, line

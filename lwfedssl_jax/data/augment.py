@@ -1,24 +1,32 @@
 """Two-view augmentation on the device: pure functions on float images (S, S, 3) in [0, 1].
 
-Random resized crop, colour jitter, grayscale, Gaussian blur, solarize and horizontal flip with MoCo v3's
-strengths (arXiv 2104.02057), one key an image. The crop (with the flip) and the blur are linear along
-each side, so each is a pair of small matrices. The jitter's four operations run in one fixed order
-(brightness, contrast, saturation, hue), which is our choice; torchvision draws an order per image.
+Random resized crop, color jitter, grayscale, Gaussian blur, solarize and horizontal flip by torchvision's rules, with
+MoCo v3's strengths (arXiv 2104.02057). One key an image and view. The crop (with the flip) and the blur are linear
+along each side, so each is a pair of small matrices.
+
+A view consumes NUM_DRAWS uniform numbers of its key: 0-9 areas of ten candidate crops, 10-19 their aspect ratios,
+20 top, 21 left, 22 flip, 23-26 brightness, contrast, saturation and hue, 27 the order of these four, 28 whether to
+jitter, 29 whether to convert to gray, 30 sigma, 31 whether to blur, 32 whether to solarize.
 """
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lwfedssl_jax.config import AugmentConfig
 from lwfedssl_jax.contracts import Key
 
-NUM_DRAWS = 14  # uniform numbers a view consumes
+NUM_DRAWS = 33
+CROP_TRIES = 10
+CROP_ASPECT = (3 / 4, 4 / 3)  # width / height
 GRAY_WEIGHTS = (0.299, 0.587, 0.114)
-CROP_ASPECT = (3 / 4, 4 / 3)
-BLUR_REFERENCE_SIZE = 224
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+JITTER_ORDERS = tuple(itertools.permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE)))
+HIGHEST = jax.lax.Precision.HIGHEST  # a TPU otherwise rounds the operands of a product to bfloat16
 
 
 def to_float(images: jax.Array) -> jax.Array:
@@ -32,37 +40,54 @@ def normalize(images: jax.Array) -> jax.Array:
 
 
 def crop_matrix(size: int, offset: jax.Array, length: jax.Array, flip: jax.Array) -> jax.Array:
-  """Bilinear resampling of [offset, offset + length) pixels to `size` pixels, mirrored if `flip`; (size, size)."""
+  """Bilinear resampling of pixels offset .. offset + length - 1 to `size` pixels, mirrored if `flip`; (size, size).
+
+  A crop is enlarged or kept, never reduced, so antialiasing would change nothing.
+  """
   position = (jnp.arange(size) + 0.5) / size
   position = jnp.where(flip, 1 - position, position)
-  # Neighbours outside the crop are not looked at: its edge pixels repeat, as if it had been cut out first.
-  source = jnp.clip(offset + position * length - 0.5, offset, jnp.maximum(offset + length - 1, offset))
+  # Pixels outside the crop have no weight: its edge pixels repeat, as if it had been cut out first.
+  source = jnp.clip(offset + position * length - 0.5, offset, offset + length - 1)
   return jnp.maximum(0, 1 - jnp.abs(source[:, None] - jnp.arange(size)))
 
 
-def blur_matrix(size: int, sigma: jax.Array) -> jax.Array:
-  """Gaussian blur along one side with mirrored edges (the edge pixel is not repeated); (size, size)."""
-  output, source = jnp.arange(size)[:, None], jnp.arange(size)[None, :]
-  weight = lambda distance: jnp.exp(-0.5 * jnp.square(distance / sigma))
-  mirrored = jnp.where(source > 0, weight(output + source), 0)
-  mirrored += jnp.where(source < size - 1, weight(2 * (size - 1) - source - output), 0)
-  matrix = weight(output - source) + mirrored
-  return matrix / matrix.sum(axis=1, keepdims=True)
+def blur_support(config: AugmentConfig, size: int) -> int:
+  """Pixels of the blur's kernel: as configured, else the odd number nearest to size / 10, at least 3."""
+  return config.blur_kernel_size or max(3, 2 * (size // 20) + 1)
+
+
+def blur_matrix(size: int, sigma: jax.Array, support: int) -> jax.Array:
+  """Gaussian blur along one side, torchvision's: (size, size).
+
+  Args:
+    size: of the side, pixels.
+    sigma: of the Gaussian, pixels.
+    support: pixels that have a weight, odd; may exceed the side.
+
+  Returns:
+    Weights proportional to exp(-(distance / sigma)^2 / 2) within the support. Beyond its edges the side is mirrored;
+    the edge pixel is not repeated.
+  """
+  radius = support // 2
+  mirrored = np.pad(np.arange(size), radius, mode='reflect')
+  weights = jnp.exp(-0.5 * jnp.square(jnp.arange(-radius, radius + 1) / sigma))
+  weights = weights / weights.sum()
+  return sum(weights[i] * (mirrored[i:i + size, None] == jnp.arange(size)) for i in range(support))
 
 
 def resample(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
   """Applies one matrix along each side of an image (S, S, 3)."""
-  return jnp.einsum('yh,hwc,xw->yxc', rows, image, columns)
+  return jnp.einsum('yh,hwc,xw->yxc', rows, image, columns, precision=HIGHEST)
 
 
 def gray(image: jax.Array) -> jax.Array:
   """Luma of (S, S, 3) as (S, S, 1)."""
-  return (image @ jnp.array(GRAY_WEIGHTS, image.dtype))[..., None]
+  return sum(weight * image[..., i:i + 1] for i, weight in enumerate(GRAY_WEIGHTS))
 
 
 def blend(image: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:
-  """Factor * image + (1 - factor) * other, clipped to [0, 1]."""
-  return jnp.clip(other + factor * (image - other), 0, 1)
+  """Factor * image + (1 - factor) * other, clipped to [0, 1]; a factor of 1 changes no bit."""
+  return jnp.clip(image + (1 - factor) * (other - image), 0, 1)
 
 
 def shift_hue(image: jax.Array, turns: jax.Array) -> jax.Array:
@@ -74,19 +99,36 @@ def shift_hue(image: jax.Array, turns: jax.Array) -> jax.Array:
   sextant = jnp.where(
       value == red, (green - blue) / safe, jnp.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe))
   sextant = sextant + 6 * turns
-  channel = lambda n: (n + sextant) % 6
+  channel = lambda n: n + sextant - 6 * jnp.floor((n + sextant) / 6)  # a remainder, by cheaper operations than %
   ramp = lambda k: value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
   return jnp.stack([ramp(channel(n)) for n in (5.0, 3.0, 1.0)], axis=-1)
 
 
-def jitter(image: jax.Array, strength: tuple[float, float, float, float], draws: jax.Array) -> jax.Array:
-  """Brightness, contrast, saturation and hue by factors drawn from 1 +- strength (hue: turns); draws (4,) in [0, 1)."""
-  signed = 2 * draws - 1
-  brightness, contrast, saturation, turns = (strength[i] * signed[i] for i in range(4))
-  image = blend(image, jnp.zeros_like(image), 1 + brightness)
-  image = blend(image, gray(image).mean(), 1 + contrast)
-  image = blend(image, gray(image), 1 + saturation)
-  return shift_hue(image, turns)
+def enhance(image: jax.Array, operation: jax.Array, factor: jax.Array) -> jax.Array:
+  """Brightness, contrast or saturation of (S, S, 3), by a factor."""
+  luma = gray(image)
+  other = jnp.where(operation == CONTRAST, luma.mean(), jnp.where(operation == SATURATION, luma, 0))
+  return blend(image, other, factor)
+
+
+def jitter(image: jax.Array, factors: jax.Array, order: jax.Array) -> jax.Array:
+  """Brightness, contrast, saturation and hue, in any order.
+
+  The hue is turned once. Each of the other three has a place before and one after it, in one of which its factor is 1.
+
+  Args:
+    image: (S, S, 3) in [0, 1].
+    factors: (4,) of brightness, contrast and saturation, and the hue's turn in shares of a full circle.
+    order: (4,) the four operations, the first one first.
+  """
+  place = jnp.argmax(order == HUE)
+  others = jnp.where(jnp.arange(3) < place, order[:3], order[1:])
+  for after in (False, True):
+    for index in range(3):
+      factor = jnp.where((index >= place) == after, factors[others[index]], 1)
+      image = enhance(image, others[index], factor)
+    image = image if after else shift_hue(image, factors[HUE])
+  return image
 
 
 def solarize(image: jax.Array) -> jax.Array:
@@ -101,37 +143,74 @@ class ViewRule(NamedTuple):
   solarize_probability: Any
 
 
-def augment_image(key: Key, image: jax.Array, rule: ViewRule, config: AugmentConfig) -> jax.Array:
-  """Draws one view of one image.
+class ViewParams(NamedTuple):
+  """What is drawn for one view of one image."""
+
+  box: jax.Array  # (4,) float32, whole numbers of pixels: top, left, height, width
+  flips: jax.Array
+  jitters: jax.Array
+  factors: jax.Array  # (4,) of brightness, contrast, saturation; the hue's turn
+  order: jax.Array  # (4,) the jitter's operations, the first one first
+  is_gray: jax.Array
+  blurs: jax.Array
+  sigma: jax.Array  # pixels
+  solarizes: jax.Array
+
+
+def between(draws: jax.Array, bounds: tuple[float, float]) -> jax.Array:
+  """Uniform numbers in [0, 1) -> uniform numbers within the bounds."""
+  return bounds[0] + draws * (bounds[1] - bounds[0])
+
+
+def crop_box(draws: jax.Array, size: int, area: tuple[float, float]) -> jax.Array:
+  """Draws a crop as torchvision's RandomResizedCrop: the first of ten candidates that fits, else the whole image.
 
   Args:
-    key: the image's own, for this view.
-    image: (S, S, 3) float32 in [0, 1].
-    rule: the view's probabilities.
-    config: all other probabilities and strengths.
+    draws: (22,) uniform numbers in [0, 1), the first of the module's layout.
+    size: side of the image, pixels.
+    area: least and greatest share of the area.
 
   Returns:
-    (S, S, 3) float32 in [0, 1].
+    (4,) float32, whole numbers of pixels: top, left, height, width.
   """
-  size = image.shape[0]
+  areas, ratios, offsets = jnp.split(draws, (CROP_TRIES, 2 * CROP_TRIES))
+  areas = size**2 * between(areas, area)
+  ratios = jnp.exp(between(ratios, tuple(map(math.log, CROP_ASPECT))))
+  sides = jnp.round(jnp.sqrt(areas * jnp.stack([1 / ratios, ratios])))
+  fits = ((sides > 0) & (sides <= size)).all(axis=0)
+  sides = jnp.where(fits.any(), sides[:, jnp.argmax(fits)], size)
+  return jnp.concatenate([jnp.floor(offsets * (size - sides + 1)), sides])
+
+
+def draw_view(key: Key, size: int, rule: ViewRule, config: AugmentConfig) -> ViewParams:
+  """Draws all there is to draw for one view of an image of `size` pixels a side; one key an image and view."""
   draw = jax.random.uniform(key, (NUM_DRAWS,))
-  between = lambda u, bounds: bounds[0] + u * (bounds[1] - bounds[0])
+  spread = jnp.array(config.jitter_strength) * (2 * draw[23:27] - 1)
+  return ViewParams(
+      box=crop_box(draw[:22], size, config.crop_area),
+      flips=draw[22] < config.flip_probability,
+      jitters=draw[28] < config.jitter_probability,
+      factors=jnp.array([1, 1, 1, 0]) + spread,
+      order=jnp.array(JITTER_ORDERS)[(draw[27] * len(JITTER_ORDERS)).astype(jnp.int32)],
+      is_gray=draw[29] < config.grayscale_probability,
+      blurs=draw[31] < rule.blur_probability,
+      sigma=between(draw[30], config.blur_sigma),
+      solarizes=draw[32] < rule.solarize_probability)
 
-  area = between(draw[0], config.crop_area)
-  ratio = jnp.exp(between(draw[1], tuple(map(math.log, CROP_ASPECT))))
-  width, height = (jnp.minimum(jnp.sqrt(area * r), 1) * size for r in (ratio, 1 / ratio))
-  rows = crop_matrix(size, draw[2] * (size - height), height, jnp.bool_(False))
-  columns = crop_matrix(size, draw[3] * (size - width), width, draw[4] < config.flip_probability)
+
+def apply_view(image: jax.Array, view: ViewParams, config: AugmentConfig) -> jax.Array:
+  """Makes a view of one image, float32 (S, S, 3) in [0, 1]; what has no probability in `config` is not computed."""
+  size = image.shape[0]
+  top, left, height, width = view.box
+  rows, columns = crop_matrix(size, top, height, jnp.bool_(False)), crop_matrix(size, left, width, view.flips)
   image = jnp.clip(resample(image, rows, columns), 0, 1)
-
-  jittered = jitter(image, config.jitter_strength, draw[5:9])
-  image = jnp.where(draw[9] < config.jitter_probability, jittered, image)
-  image = jnp.where(draw[10] < config.grayscale_probability, gray(image), image)
+  image = jnp.where(view.jitters, jitter(image, view.factors, view.order), image)
+  image = jnp.where(view.is_gray, gray(image), image)
   if any(config.blur_probability):
-    blur = blur_matrix(size, between(draw[11], config.blur_sigma) * size / BLUR_REFERENCE_SIZE)
-    image = jnp.where(draw[12] < rule.blur_probability, resample(image, blur, blur), image)
+    blur = blur_matrix(size, view.sigma, blur_support(config, size))
+    image = jnp.where(view.blurs, resample(image, blur, blur), image)
   if any(config.solarize_probability):
-    image = jnp.where(draw[13] < rule.solarize_probability, solarize(image), image)
+    image = jnp.where(view.solarizes, solarize(image), image)
   return image
 
 
@@ -152,5 +231,7 @@ def two_views(
   if piece is not None:
     keys, images = (jax.lax.dynamic_slice_in_dim(x, *piece, axis=axis) for x, axis in ((keys, 1), (images, 0)))
   rules = ViewRule(jnp.array(config.blur_probability), jnp.array(config.solarize_probability))
-  one_view = jax.vmap(lambda k, x, rule: augment_image(k, x, rule, config), in_axes=(0, 0, None))
+  size = images.shape[1]
+  one_view = jax.vmap(
+      lambda k, x, rule: apply_view(x, draw_view(k, size, rule, config), config), in_axes=(0, 0, None))
   return jax.vmap(one_view, in_axes=(0, None, 0))(keys, to_float(images), rules)

@@ -25,7 +25,8 @@ def affine(image: jax.Array, matrix: jax.Array) -> jax.Array:
   size = image.shape[0]
   centred = jnp.arange(size) - (size - 1) / 2
   y, x = jnp.meshgrid(centred, centred, indexing='ij')
-  source = jnp.einsum('ij,jhw->ihw', matrix, jnp.stack([x, y, jnp.ones_like(x)])) + (size - 1) / 2
+  grid = jnp.stack([x, y, jnp.ones_like(x)])
+  source = jnp.einsum('ij,jhw->ihw', matrix, grid, precision=augment.HIGHEST) + (size - 1) / 2
   sample = lambda channel: jax.scipy.ndimage.map_coordinates(channel, [source[1], source[0]], order=1)
   return jax.vmap(sample, in_axes=-1, out_axes=-1)(image)
 
@@ -60,7 +61,8 @@ def posterize(image: jax.Array, bits: jax.Array) -> jax.Array:
 def sharpness(image: jax.Array, factor: jax.Array) -> jax.Array:
   """Blends with a 3 x 3 smoothing; the border of one pixel stays."""
   kernel = jnp.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], image.dtype) / 13
-  smooth = jax.vmap(lambda c: jax.scipy.signal.convolve2d(c, kernel, 'valid'), in_axes=-1, out_axes=-1)(image)
+  convolve = lambda channel: jax.scipy.signal.convolve2d(channel, kernel, 'valid', precision=augment.HIGHEST)
+  smooth = jax.vmap(convolve, in_axes=-1, out_axes=-1)(image)
   return augment.blend(image, image.at[1:-1, 1:-1].set(smooth), factor)
 
 
