@@ -76,15 +76,6 @@ def test_finetuning_without_epochs_to_speak_of_guesses(dataset):
   assert found['mean']['mean_per_class_accuracy'] == pytest.approx(1 / CLASSES)  # every query gets one class
 
 
-def test_schedule_rises_and_falls():
-  options = finetune.FinetuneOptions()
-  schedule = finetune.make_schedule(options, batch_size=128, steps_per_epoch=5)
-  rates = np.array([schedule(step) for step in range(200)])
-  assert rates[0] == 0 and rates.argmax() == 50
-  assert rates.max() == pytest.approx(0.5e-3)
-  assert (np.diff(rates[50:]) < 0).all() and rates[-1] < 1e-6
-
-
 def test_labels_are_drawn_by_class_and_seed():
   labels = np.repeat(np.arange(4), [100, 50, 10, 3])
   chosen = protocols.label_subset(labels, 0.1, seed=0)
