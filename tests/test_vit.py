@@ -158,7 +158,8 @@ def test_bfloat16_attention_keeps_scores_and_softmax_in_float32():
   tokens[..., 0] = 1
   scales = np.array([[32, 1, 1, 1], [16, 1, 1, 1], [1, 1, 1, 1]])  # of queries, keys and values
   linear = lambda kernel: {'kernel': jnp.asarray(kernel, jnp.float32), 'bias': jnp.zeros(kernel.shape[1])}
-  params = {'qkv': linear(np.concatenate([np.diag(scale) for scale in scales], axis=1)), 'projection': linear(np.eye(4))}
+  qkv = np.concatenate([np.diag(scale) for scale in scales], axis=1)
+  params = {'qkv': linear(qkv), 'projection': linear(np.eye(4))}
   query, key, value = (tokens[0].astype(np.float64) * scale for scale in scales)
   scores = query @ key.T / 2
   assert scores.min() > 240 and (scores % 2 == 1).any() and (scores % 1 == 0.5).any()
