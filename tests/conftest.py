@@ -1,6 +1,7 @@
 """Fixtures that several files share: a tiny library, and tiny rounds that are compiled once a session."""
 
 import functools
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -111,15 +112,19 @@ def fully_optimized():
 
 @pytest.fixture(scope='session', autouse=True)
 def compilation(tmp_path_factory):
-  """Halves the time XLA takes to compile, and keeps a session's compiled programs and decoded images together."""
+  """Halves the time XLA takes to compile, and keeps a session's compiled programs and decoded images together.
+
+  JAX_COMPILATION_CACHE_DIR, where it is set, keeps the programs for the next session.
+  """
   root = str(tmp_path_factory.mktemp('cache'))
+  compiled = os.environ.get('JAX_COMPILATION_CACHE_DIR', root)
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('XDG_CACHE_HOME', root)
-    patch.setenv('JAX_COMPILATION_CACHE_DIR', root)  # for the commands that tests start
+    patch.setenv('JAX_COMPILATION_CACHE_DIR', compiled)  # for the commands that tests start
     patch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
     patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
     jax.config.update('jax_disable_most_optimizations', True)
-    jax.config.update('jax_compilation_cache_dir', root)
+    jax.config.update('jax_compilation_cache_dir', compiled)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
     yield
 
