@@ -12,19 +12,24 @@ import pytest
 
 from lwfedssl_jax import config as configs
 from lwfedssl_jax import objectives, stages
-from lwfedssl_jax.data import augment, batching
+from lwfedssl_jax.data import augment
 from lwfedssl_jax.federated import round as rounds
 
 TINY = configs.EncoderSize(width=8, depth=4, num_heads=2, mlp_ratio=2)
 IMAGE_SIZE = 8
 
+# Images of the clients of a round: two batches of 6 and a rest, one, three and a rest, and less than one. Over two or
+# three samples that happen to be alike, batch normalization would divide by next to nothing and amplify rounding.
+CLIENT_SIZES = (13, 6, 20, 5)
+SERVER_IMAGES = 15  # two batches of 7 and a rest
+
 # Numbers far from the defaults, so that each of them shows in the result: a weight of 1, one epoch or a decay of
 # nearly 1 would hide that it is ignored. The step is small and the temperature high, so that a round of seven steps on
 # batches of three or four does not amplify rounding.
 VALUES = {
-    'num_clients': 9, 'clients_per_round': 4, 'batch_size': 4, 'local_epochs': 2, 'rounds_per_stage': 2,
+    'num_clients': 9, 'clients_per_round': 4, 'batch_size': 6, 'local_epochs': 2, 'rounds_per_stage': 2,
     'learning_rate': 0.1, 'weight_decay': 0.5, 'temperature': 0.5, 'target_decay': 0.6, 'alignment_weight': 0.7,
-    'calibration_epochs': 2, 'calibration_batch_size': 3, 'calibration_learning_rate': 0.15}
+    'calibration_epochs': 2, 'calibration_batch_size': 7, 'calibration_learning_rate': 0.15}
 
 # What the rounds of an objective run with, beside VALUES. A round is told what to train by the stage plan, and nothing
 # else by the method; so only moco_v3 builds (and compiles) a round for each method. For the other two, all methods'
@@ -71,7 +76,7 @@ class TinyRound(NamedTuple):
   epsilon: float  # Adam's
 
 
-_TWO_VIEWS, _PLAN_EPOCHS = augment.two_views, batching.plan_epochs
+_TWO_VIEWS = augment.two_views
 
 
 def cheap_two_views(key, images, config, piece=None):
@@ -80,16 +85,6 @@ def cheap_two_views(key, images, config, piece=None):
   draws = jax.random.uniform(key, (2, 2, images.shape[0], 1, 1, 3))
   views = jnp.clip(augment.to_float(images) * (0.5 + draws[0]) + 0.4 * (draws[1] - 0.5), 0, 1)
   return views if piece is None else jax.lax.dynamic_slice_in_dim(views, *piece, axis=1)
-
-
-def cheap_plan_epochs(key, image_ids, num_images, epochs, steps, batch_size):
-  """Stands in for `batching.plan_epochs`, whose sort takes long to compile: rotates instead of shuffling."""
-  offsets = jax.random.randint(key, (epochs, 1), 0, 1000)
-  own_steps, index = jnp.maximum(1, num_images // batch_size), jnp.arange(epochs * steps)
-  slot = (index % own_steps)[:, None] * batch_size + jnp.arange(batch_size)
-  rotated = (slot + offsets[jnp.minimum(index // own_steps, epochs - 1)]) % num_images
-  ids = image_ids[jnp.where(slot < num_images, rotated, num_images % image_ids.shape[0])]
-  return ids, (slot < num_images) & (index < epochs * own_steps)[:, None]
 
 
 # Files that take minutes start first, so that two workers end together.
@@ -131,20 +126,19 @@ def compilation(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def tiny_library():
-  """Shrinks `vit_micro` and the heads, and simplifies augmentation and shuffling, while a module's tests run."""
+  """Shrinks `vit_micro` and the heads, and simplifies augmentation, while a module's tests run."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(configs.ENCODER_SIZES, 'vit_micro', TINY)
     patch.setattr(objectives, 'HEAD_HIDDEN', 12)
     patch.setattr(objectives, 'PROJECTION_SIZE', 8)
     patch.setattr(augment, 'two_views', cheap_two_views)
-    patch.setattr(batching, 'plan_epochs', cheap_plan_epochs)
     yield
 
 
 @functools.cache
 def _shapes(objective: str) -> Any:
   config = configs.with_values(configs.Config(), {'objective': objective})
-  return jax.eval_shape(rounds.make_round(config, IMAGE_SIZE, 14).init, jax.random.key(0))
+  return jax.eval_shape(rounds.make_round(config, IMAGE_SIZE, max(CLIENT_SIZES)).init, jax.random.key(0))
 
 
 def random_params(shapes: Any, seed: int) -> Any:
@@ -166,7 +160,7 @@ def _build(epsilon: float, values: tuple[tuple[str, Any], ...]) -> Any:
   config = configs.with_values(configs.Config(), dict(values))
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(optax, 'scale_by_adam', functools.partial(optax.scale_by_adam, eps=epsilon))
-    return rounds.make_round(config, IMAGE_SIZE, max_client_images=14)
+    return rounds.make_round(config, IMAGE_SIZE, max_client_images=max(CLIENT_SIZES))
 
 
 @pytest.fixture(scope='module')
@@ -190,26 +184,27 @@ def tiny_round(tiny_library):
 
 @pytest.fixture
 def real_data(tiny_library, monkeypatch):
-  """Takes back the simplification of augmentation and shuffling."""
+  """Takes back the simplification of augmentation."""
   del tiny_library
   monkeypatch.setattr(augment, 'two_views', _TWO_VIEWS)
-  monkeypatch.setattr(batching, 'plan_epochs', _PLAN_EPOCHS)
 
 
 @pytest.fixture(scope='session')
 def tiny_inputs():
-  """Inputs of a round: clients 1, 3, 4, 8 with 9, 4, 14 and 3 images at a batch of 4; client 3 does not return."""
+  """Inputs of a round: clients 1, 3, 4, 8 with CLIENT_SIZES images; client 3 does not return."""
   generator = np.random.default_rng(0)
-  coarse = generator.uniform(0, 255, (40, 3, 3, 3))
-  images = np.kron(coarse, np.ones((1, 3, 3, 1)))[:, :IMAGE_SIZE, :IMAGE_SIZE] + generator.normal(0, 20, (40, 8, 8, 3))
-  images = np.clip(images, 0, 255).astype(np.uint8)
-  shuffled = generator.permutation(30).astype(np.int32)
+  held, count = sum(CLIENT_SIZES) + 1, sum(CLIENT_SIZES) + 1 + SERVER_IMAGES
+  coarse = generator.uniform(0, 255, (count, 3, 3, 3))
+  images = np.kron(coarse, np.ones((1, 3, 3, 1)))[:, :IMAGE_SIZE, :IMAGE_SIZE]
+  images = np.clip(images + generator.normal(0, 20, images.shape), 0, 255).astype(np.uint8)
+  shuffled = generator.permutation(held).astype(np.int32)
 
   def build(method='layerwise', objective='moco_v3', round_num=5):
-    sizes, returned = (9, 4, 14, 3), (True, False, True, True)
+    sizes, returned = CLIENT_SIZES, (True, False, True, True)
     if method == 'centralized':  # one client; where the round is shared with other methods, the others do not return
-      sizes, returned = ((14,), (True,)) if objective == 'moco_v3' else (sizes, (False, False, True, False))
-    image_ids = np.full((len(sizes), 14), 29, np.int32)  # padding points to a real image, which must not be seen
+      sizes, returned = (CLIENT_SIZES[2:3], (True,)) if objective == 'moco_v3' else (sizes, (False, False, True, False))
+    # Padding points to a real image, which must not be seen.
+    image_ids = np.full((len(sizes), max(CLIENT_SIZES)), held - 1, np.int32)
     begin = 0
     for row, size in zip(image_ids, sizes):
       row[:size] = shuffled[begin:begin + size]
@@ -218,7 +213,7 @@ def tiny_inputs():
         jnp.array([1, 3, 4, 8][:len(sizes)], jnp.int32), jnp.asarray(image_ids), jnp.array(sizes, jnp.int32),
         jnp.array(returned))
     return rounds.RoundInputs(
-        jax.random.key(7), jnp.int32(round_num), jnp.asarray(images[:30]), clients, jnp.asarray(images[30:37]),
+        jax.random.key(7), jnp.int32(round_num), jnp.asarray(images[:held]), clients, jnp.asarray(images[held:]),
         jnp.float32(jnp.inf))
 
   return build

@@ -13,7 +13,7 @@ import optax
 
 from lwfedssl_jax import config as configs
 from lwfedssl_jax import devices, objectives, rng, stages
-from lwfedssl_jax.data import augment, batching, federation, sources
+from lwfedssl_jax.data import augment, federation, sources
 from lwfedssl_jax.evaluation.embeddings import make_embedder
 from lwfedssl_jax.federated import feed, sampling
 from lwfedssl_jax.federated import round as rounds
@@ -32,7 +32,7 @@ def _shrink():
   """As the fixture tiny_library, with an optimizer that does not amplify rounding."""
   configs.ENCODER_SIZES['vit_micro'] = configs.EncoderSize(width=8, depth=2, num_heads=2, mlp_ratio=2)
   objectives.HEAD_HIDDEN, objectives.PROJECTION_SIZE = 12, 8
-  augment.two_views, batching.plan_epochs = conftest.cheap_two_views, conftest.cheap_plan_epochs
+  augment.two_views = conftest.cheap_two_views
   optax.scale_by_adam = functools.partial(optax.scale_by_adam, eps=conftest.SMOOTH_EPSILON)
 
 

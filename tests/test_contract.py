@@ -231,10 +231,10 @@ def plans_of(method, blocks_per_stage=1, **values):
 def test_a_loop_of_known_length_takes_the_same_steps(tiny_round, tiny_inputs):
   tiny = tiny_round('layerwise', 'simclr')
   inputs = tiny_inputs()
-  alike = inputs._replace(clients=inputs.clients._replace(num_images=jnp.full(4, 9, jnp.int32)))
+  alike = inputs._replace(clients=inputs.clients._replace(num_images=jnp.full(4, 13, jnp.int32)))
   unknown, known, shorter = (
-      rounds.make_round(tiny.config, 8, max_client_images=14, client_steps=steps).apply(
-          tiny.init(0), tiny.plans[1], alike)[1].client_losses for steps in (0, 2 * 2, 3))  # epochs, batches of 4
+      rounds.make_round(tiny.config, 8, max_client_images=20, client_steps=steps).apply(
+          tiny.init(0), tiny.plans[1], alike)[1].client_losses for steps in (0, 2 * 2, 3))  # epochs, batches of 6
   np.testing.assert_allclose(known, unknown, rtol=1e-5)
   assert np.abs(shorter / unknown - 1).min() > 1e-3
 

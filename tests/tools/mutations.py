@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from tests.tools import mutations_costs, mutations_evaluation, mutations_training
+from tests.tools import mutations_costs, mutations_evaluation, mutations_models, mutations_training
 
 
 class Mutation(NamedTuple):
@@ -15,5 +15,5 @@ class Mutation(NamedTuple):
   tests: tuple[str, ...]
 
 
-ROWS = mutations_training.ROWS + mutations_evaluation.ROWS + mutations_costs.ROWS
+ROWS = mutations_training.ROWS + mutations_models.ROWS + mutations_evaluation.ROWS + mutations_costs.ROWS
 MUTATIONS = tuple(Mutation(*row) for row in ROWS)

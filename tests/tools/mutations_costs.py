@@ -1,7 +1,8 @@
 """Mistakes in what training costs, sweeps and reports: path, what, old, new, tests."""
 
 COMMUNICATION, FLOPS = ('resources/test_communication.py',), ('resources/test_flops.py',)
-COSTS = ('resources/test_costs.py',)
+COSTS, PLANNER = ('resources/test_costs.py',), ('resources/test_planner.py',)
+SWEEPS, REPORT = ('test_sweeps.py',), ('report/test_report.py',)
 
 ROWS = (
     ('resources/communication.py', 'what was held is forgotten in expectation', '(current + missing) * kept',
@@ -33,4 +34,62 @@ ROWS = (
     ('resources/costs.py', 'peak memory of the least demanding stage', 'max(s.peak_memory_bytes',
      'min(s.peak_memory_bytes', COSTS),
     ('resources/costs.py', 'ratios upside down', "f'{other / mine:.2f}x'", "f'{mine / other:.2f}x'", COSTS),
+
+    ('resources/planner.py', 'a step that just fits is refused', '[1] <= budget', '[1] < budget', PLANNER),
+    ('resources/planner.py', 'a micro-batch one size too large', 'not fits(size)) - 1]', 'not fits(size))]', PLANNER),
+    ('resources/planner.py', 'clients side by side fill the memory', 'CHUNK_SHARE = 0.8', 'CHUNK_SHARE = 1.0', PLANNER),
+    ('resources/planner.py', 'share of all operations, not of those asked for',
+     'sum(step.total_flops for step in steps) - again)', 'sum(step.total_flops for step in steps))', PLANNER),
+    ('resources/planner.py', 'peak of the stage that needs least', 'return max(memory.step_memory',
+     'return min(memory.step_memory', PLANNER),
+    ('resources/planner.py', 'bfloat16 is tried first', "(config.model.compute_dtype, 'bfloat16')",
+     "('bfloat16', config.model.compute_dtype)", PLANNER),
+    ('resources/planner.py', 'the budget of the dearest choice is named', 'smallest = min(smallest, *(',
+     'smallest = max(0, *(', PLANNER),
+    ('resources/planner.py', 'a micro-batch that was asked for is forgotten',
+     'config.client.micro_batch_size or batch\n', 'batch\n', PLANNER),
+
+    ('sweeps.py', 'estimate forgets dropout', ' * (1 - config.client.client_dropout)', '', SWEEPS),
+    ('sweeps.py', 'estimate of all clients every round', 'config.clients_per_round / config.num_clients * ', '',
+     SWEEPS),
+    ('sweeps.py', 'estimate counts rounds that are done',
+     'stage.num_rounds - min(max(first_round - stage.first_round, 0), stage.num_rounds)', 'stage.num_rounds', SWEEPS),
+    ('sweeps.py', 'estimate of calibration with one epoch', 'config.method.calibration_epochs * batching', 'batching',
+     SWEEPS),
+    ('sweeps.py', 'finished runs are to do too', 'sum(not run.finished for run in runs)', 'len(runs)', SWEEPS),
+    ('sweeps.py', 'what is running counts as left', 'waiting[index + 1:]', 'waiting[index:]', SWEEPS),
+    ('sweeps.py', 'runs of a sweep start anew', "'resume': True", "'resume': False", SWEEPS),
+    ('sweeps.py', 'rounds done are not read', 'len(run_log.read_metrics(config.run.workdir))', '0', SWEEPS),
+
+    ('report/runs.py', 'deviation of a population in the report', 'ddof=1', 'ddof=0', REPORT),
+    ('report/runs.py', 'a missing value is left out', 'any(value is None for value in values)',
+     'all(value is None for value in values)', REPORT),
+    ('report/runs.py', 'settings do not tell groups apart',
+     "(method_name(config), *(value for name, value in flat.items() if name not in _APART))", '(method_name(config),)',
+     REPORT),
+    ('report/runs.py', 'a mechanism switched off is said to be on', '"+" if given else "without"',
+     '"+" if default else "without"', REPORT),
+    ('report/sections.py', 'what a client sends is not counted', "row['download_bytes'] + row['upload_bytes']",
+     "row['download_bytes']", REPORT),
+    ('report/sections.py', 'bytes of the round alone', 'np.cumsum([row[', 'np.array([row[', REPORT),
+    ('report/sections.py', 'the band of the seeds is their mean', '(y.min(0), y.max(0))', '(y.mean(0), y.mean(0))',
+     REPORT),
+    ('report/sections.py', 'down and up exchanged', "of('download_bytes', 1, 1e6), of('upload_bytes', 1, 1e6)",
+     "of('upload_bytes', 1, 1e6), of('download_bytes', 1, 1e6)", REPORT),
+    ('report/sections.py', 'evaluations of the first seed', 'for run in group.runs for result in run.evaluations if',
+     'for run in group.runs[:1] for result in run.evaluations if', REPORT),
+    ('report/sections.py', 'another figure than the published one', "'1.66'", "'1.96'", REPORT),
+    ('report/sections.py', 'the published setting with fewer rounds', "'rounds_per_stage': 15",
+     "'rounds_per_stage': 14", REPORT),
+    ('report/sections.py', 'precision under recall', "'macro_precision', 'macro_recall', 'macro_f1'))])",
+     "'macro_recall', 'macro_precision', 'macro_f1'))])", REPORT),
+    ('report/sections.py', 'bytes in another convention than named',
+     'paper.total_bytes / costs.gb_bytes("paper_v4"):.3f', 'paper.total_bytes / costs.gb_bytes("actual"):.3f', REPORT),
+    ('report/sections.py', 'FLOPs of all epochs called those of one', 'stage.flops / stage.local_epochs / 1e6',
+     'stage.flops / 1e6', REPORT),
+    ('report/sections.py', 'stages begin where they end', 'starts = ends - [stage.num_rounds',
+     'starts = ends - [0 * stage.num_rounds', REPORT),
+    ('report/sections.py', 'binary megabytes called MB', "f'{cost.peak_memory_bytes / 1e6:.0f}', f'{cost.total",
+     "f'{cost.peak_memory_bytes / 2**20:.0f}', f'{cost.total", REPORT),
+    ('report/sections.py', 'rounds counted from zero', "row['round'] + 1 for", "row['round'] for", REPORT),
 )
