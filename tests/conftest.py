@@ -1,6 +1,7 @@
 """Fixtures that several files share: a tiny library, and tiny rounds that are compiled once a session."""
 
 import functools
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -21,13 +22,18 @@ from tests import typecheck  # noqa: F401 (named in setup.cfg; must be imported 
 TINY = catalog.EncoderSize(width=8, depth=4, num_heads=2, mlp_ratio=2)
 IMAGE_SIZE = 8
 
+# Images of the clients of a round: two batches of 6 and a rest, one, three and a rest, and less than one. Over two or
+# three samples that happen to be alike, batch normalization would divide by next to nothing and amplify rounding.
+CLIENT_SIZES = (13, 6, 20, 5)
+SERVER_IMAGES = 15  # two batches of 7 and a rest
+
 # Numbers far from the defaults, so that each of them shows in the result: a weight of 1, one epoch or a decay of
 # nearly 1 would hide that it is ignored. The step is small and the temperature high, so that a round of seven steps on
 # batches of three or four does not amplify rounding.
 VALUES = {
-    'num_clients': 9, 'clients_per_round': 4, 'batch_size': 4, 'local_epochs': 2, 'rounds_per_stage': 2,
+    'num_clients': 9, 'clients_per_round': 4, 'batch_size': 6, 'local_epochs': 2, 'rounds_per_stage': 2,
     'learning_rate': 0.1, 'weight_decay': 0.5, 'temperature': 0.5, 'target_decay': 0.6, 'alignment_weight': 0.7,
-    'calibration_epochs': 2, 'calibration_batch_size': 3, 'calibration_learning_rate': 0.15}
+    'calibration_epochs': 2, 'calibration_batch_size': 7, 'calibration_learning_rate': 0.15}
 
 # What the rounds of an objective run with, beside VALUES. A round is told what to train by the stage plan, and nothing
 # else by the method; so only moco_v3 builds (and compiles) a round for each method. For the other two, all methods'
@@ -83,17 +89,7 @@ def cheap_two_views(key, images, config, piece=None):
   return views if piece is None else jax.lax.dynamic_slice_in_dim(views, *piece, axis=1)
 
 
-def cheap_plan_epochs(key, image_ids, num_images, epochs, steps, batch_size):
-  """Stands in for `batching.plan_epochs`, whose sort takes long to compile: rotates instead of shuffling."""
-  offsets = jax.random.randint(key, (epochs, 1), 0, 1000)
-  own_steps, index = jnp.maximum(1, num_images // batch_size), jnp.arange(epochs * steps)
-  slot = (index % own_steps)[:, None] * batch_size + jnp.arange(batch_size)
-  rotated = (slot + offsets[jnp.minimum(index // own_steps, epochs - 1)]) % num_images
-  ids = image_ids[jnp.where(slot < num_images, rotated, num_images % image_ids.shape[0])]
-  return ids, (slot < num_images) & (index < epochs * own_steps)[:, None]
-
-
-CHEAP_PIPELINE = client_update.Pipeline(cheap_plan_epochs, cheap_two_views)
+CHEAP_PIPELINE = client_update.Pipeline(two_views=cheap_two_views)
 
 
 def make_parts(config, epsilon=SMOOTH_EPSILON, placement=Placement(), pipeline=CHEAP_PIPELINE):
@@ -141,15 +137,19 @@ def fully_optimized():
 
 @pytest.fixture(scope='session', autouse=True)
 def compilation(tmp_path_factory):
-  """Halves the time XLA takes to compile, and keeps a session's compiled programs and decoded images together."""
+  """Halves the time XLA takes to compile, and keeps a session's compiled programs and decoded images together.
+
+  JAX_COMPILATION_CACHE_DIR, where it is set, keeps the programs for the next session.
+  """
   root = str(tmp_path_factory.mktemp('cache'))
+  compiled = os.environ.get('JAX_COMPILATION_CACHE_DIR', root)
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('XDG_CACHE_HOME', root)
-    patch.setenv('JAX_COMPILATION_CACHE_DIR', root)  # for the commands that tests start
+    patch.setenv('JAX_COMPILATION_CACHE_DIR', compiled)  # for the commands that tests start
     patch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
     patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
     jax.config.update('jax_disable_most_optimizations', True)
-    jax.config.update('jax_compilation_cache_dir', root)
+    jax.config.update('jax_compilation_cache_dir', compiled)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
     yield
 
@@ -188,8 +188,8 @@ def random_params(shapes: Any, seed: int) -> Any:
 
 @functools.cache
 def _build(epsilon: float, pipeline: Any, values: tuple[tuple[str, Any], ...]) -> Any:
-  traces = []
-  return make_round(configs.with_values(configs.Config(), dict(values)), epsilon, pipeline=pipeline, traces=traces), traces
+  traces, config = [], configs.with_values(configs.Config(), dict(values))
+  return make_round(config, epsilon, pipeline=pipeline, traces=traces), traces
 
 
 @pytest.fixture(scope='module')
@@ -213,18 +213,20 @@ def tiny_round(tiny_library):
 
 @pytest.fixture(scope='session')
 def tiny_inputs():
-  """Inputs of a round: clients 1, 3, 4, 8 with 9, 4, 14 and 3 images at a batch of 4; client 3 does not return."""
+  """Inputs of a round: clients 1, 3, 4, 8 with CLIENT_SIZES images; client 3 does not return."""
   generator = np.random.default_rng(0)
-  coarse = generator.uniform(0, 255, (40, 3, 3, 3))
-  images = np.kron(coarse, np.ones((1, 3, 3, 1)))[:, :IMAGE_SIZE, :IMAGE_SIZE] + generator.normal(0, 20, (40, 8, 8, 3))
-  images = np.clip(images, 0, 255).astype(np.uint8)
-  shuffled = generator.permutation(30).astype(np.int32)
+  held, count = sum(CLIENT_SIZES) + 1, sum(CLIENT_SIZES) + 1 + SERVER_IMAGES
+  coarse = generator.uniform(0, 255, (count, 3, 3, 3))
+  images = np.kron(coarse, np.ones((1, 3, 3, 1)))[:, :IMAGE_SIZE, :IMAGE_SIZE]
+  images = np.clip(images + generator.normal(0, 20, images.shape), 0, 255).astype(np.uint8)
+  shuffled = generator.permutation(held).astype(np.int32)
 
   def build(method='layerwise', objective='moco_v3', round_num=5):
-    sizes, returned = (9, 4, 14, 3), (True, False, True, True)
+    sizes, returned = CLIENT_SIZES, (True, False, True, True)
     if method == 'centralized':  # one client; where the round is shared with other methods, the others do not return
-      sizes, returned = ((14,), (True,)) if objective == 'moco_v3' else (sizes, (False, False, True, False))
-    image_ids = np.full((len(sizes), 14), 29, np.int32)  # padding points to a real image, which must not be seen
+      sizes, returned = (CLIENT_SIZES[2:3], (True,)) if objective == 'moco_v3' else (sizes, (False, False, True, False))
+    # Padding points to a real image, which must not be seen.
+    image_ids = np.full((len(sizes), max(CLIENT_SIZES)), held - 1, np.int32)
     begin = 0
     for row, size in zip(image_ids, sizes):
       row[:size] = shuffled[begin:begin + size]
@@ -233,7 +235,7 @@ def tiny_inputs():
         jnp.array([1, 3, 4, 8][:len(sizes)], jnp.int32), jnp.asarray(image_ids), jnp.array(sizes, jnp.int32),
         jnp.array(returned))
     return RoundInputs(
-        jax.random.key(7), jnp.int32(round_num), jnp.asarray(images[:30]), clients, jnp.asarray(images[30:37]),
+        jax.random.key(7), jnp.int32(round_num), jnp.asarray(images[:held]), clients, jnp.asarray(images[held:]),
         jnp.float32(jnp.inf))
 
   return build

@@ -13,7 +13,7 @@ import optax
 
 from lwfedssl_jax import catalog, devices, objectives, rng, stages
 from lwfedssl_jax import config as configs
-from lwfedssl_jax.data import augment, batching, federation, sources
+from lwfedssl_jax.data import federated_dataset, sources
 from lwfedssl_jax.evaluation.embeddings import make_embedder
 from lwfedssl_jax.federated import round_loader, sampling
 from lwfedssl_jax.federated.model import make_model

@@ -281,7 +281,7 @@ def plans_of(method, blocks_per_stage=1, **values):
 def test_a_loop_of_known_length_takes_the_same_steps(tiny_round, tiny_inputs):
   tiny = tiny_round('layerwise', 'simclr')
   inputs = tiny_inputs()
-  alike = inputs._replace(clients=inputs.clients._replace(num_images=jnp.full(4, 9, jnp.int32)))
+  alike = inputs._replace(clients=inputs.clients._replace(num_images=jnp.full(4, 13, jnp.int32)))
   unknown, known, shorter = (
       conftest.make_round(tiny.config, client_steps=steps).apply(
           tiny.init(0), tiny.plans[1], alike)[1].client_losses for steps in (0, 2 * 2, 3))  # epochs, batches

@@ -1,10 +1,10 @@
-"""A short version of the kill test; the long one is `python -m tests.soak`."""
+"""A short version of the kill test; the long one is `python -m tests.tools.soak`."""
 
 import random
 
 import pytest
 
-from tests import soak
+from tests.tools import soak
 
 
 def test_a_run_killed_twice_ends_with_the_same_bits(tmp_path):

@@ -7,7 +7,8 @@ import pytest
 from scipy.special import erf, softmax
 
 from lwfedssl_jax.catalog import ENCODER_SIZES, EncoderSize
-from lwfedssl_jax.models.vit import make_vit
+
+from lwfedssl_jax.models.vit import Attention, make_vit
 
 SIZE = EncoderSize(width=8, depth=3, num_heads=2, mlp_ratio=2)
 
@@ -150,3 +151,19 @@ def test_bfloat16_keeps_float32_parameters_and_embeddings(params, images):
   assert pooled.dtype == jnp.float32
   expected = layer_norm(params['norm'], numpy_tokens(params, images, SIZE.depth)).mean(1)
   np.testing.assert_allclose(pooled, expected, atol=0.05)
+
+
+def test_bfloat16_attention_keeps_scores_and_softmax_in_float32():
+  """Scores near 256 differ by 1 where bfloat16 numbers lie 2 apart; queries, keys and values are exact in both."""
+  tokens = np.random.default_rng(0).integers(-2, 3, (1, 8, 4)).astype(np.float32)
+  tokens[..., 0] = 1
+  scales = np.array([[32, 1, 1, 1], [16, 1, 1, 1], [1, 1, 1, 1]])  # of queries, keys and values
+  linear = lambda kernel: {'kernel': jnp.asarray(kernel, jnp.float32), 'bias': jnp.zeros(kernel.shape[1])}
+  qkv = np.concatenate([np.diag(scale) for scale in scales], axis=1)
+  params = {'qkv': linear(qkv), 'projection': linear(np.eye(4))}
+  query, key, value = (tokens[0].astype(np.float64) * scale for scale in scales)
+  scores = query @ key.T / 2
+  assert scores.min() > 240 and (scores % 2 == 1).any() and (scores % 1 == 0.5).any()
+  found = Attention(1, jnp.bfloat16).apply({'params': params}, jnp.asarray(tokens, jnp.bfloat16))
+  assert found.dtype == jnp.bfloat16
+  np.testing.assert_allclose(np.asarray(found[0], np.float64), softmax(scores, axis=-1) @ value, atol=0.02)

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from lwfedssl_jax import rng
-from lwfedssl_jax.contracts import Params
+from lwfedssl_jax.contracts import Key, Params
 from lwfedssl_jax.data import batching, randaugment
 from lwfedssl_jax.evaluation import embeddings
 from lwfedssl_jax.federated import optimizer
@@ -46,72 +46,110 @@ def make_schedule(options: FinetuneOptions, batch_size: int, steps_per_epoch: in
   return optax.warmup_cosine_decay_schedule(0.0, peak, min(warmup, total - 1), total)
 
 
-@functools.lru_cache(maxsize=2)
-def _make_epoch(apply: Callable[[Params, Any], Any], options: FinetuneOptions, batch_size: int, steps: int) -> Any:
-  """Builds the optimizer, and (trained, optimizer state, key, images, labels, ids, mask) -> the same after an epoch."""
-  adamw = optax.adamw(make_schedule(options, batch_size, steps), weight_decay=options.weight_decay,
-                      mask=optimizer.is_matrix)
+def make_optimizer(options: FinetuneOptions, num_images: int) -> optax.GradientTransformation:
+  """Builds AdamW (arXiv 1711.05101) with the schedule for so many images; only kernels decay."""
+  batch_size = min(options.batch_size, num_images)
+  schedule = make_schedule(options, batch_size, batching.steps_per_epoch(num_images, batch_size))
+  return optax.adamw(schedule, weight_decay=options.weight_decay, mask=optimizer.is_matrix)
 
-  def loss(trained, views, labels, mask):
-    logits = apply(trained['encoder'], views) @ trained['head']['kernel'] + trained['head']['bias']
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return jnp.where(mask, losses, 0).sum() / mask.sum()
+
+def plan_epoch(seed_key: Key, epoch_num: Any, num_images: int, batch_size: int) -> jax.Array:
+  """Shuffles the images of an epoch and cuts them into batches; an incomplete last batch is dropped.
+
+  Args:
+    seed_key: typed key of the finetuning's seed.
+    epoch_num: 0-based, may be traced.
+    num_images: N.
+    batch_size: B, at most N.
+
+  Returns:
+    (N // B, B) int32, no index twice.
+  """
+  key = rng.key(seed_key, rng.Stream.FINETUNE_SHUFFLE, epoch_num)
+  steps = batching.steps_per_epoch(num_images, batch_size)
+  return batching.plan_epochs(key, jnp.arange(num_images), jnp.int32(num_images), 1, steps, batch_size)[0]
+
+
+def make_views(key: Key, step: Any, images: jax.Array, options: FinetuneOptions) -> jax.Array:
+  """Augments a batch (B, S, S, 3) uint8 by RandAugment; returns float32 in [0, 1].
+
+  Args:
+    key: the epoch's.
+    step: within the epoch, may be traced.
+    images: (B, S, S, 3) uint8.
+    options: of which the flip probability is used.
+  """
+  return randaugment.rand_augment(jax.random.fold_in(key, step), images, options.flip_probability)
+
+
+def init_params(params: Params, num_classes: int) -> Params:
+  """Returns {'encoder', 'head'}: a copy of the encoder's parameters, and a head of zeros."""
+  width = params['norm']['scale'].shape[0]
+  return {'encoder': jax.tree.map(jnp.array, params),
+          'head': {'kernel': jnp.zeros((width, num_classes)), 'bias': jnp.zeros(num_classes)}}
+
+
+def compute_logits(apply: Callable[[Params, Any], Any], trained: Params, images: jax.Array) -> jax.Array:
+  """Returns logits (B, C) of images; the head's product is float32 at full precision on every device."""
+  head = trained['head']
+  return jnp.matmul(apply(trained['encoder'], images), head['kernel'], precision='highest') + head['bias']
+
+
+@functools.lru_cache(maxsize=2)
+def _make_epoch(apply: Callable[[Params, Any], Any], options: FinetuneOptions) -> Callable[..., Any]:
+  """Builds (trained, optimizer state, seed key, epoch number, images, labels) -> (trained, state, mean loss)."""
+
+  def loss(trained, views, labels):
+    logits = compute_logits(apply, trained, views)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
-  def epoch(trained, state, key, images, labels, ids, mask):
-    def step(carry, scanned):
+  def epoch(trained, state, seed_key, epoch_num, images, labels):
+    adamw = make_optimizer(options, len(images))
+    ids = plan_epoch(seed_key, epoch_num, len(images), min(options.batch_size, len(images)))
+    key = rng.key(seed_key, rng.Stream.FINETUNE_AUGMENT, epoch_num)
+
+    def take_step(carry, scanned):
       trained, state = carry
-      index, batch_ids, batch_mask = scanned
-      views = randaugment.rand_augment(jax.random.fold_in(key, index), images[batch_ids], options.flip_probability)
-      value, gradients = jax.value_and_grad(loss)(trained, views, labels[batch_ids], batch_mask)
+      step, batch_ids = scanned
+      views = make_views(key, step, images[batch_ids], options)
+      value, gradients = jax.value_and_grad(loss)(trained, views, labels[batch_ids])
       updates, state = adamw.update(gradients, state, trained)
       return (optax.apply_updates(trained, updates), state), value
 
-    (trained, state), losses = jax.lax.scan(step, (trained, state), (jnp.arange(len(ids)), ids, mask))
+    (trained, state), losses = jax.lax.scan(take_step, (trained, state), (jnp.arange(len(ids)), ids))
     return trained, state, losses.mean()
 
-  return adamw, epoch
+  return epoch
 
 
-def predict(
-    apply: Callable[[Params, Any], Any], params: Params, images: np.ndarray, labels: np.ndarray, queries: np.ndarray,
-    num_classes: int, seed: int, options: FinetuneOptions = FinetuneOptions()) -> tuple[np.ndarray, float]:
-  """Trains encoder and head on labelled images, then classifies queries; nothing is chosen by looking at these.
+def train(
+    apply: Callable[[Params, Any], Any], params: Params, examples: tuple[np.ndarray, np.ndarray], num_classes: int,
+    seed: int, options: FinetuneOptions = FinetuneOptions()) -> tuple[Params, float]:
+  """Trains encoder and head on labelled images.
 
   Args:
     apply: (params, images) -> embeddings (B, D) float32, as `LoadedEncoder.apply`.
     params: the encoder's; not changed.
-    images: (N, S, S, 3) uint8.
-    labels: (N,) int, 0 .. num_classes - 1.
-    queries: (Q, S, S, 3) uint8.
+    examples: images (N, S, S, 3) uint8, and labels (N,) int, 0 .. num_classes - 1.
     num_classes: outputs of the head.
     seed: of order and augmentation.
     options: the schedule.
 
   Returns:
-    (Q,) predicted labels, and the last epoch's mean loss.
+    `{'encoder': ..., 'head': ...}`, and the last epoch's mean loss.
   """
-  count = len(images)
-  batch_size = min(options.batch_size, count)
-  steps = batching.steps_per_epoch(count, batch_size)
-  adamw, epoch = _make_epoch(apply, options, batch_size, steps)
-  width = params['norm']['scale'].shape[0]
-  trained = {'encoder': jax.tree.map(jnp.array, params),
-             'head': {'kernel': jnp.zeros((width, num_classes)), 'bias': jnp.zeros(num_classes)}}
-  state = adamw.init(trained)
-  device_images, device_labels = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
-  loss = jnp.float32(0)
-  for number in range(options.epochs):
-    shuffle_key, augment_key = (rng.key(seed, stream, number) for stream in (
-        rng.Stream.FINETUNE_SHUFFLE, rng.Stream.FINETUNE_AUGMENT))
-    ids, mask = batching.plan_epochs(shuffle_key, jnp.arange(count), jnp.int32(count), 1, steps, batch_size)
-    trained, state, loss = epoch(trained, state, augment_key, device_images, device_labels, ids, mask)
-  return classify(apply, trained, queries), float(loss)
+  images, labels = jnp.asarray(examples[0]), jnp.asarray(examples[1], jnp.int32)
+  trained, epoch, loss = init_params(params, num_classes), _make_epoch(apply, options), jnp.float32(0)
+  state = make_optimizer(options, len(images)).init(trained)
+  for epoch_num in range(options.epochs):
+    trained, state, loss = epoch(trained, state, jax.random.key(seed), epoch_num, images, labels)
+  return trained, float(loss)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _classify_batch(apply, trained, images):
-  return (apply(trained['encoder'], images) @ trained['head']['kernel'] + trained['head']['bias']).argmax(axis=1)
+  return compute_logits(apply, trained, images).argmax(axis=1)
 
 
 def classify(apply: Callable[[Params, Any], Any], trained: Params, images: np.ndarray) -> np.ndarray:

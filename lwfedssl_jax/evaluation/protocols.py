@@ -128,8 +128,9 @@ def evaluate(
     chosen, params = label_subset(task.train.labels, label_fraction, seed), params_of(seed)
     labels, extra = task.train.labels[chosen], {}
     if protocol == 'finetune':
-      predicted, extra['train_loss'] = finetune.predict(
-          apply, params, task.train.images[chosen], labels, task.queries.images, task.num_classes, seed, options)
+      examples = (task.train.images[chosen], labels)
+      trained, extra['train_loss'] = finetune.train(apply, params, examples, task.num_classes, seed, options)
+      predicted = finetune.classify(apply, trained, task.queries.images)
     else:
       rows, queries = rows_of(params)
       if protocol == 'linear':

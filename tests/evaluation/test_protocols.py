@@ -8,7 +8,7 @@ from sklearn import metrics as oracle
 
 from lwfedssl_jax import UsageError
 from lwfedssl_jax.data.sources import ImageDataset
-from lwfedssl_jax.evaluation import finetune, linear, metrics, protocols
+from lwfedssl_jax.evaluation import finetune, knn, linear, metrics, protocols
 
 CLASSES = 3
 
@@ -76,15 +76,6 @@ def test_finetuning_without_epochs_to_speak_of_guesses(dataset):
   assert found['mean']['mean_per_class_accuracy'] == pytest.approx(1 / CLASSES)  # every query gets one class
 
 
-def test_schedule_rises_and_falls():
-  options = finetune.FinetuneOptions()
-  schedule = finetune.make_schedule(options, batch_size=128, steps_per_epoch=5)
-  rates = np.array([schedule(step) for step in range(200)])
-  assert rates[0] == 0 and rates.argmax() == 50
-  assert rates.max() == pytest.approx(0.5e-3)
-  assert (np.diff(rates[50:]) < 0).all() and rates[-1] < 1e-6
-
-
 def test_labels_are_drawn_by_class_and_seed():
   labels = np.repeat(np.arange(4), [100, 50, 10, 3])
   chosen = protocols.label_subset(labels, 0.1, seed=0)
@@ -113,24 +104,72 @@ def test_validation_split_never_shows_test_images(dataset):
   assert len(protocols.make_task(dataset, 'test', max_train_images=50).train.labels) == 50
 
 
+def test_a_limit_takes_a_fixed_sample_not_the_first_images(dataset):
+  train = protocols.make_task(dataset, max_train_images=50).train
+  place = {image.tobytes(): index for index, image in enumerate(dataset.train_images)}
+  ids = [place[image.tobytes()] for image in train.images]
+  assert ids == sorted(set(ids)) and len(ids) == 50 and ids != list(range(50))
+  np.testing.assert_array_equal(train.labels, dataset.train_labels[ids])
+  np.testing.assert_array_equal(protocols.make_task(dataset, max_train_images=50).train.images, train.images)
+
+
+def test_validation_split_is_a_fifth_of_each_class():
+  labels = np.random.default_rng(0).permutation(np.repeat(np.arange(3, dtype=np.int32), [200, 40, 10]))
+  made = ImageDataset('made', np.zeros((250, 1, 1, 3), np.uint8), labels, np.zeros((0, 1, 1, 3), np.uint8), None, 'abc')
+  task = protocols.make_task(made, 'validation')
+  assert np.bincount(task.queries.labels).tolist() == [40, 8, 2]
+  assert np.bincount(task.train.labels).tolist() == [160, 32, 8]
+
+
+def test_centred_knn_takes_out_the_training_images_mean(dataset):
+  """Queries of one class: their own mean would leave nothing of what tells them from the others."""
+  red = dataset.test_labels == 0
+  one_class = dataset._replace(test_images=dataset.test_images[red], test_labels=dataset.test_labels[red])
+  assert evaluate(one_class, 'knn_centred')['mean']['accuracy'] > 0.95
+
+
+def test_every_seed_s_weights_are_embedded(dataset):
+  """Random weights differ from seed to seed, as `from_scratch` asks for: here the second ones see nothing."""
+  blind = dict(PARAMS, kernel=jnp.zeros((3, 3)))
+  task = protocols.make_task(dataset)
+  found = protocols.evaluate(mean_colour, lambda seed: [PARAMS, blind][seed], 'knn', task, seeds=(0, 1))
+  first, second = (run['accuracy'] for run in found['runs'])
+  assert first > 0.95 and second < 0.6
+
+
+def test_confusion_has_a_row_for_each_true_class(dataset, monkeypatch):
+  monkeypatch.setattr(knn, 'knn_predict', lambda bank, labels, queries, num_classes: np.full(len(queries), 2))
+  counts = np.bincount(dataset.test_labels)
+  assert evaluate(dataset, 'knn', seeds=(0, 1))['confusion'] == [[0, 0, 2 * count] for count in counts]
+
+
+def test_a_seed_is_the_probe_s_and_the_finetuning_s(dataset, monkeypatch):
+  nothing = lambda images: np.zeros(len(images), int)
+  monkeypatch.setattr(linear, 'predict', lambda rows, labels, queries, seed: (nothing(queries), seed))
+  monkeypatch.setattr(finetune, 'train', lambda apply, params, examples, classes, seed, options: (params, seed))
+  monkeypatch.setattr(finetune, 'classify', lambda apply, trained, images: nothing(images))
+  for protocol, figure in (('linear', 'inverse_penalty'), ('finetune', 'train_loss')):
+    assert [run[figure] for run in evaluate(dataset, protocol, seeds=(3, 5))['runs']] == [3, 5]
+
+
+def test_finetuning_sees_the_chosen_images_with_their_labels(dataset, monkeypatch):
+  seen = []
+  monkeypatch.setattr(finetune, 'train', lambda *arguments: seen.append(arguments) or (PARAMS, 0.0))
+  monkeypatch.setattr(finetune, 'classify', lambda apply, trained, images: np.zeros(len(images), int))
+  options = finetune.FinetuneOptions(epochs=3)
+  evaluate(dataset, 'finetune', seeds=(4,), label_fraction=0.1, options=options)
+  (_, params, (images, labels), num_classes, seed, passed), = seen
+  chosen = protocols.label_subset(dataset.train_labels, 0.1, 4)
+  np.testing.assert_array_equal(images, dataset.train_images[chosen])
+  np.testing.assert_array_equal(labels, dataset.train_labels[chosen])
+  assert (params, num_classes, seed, passed) == (PARAMS, CLASSES, 4, options)
+
+
 def test_images_without_labels_cannot_be_evaluated(dataset):
   with pytest.raises(UsageError, match='--dataset=coloured: expected labelled'):
     protocols.make_task(dataset._replace(train_labels=None))
   with pytest.raises(UsageError, match='--dataset=coloured: expected labelled'):
     protocols.make_task(dataset._replace(test_labels=None))
-
-
-def test_probe_chooses_its_penalty_without_the_queries():
-  """A weak signal in many dimensions: a strong penalty is right, and the choice is the same whatever is asked."""
-  generator = np.random.default_rng(0)
-  labels = np.repeat([0, 1], 60)
-  rows = generator.normal(size=(120, 60)).astype(np.float32) + 0.3 * labels[:, None]
-  queries = generator.normal(size=(200, 60)).astype(np.float32)
-  _, chosen = linear.predict(rows, labels, queries, seed=0)
-  _, again = linear.predict(rows, labels, -queries[:50], seed=0)
-  assert chosen == again < linear.DEFAULT_INVERSE_PENALTY
-  assert linear.choose_inverse_penalty(rows[::30], labels[::30], seed=0) == linear.DEFAULT_INVERSE_PENALTY
-  assert linear.predict(rows[:5], labels[:5], queries, seed=0)[0].tolist() == [0] * 200  # one class is all there is
 
 
 def test_metrics_are_scikit_learn_s_and_count_absent_classes_as_said():

@@ -24,8 +24,12 @@ def pixels():
   return np.clip(np.asarray(picture) + generator.integers(-20, 20, (24, 24, 3)), 0, 255).astype(np.uint8)
 
 
+def apply_to_floats(kind, image, sign):
+  return np.asarray(jax.jit(randaugment.operate)(image, jnp.int32(kind), jnp.float32(sign)))
+
+
 def apply(kind, pixels, sign=1.0):
-  return np.asarray(jax.jit(randaugment.operate)(pixels / np.float32(255), jnp.int32(kind), jnp.float32(sign)))
+  return apply_to_floats(kind, pixels / np.float32(255), sign)
 
 
 def pillow(kind, image, sign):
@@ -94,11 +98,45 @@ def test_batch_is_drawn_image_by_image_and_by_key(pixels):
   assert np.abs(found - other).max() > 0.1
 
 
-def test_mirror_only_with_its_probability(pixels):
-  identity = lambda flip: np.asarray(jax.jit(jax.vmap(
-      lambda key: randaugment.rand_augment(key, jnp.asarray(pixels)[None], flip)[0]))(
-          jax.random.split(jax.random.key(0), 64)))
-  mirrored = pixels[:, ::-1] / 255
-  same = lambda images, target: sum(np.abs(image - target).max() < 1e-5 for image in images)
-  assert same(identity(0.0), mirrored) == 0
-  assert same(identity(1.0), pixels / 255) == 0
+def test_two_operations_follow_each_other_each_drawn_from_all_and_both_signs(monkeypatch):
+  """An operation that only writes down what it was: 28 kinds with sign, base 64, on images of one black pixel."""
+  monkeypatch.setattr(randaugment, 'operate', lambda image, kind, sign: 64 * image + 2 * kind + (sign > 0) + 1)
+  count = 20_000
+  written = np.asarray(randaugment.rand_augment(jax.random.key(0), np.zeros((count, 1, 1, 3), np.uint8)))[:, 0, 0, 0]
+  drawn = np.stack(np.divmod(written.astype(int), 64)) - 1
+  assert drawn.min() == 0 and drawn.max() == 27  # two operations, no third
+  expected, deviation = count / 28, np.sqrt(count / 28)
+  for place in drawn:
+    assert np.abs(np.bincount(place, minlength=28) - expected).max() < 5 * deviation
+  (first, first_sign), (second, second_sign) = (np.divmod(place, 2) for place in drawn)
+  assert (first == second).mean() == pytest.approx(1 / 14, abs=0.01)
+  assert (first_sign == second_sign).mean() == pytest.approx(1 / 2, abs=0.02)
+
+
+def test_views_are_two_operations_on_the_image_or_its_mirror(pixels):
+  """Composed here from single operations, each of which is Pillow's, with the draws that the key stands for."""
+  key, batch = jax.random.key(2), np.stack([pixels, pixels[::-1], 255 - pixels, pixels.transpose(1, 0, 2)])
+  found = np.asarray(jax.jit(randaugment.rand_augment)(key, batch))
+  mirrored = []
+  for image, image_key, view in zip(batch, jax.random.split(key, len(batch)), found):
+    flip_key, kind_key, sign_key = jax.random.split(image_key, 3)
+    mirrored.append(bool(jax.random.uniform(flip_key) < 0.5))
+    expected = image[:, ::-1] if mirrored[-1] else image
+    expected = expected / np.float32(255)
+    kinds, signs = jax.random.randint(kind_key, (2,), 0, 14), jax.random.rademacher(sign_key, (2,), jnp.float32)
+    for kind, sign in zip(kinds, signs):
+      expected = apply_to_floats(kind, expected, sign)
+    np.testing.assert_allclose(view, expected, atol=1e-5)
+    assert np.abs(view - image / 255).max() > 0.02
+  assert len(set(mirrored)) == 2
+
+
+@pytest.mark.parametrize(('probability', 'share'), [(0.0, 0), (1.0, 1), (0.3, 0.3)])
+def test_mirror_only_with_its_probability(pixels, monkeypatch, probability, share):
+  monkeypatch.setattr(randaugment, 'operate', lambda image, kind, sign: image)
+  batch = np.stack([pixels[:4, :4]] * 400)
+  found = np.asarray(randaugment.rand_augment(jax.random.key(0), batch, probability))
+  mirrored = np.array([np.array_equal(image, pixels[:4, 3::-1] / np.float32(255)) for image in found])
+  same = np.array([np.array_equal(image, pixels[:4, :4] / np.float32(255)) for image in found])
+  assert (mirrored ^ same).all()
+  assert mirrored.mean() == pytest.approx(share, abs=0.1 if 0 < share < 1 else 0)

@@ -3,22 +3,24 @@
 Straight from the paper's description (arXiv 2401.11647 v1-v3, Algorithm 1): Python loops over clients, epochs and
 steps; a vision transformer of its own, applied block by block; every parameter that exists is differentiated end to
 end and only then is the stage's choice applied to the gradients; batches hold their valid samples and nothing else;
-AdamW, the losses, the weighted mean and the server's calibration are written out. Everything is float64.
+AdamW, the losses, the order of images, the weighted mean and the server's calibration are written out. Everything is
+float64.
 
-Shared with the library: the names of the parameters, the numbers of the config, and the random draws (`rng.key`,
-the ids of `batching.plan_epochs`, the views of `augment.two_views`).
+Shared with the library: the names of the parameters, the numbers of the config, and the keys of random draws
+(`rng.key`). The two views of a batch are those of naive_augment, unless `Setting.views_of` says otherwise.
 """
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import naive_augment
 import numpy as np
 
 from lwfedssl_jax import rng
-from lwfedssl_jax.data import augment, batching
 
 ADAM_EPSILON = 1e-8
 
@@ -36,6 +38,17 @@ class Trained(NamedTuple):
   blocks: tuple[int, ...]
   existing: int
   embedding: bool
+
+
+class Setting(NamedTuple):
+  """How a round is run: the run's configuration, Adam's epsilon, and what makes the views of a batch.
+
+  `views_of` is (key, images (B, S, S, 3) uint8, augmentation strengths) -> views (2, B, S, S, 3) in [0, 1].
+  """
+
+  config: Any
+  epsilon: float = ADAM_EPSILON
+  views_of: Callable[..., Any] = naive_augment.two_views
 
 
 def trained_in_stage(method: str, stage: int, depth: int, blocks_per_stage: int) -> Trained:
@@ -254,69 +267,82 @@ def train(params, batches, optimizer, config, alignment):
   return params, {name: float(np.mean([losses[name] for losses in history])) for name in history[0]}
 
 
-def draw_batches(images, ids, mask, key, config):
-  """Augments every batch that has a valid sample, and drops its invalid ones."""
-  views_of = jax.jit(augment.two_views, static_argnums=2)
+def plan_steps(key, image_ids, num_images, epochs, batch_size):
+  """Returns the images of every step, a list of lists: an order by random numbers for each epoch, cut into batches.
+
+  A rest smaller than a batch is dropped; what is smaller than a batch altogether is a batch of its own. The draws are
+  uniform numbers, one an image, under the key folded with the epoch; the smallest comes first.
+  """
+  steps = []
+  for epoch in range(epochs):
+    draws = np.asarray(jax.random.uniform(jax.random.fold_in(key, epoch), (num_images,)))
+    shuffled = [int(image_ids[place]) for place in sorted(range(num_images), key=lambda place: draws[place])]
+    if num_images < batch_size:
+      steps.append(shuffled)
+      continue
+    while len(shuffled) >= batch_size:
+      steps.append(shuffled[:batch_size])
+      shuffled = shuffled[batch_size:]
+  return steps
+
+
+def make_batches(images, steps, batch_size, key, setting):
+  """Views (2, n, S, S, 3) of the n images of each step, with the draws that a batch of `batch_size` images has."""
   batches = []
-  for step, (batch_ids, batch_mask) in enumerate(zip(np.asarray(ids), np.asarray(mask))):
-    if batch_mask.any():
-      views = views_of(jax.random.fold_in(key, step), images[batch_ids], config.augment)
-      batches.append(np.asarray(views)[:, batch_mask].astype(np.float64))
+  for step, ids in enumerate(steps):
+    padded = np.zeros((batch_size, *images.shape[1:]), np.uint8)
+    padded[:len(ids)] = np.asarray(images)[ids]
+    views = setting.views_of(jax.random.fold_in(key, step), padded, setting.config.augment)
+    batches.append(np.asarray(views, np.float64)[:, :len(ids)])
   return batches
 
 
-def train_client(params, trained, member, inputs, config, epsilon):
-  client_id, image_ids, num_images = int(member[0]), member[1], int(member[2])
-  client = config.client
-  steps = max(1, len(image_ids) // client.batch_size)
-  ids, mask = batching.plan_epochs(
-      rng.key(inputs.seed_key, rng.Stream.SHUFFLE, inputs.round_num, client_id), image_ids, jnp.int32(num_images),
-      client.local_epochs, steps, client.batch_size)
-  key = rng.key(inputs.seed_key, rng.Stream.AUGMENT, inputs.round_num, client_id)
-  batches = draw_batches(inputs.images, ids, mask, key, config)
+def train_client(params, trained, member, inputs, setting):
+  client_id, image_ids, num_images = int(member[0]), np.asarray(member[1]), int(member[2])
+  config, client = setting.config, setting.config.client
+  own_key = lambda stream: rng.key(inputs.seed_key, stream, inputs.round_num, client_id)
+  steps = plan_steps(own_key(rng.Stream.SHUFFLE), image_ids, num_images, client.local_epochs, client.batch_size)
+  batches = make_batches(inputs.images, steps, client.batch_size, own_key(rng.Stream.AUGMENT), setting)
   optimizer = AdamW(client.learning_rate * client.batch_size / 256, client.weight_decay,
-                    client.block_learning_rate_decay, trained, epsilon)
+                    client.block_learning_rate_decay, trained, setting.epsilon)
   alignment = config.objective.alignment_kind if config.uses_alignment else None
   with jax.enable_x64(True):
     return train(params, batches, optimizer, config, alignment)
 
 
-def calibrate(params, trained, inputs, config, epsilon):
+def calibrate(params, trained, inputs, setting):
   """The server trains everything that exists, end to end, on its own images; no alignment."""
-  method, num_images = config.method, len(inputs.server_images)
-  nominal = method.calibration_batch_size or config.client.batch_size
-  batch_size = min(nominal, num_images)
-  ids, mask = batching.plan_epochs(
-      rng.key(inputs.seed_key, rng.Stream.CALIBRATION_SHUFFLE, inputs.round_num), jnp.arange(num_images),
-      jnp.int32(num_images), method.calibration_epochs, num_images // batch_size, batch_size)
-  key = rng.key(inputs.seed_key, rng.Stream.CALIBRATION_AUGMENT, inputs.round_num)
-  batches = draw_batches(inputs.server_images, ids, mask, key, config)
+  config, method, num_images = setting.config, setting.config.method, len(inputs.server_images)
+  batch_size = min(method.calibration_batch_size or config.client.batch_size, num_images)
+  own_key = lambda stream: rng.key(inputs.seed_key, stream, inputs.round_num)
+  steps = plan_steps(own_key(rng.Stream.CALIBRATION_SHUFFLE), range(num_images), num_images,
+                     method.calibration_epochs, batch_size)
+  batches = make_batches(inputs.server_images, steps, batch_size, own_key(rng.Stream.CALIBRATION_AUGMENT), setting)
   everything = Trained(tuple(range(trained.existing)), trained.existing, True)
   base = method.calibration_learning_rate or config.client.learning_rate
-  optimizer = AdamW(base * nominal / 256, config.client.weight_decay, config.client.block_learning_rate_decay,
-                    everything, epsilon)
+  optimizer = AdamW(base * batch_size / 256, config.client.weight_decay, config.client.block_learning_rate_decay,
+                    everything, setting.epsilon)
   with jax.enable_x64(True):
     return train(params, batches, optimizer, config, None)
 
 
-def naive_round(config, params, stage: int, inputs, epsilon: float = ADAM_EPSILON) -> NaiveResult:
+def naive_round(setting: Setting, params, stage: int, inputs) -> NaiveResult:
   """Runs one round.
 
   Args:
-    config: the run's.
+    setting: the run's configuration, Adam's epsilon, and the views.
     params: as the library keeps them (blocks stacked).
     stage: 0-based.
     inputs: the library's RoundInputs.
-    epsilon: Adam's.
   """
-  size = config.model.size
+  config, size = setting.config, setting.config.model.size
   trained = trained_in_stage(config.method.method, stage, size.depth, config.method.blocks_per_stage)
   to_float64 = lambda leaf: np.asarray(leaf, np.float64)
   per_block = [jax.tree.map(lambda leaf: to_float64(leaf)[i], params['blocks']) for i in range(size.depth)]
   existing = jax.tree.map(to_float64, {k: v for k, v in params.items() if k != 'blocks'})
   existing['blocks'] = per_block[:trained.existing]
 
-  results = [train_client(existing, trained, member, inputs, config, epsilon) for member in zip(*inputs.clients[:3])]
+  results = [train_client(existing, trained, member, inputs, setting) for member in zip(*inputs.clients[:3])]
   client_losses = [losses for _, losses in results]
   back = [i for i, returned in enumerate(np.asarray(inputs.clients.returned)) if returned]
   sizes = np.asarray(inputs.clients.num_images, np.float64)
@@ -328,7 +354,7 @@ def naive_round(config, params, stage: int, inputs, epsilon: float = ADAM_EPSILO
 
   calibration = None
   if config.uses_calibration:
-    aggregated, calibration = calibrate(aggregated, trained, inputs, config, epsilon)
+    aggregated, calibration = calibrate(aggregated, trained, inputs, setting)
   blocks = aggregated['blocks'] + per_block[trained.existing:]
   result = dict(aggregated, blocks=jax.tree.map(lambda *leaves: np.stack(leaves), *blocks))
   return NaiveResult(result, client_losses, client_mean, calibration)

@@ -4,12 +4,15 @@ What is compared is the change of each tensor over the round, not its value: a v
 
 Tolerance. The reference is float64, the library float32, so what differs is the library's rounding, 6e-8 a number.
 A parameter of size 1 that moves by 3e-3 in seven steps carries 7 * 6e-8 / 3e-3 = 1e-4 of its change as rounding of
-the parameter alone; gradients through batch normalisation over three or four samples carry as much. So 2e-3 of the
-largest change in the tensor is allowed. Any of the mistakes this is to catch (a wrong sign, mask, weight, stage or
-step, a skipped decay) changes some tensor by a percent at least, since every setting in conftest.VALUES is large.
-The loss is allowed 5e-5 of its value. Now and then rounding moves a unit across a ReLU's kink, after which two correct
-programs go separate ways. That depends on the initial weights, a mistake does not: agreement is asked of one
-initialisation in three.
+the parameter alone; gradients through batch normalisation carry as much. So 1e-3 of the largest change in the tensor
+is allowed. Any of the mistakes this is to catch (a wrong sign, mask, weight, stage or step, a skipped decay) changes
+some tensor by a percent at least, since every setting in conftest.VALUES is large. The loss is allowed 2e-5 of its
+value.
+
+One initialization decides. It does not amplify rounding: initial weights that are off by 1e-7 of their value move the
+reference by 5e-5 of a change at most, in all cases (of eight initializations, by 5e-4). With batches of three it was
+up to 0.3: batch normalization over samples that happen to be alike divides by next to nothing, and a unit that rounding
+moves across a ReLU's kink has another gradient.
 """
 
 import jax
@@ -18,12 +21,15 @@ import naive_round
 import numpy as np
 import pytest
 
-from lwfedssl_jax.federated import optimizer
+from lwfedssl_jax import stages
+from lwfedssl_jax.federated import client_update, optimizer
+from tests import conftest
 
 pytestmark = pytest.mark.usefixtures('tiny_library')
 
-CHANGE_TOLERANCE = 2e-3
-LOSS_TOLERANCE = 5e-5
+CHANGE_TOLERANCE = 1e-3
+LOSS_TOLERANCE = 2e-5
+CHEAP_VIEWS = jax.jit(conftest.cheap_two_views, static_argnums=2)
 
 METHODS = ('end_to_end', 'layerwise', 'lw_fedssl', 'prog_fedssl', 'centralized')
 OBJECTIVES = ('moco_v3', 'byol', 'simclr')
@@ -43,11 +49,10 @@ def relative_errors(before, fast, naive):
   return {name: np.abs(fast[name] - naive[name]).max() / max(largest[name], floor) for name in before}
 
 
-def disagreements(tiny, inputs, stage, seed):
-  """Names of tensors and losses that differ by more than the tolerances, with by how much."""
-  params = tiny.init(seed)
+def assert_same_round(tiny, inputs, stage):
+  params = tiny.init(0)
   fast, metrics = tiny.apply(params, tiny.plans[stage], inputs)
-  naive = naive_round.naive_round(tiny.config, params, stage, inputs, tiny.epsilon)
+  naive = naive_round.naive_round(naive_round.Setting(tiny.config, tiny.epsilon, CHEAP_VIEWS), params, stage, inputs)
   found = {name: error for name, error in relative_errors(params, fast, naive.params).items()
            if not error <= CHANGE_TOLERANCE}
 
@@ -61,16 +66,7 @@ def disagreements(tiny, inputs, stage, seed):
     error = abs(float(actual) - expected) / max(abs(expected), 0.1)
     if not error <= LOSS_TOLERANCE:
       found[name] = error
-  return {name: f'{error:.1e}' for name, error in found.items()}
-
-
-def assert_same_round(tiny, inputs, stage):
-  attempts = []
-  for seed in range(3):
-    attempts.append(disagreements(tiny, inputs, stage, seed))
-    if not attempts[-1]:
-      return
-  pytest.fail(f'fast and naive round differ: {min(attempts, key=len)}')
+  assert not found, f'fast and naive round differ: {found}'
 
 
 @pytest.mark.parametrize('objective', OBJECTIVES)
@@ -90,31 +86,35 @@ def test_calibration_counts_the_distance_of_blocks_from_the_newest_that_exists(t
   assert_same_round(tiny, tiny_inputs(), 1)
 
 
-def test_real_augmentation_shuffling_and_adam_epsilon(tiny_round, tiny_inputs, real_data):
+def test_calibration_rate_follows_the_batch_that_the_images_allow(tiny_round, tiny_inputs):
+  """15 images, a batch of 40 asked for: one step of 15, at the rate of 15."""
+  tiny = tiny_round('lw_fedssl', 'moco_v3', calibration_batch_size=40)
+  assert_same_round(tiny, tiny_inputs(), 2)
+
+
+def test_real_augmentation_and_adam_epsilon(tiny_round, tiny_inputs):
   """One epoch with nothing replaced. Adam's own epsilon turns a gradient of rounding noise into a step, so tensors are
   compared by their norm, to 2 %.
 
   The biases of the keys and of the final norm have no gradient in exact arithmetic (softmax and batch normalisation
   remove them); what they do is noise, and no result depends on it.
   """
-  tiny = tiny_round('layerwise', 'moco_v3', epsilon=naive_round.ADAM_EPSILON, local_epochs=1, learning_rate=0.02)
+  tiny = tiny_round('layerwise', 'moco_v3', epsilon=naive_round.ADAM_EPSILON, pipeline=client_update.Pipeline(),
+                    local_epochs=1, learning_rate=0.02)
   inputs, stage, width = tiny_inputs(), 2, tiny.config.model.size.width
-  worst = []
-  for seed in range(3):
-    params = tiny.init(seed)
-    fast, metrics = tiny.apply(params, tiny.plans[stage], inputs)
-    naive = naive_round.naive_round(tiny.config, params, stage, inputs)
-    before, fast, expected = by_name(params), by_name(fast), by_name(naive.params)
-    errors = {}
-    for name in before.keys() - {'norm/bias'}:
-      values = [tree[name] for tree in (before, fast, expected)]
-      if name == 'blocks/attention/qkv/bias':
-        values = [np.delete(x, np.s_[width:2 * width], axis=1) for x in values]
-      start, got, wanted = values
-      errors[name] = np.linalg.norm(got - wanted) / max(np.linalg.norm(wanted - start), 1e-6)
-    worst.append(max(errors.items(), key=lambda item: item[1]))
-    np.testing.assert_allclose(metrics.client_losses, [x['total'] for x in naive.client_losses], rtol=2e-3)
-  assert min(error for _, error in worst) <= 0.02, worst
+  params = tiny.init(0)
+  fast, metrics = tiny.apply(params, tiny.plans[stage], inputs)
+  naive = naive_round.naive_round(naive_round.Setting(tiny.config), params, stage, inputs)
+  before, fast, expected = by_name(params), by_name(fast), by_name(naive.params)
+  errors = {}
+  for name in before.keys() - {'norm/bias'}:
+    values = [tree[name] for tree in (before, fast, expected)]
+    if name == 'blocks/attention/qkv/bias':
+      values = [np.delete(x, np.s_[width:2 * width], axis=1) for x in values]
+    start, got, wanted = values
+    errors[name] = np.linalg.norm(got - wanted) / max(np.linalg.norm(wanted - start), 1e-6)
+  assert max(errors.values()) <= 0.02, errors
+  np.testing.assert_allclose(metrics.client_losses, [x['total'] for x in naive.client_losses], rtol=2e-3)
 
 
 def test_padding_is_not_seen(tiny_round, tiny_inputs):
@@ -122,7 +122,7 @@ def test_padding_is_not_seen(tiny_round, tiny_inputs):
   tiny, inputs = tiny_round('layerwise', 'moco_v3'), tiny_inputs()
   params = tiny.init(0)
   expected, _ = tiny.apply(params, tiny.plans[2], inputs)
-  slot = jnp.arange(14) >= inputs.clients.num_images[:, None]
+  slot = jnp.arange(inputs.clients.image_ids.shape[1]) >= inputs.clients.num_images[:, None]
   image_ids = jnp.where(slot | ~inputs.clients.returned[:, None], 0, inputs.clients.image_ids)
   other = inputs._replace(clients=inputs.clients._replace(image_ids=image_ids))
   actual, _ = tiny.apply(params, tiny.plans[2], other)
@@ -146,14 +146,14 @@ def test_adamw_equals_naive_adamw(tiny_round, decay):
   active = dict(params, blocks=jax.tree.map(lambda leaf: leaf[1:3], params['blocks']))
   del active['embedding']
   as_lists = lambda tree: dict(tree, blocks=[jax.tree.map(lambda leaf: leaf[i], tree['blocks']) for i in range(2)])
-  fast = optimizer.make_optimizer(0.5, 128, 0.1)
+  factors = optimizer.layer_factors(active, stages.labels(active, 0, 2, False), decay)
+  fast = optimizer.make_optimizer(0.5, 128, 0.1, factors)
   naive = naive_round.AdamW(0.25, 0.1, decay, naive_round.Trained((0, 1), 2, False), naive_round.ADAM_EPSILON)
   state, expected = fast.init(active), as_lists(jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), active))
   generator = np.random.default_rng(0)
   for _ in range(5):
-    gradients = jax.tree.map(lambda leaf: generator.normal(size=leaf.shape).astype(np.float32), active)
+    gradients = jax.tree.map(lambda leaf: jnp.asarray(generator.normal(size=leaf.shape), jnp.float32), active)
     updates, state = jax.jit(fast.update)(gradients, state, active)
-    updates = jax.tree.map(jnp.multiply, updates, optimizer.block_scales(active, decay))
     active = jax.tree.map(jnp.add, active, updates)
     expected = naive.step(expected, naive_round.flatten(as_lists(gradients)))
   actual, expected = naive_round.flatten(as_lists(active)), naive_round.flatten(expected)

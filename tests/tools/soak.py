@@ -1,6 +1,6 @@
 """Kills a run at random moments, again and again, resumes it each time, and compares the end with an undisturbed run.
 
-    python -m tests.soak --kills=40 --folder=runs/soak
+    python -m tests.tools.soak --kills=40 --folder=runs/soak
 
 Prints when each kill fell and one JSON line last; exit code 1 if anything differs.
 """
