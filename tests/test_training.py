@@ -48,6 +48,18 @@ def test_summary_and_rows_agree(finished):
   assert summary['raw_pixel_knn_accuracy'] > 0.5  # the labels and the test images belong together
 
 
+def test_rows_tell_the_clients_apart(finished):
+  workdir, _ = finished
+  rows = run_log.read_metrics(str(workdir))
+  sizes = np.array([len(ids) for ids in json.loads((workdir / 'partition.json').read_text())['clients']])
+  for row in rows:
+    assert row['client_ids'] == [0, 1, 2]
+    assert row['loss'] == pytest.approx(np.average(row['client_losses'], weights=sizes), rel=1e-5)
+    assert sum(row['client_download_bytes']) == row['total_download_bytes']
+    assert sum(row['client_upload_bytes']) == row['total_upload_bytes']
+  assert len(set(rows[0]['client_losses'])) == len(set(sizes.tolist())) == 3
+
+
 def test_bytes_are_those_that_the_cost_sheet_predicted(finished):
   workdir, summary = finished
   predicted = costs.to_json(costs.method_cost(tiny(workdir), 16, 'actual', with_memory=False))
@@ -203,6 +215,7 @@ def test_round_without_returning_clients_leaves_the_model_alone_and_says_so(tmp_
   rows = run_log.read_metrics(str(tmp_path / 'a'))
   assert {row['participants'] for row in rows} == {0}
   assert {row['loss'] for row in rows} == {None}
+  assert [row['client_losses'] for row in rows] == [[None] * 3] * TOTAL_ROUNDS
   assert 'no client returned' in capsys.readouterr().out
   assert summary['upload_bytes'] == 0
   assert summary['download_bytes'] > 0  # paid before dropping out
