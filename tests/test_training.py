@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 
 import numpy as np
@@ -94,6 +95,8 @@ def test_workdir_holds_what_a_person_looks_at(finished):
   saved = json.loads((workdir / 'config.json').read_text())
   assert saved['config']['num_clients'] == 3
   assert {'jax', 'flax', 'python'} <= saved['versions'].keys()
+  assert re.fullmatch(r'20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00', saved['started'])
+  assert saved['command'].startswith('python ') and saved['host_kind'].endswith(f'{os.cpu_count()} CPUs')
 
 
 def files_of(workdir):
@@ -110,6 +113,7 @@ def test_encoder_is_loaded_in_one_line_and_gives_the_run_s_embeddings(finished):
   with np.load(workdir / 'embeddings.npz') as kept:
     np.testing.assert_allclose(loaded.apply(loaded.params, images), kept['trained'], atol=1e-5)
     assert np.abs(kept['trained'] - kept['random']).max() > 0.01
+    assert kept['class_names'].tolist() == list('0123456789')
   assert files_of(workdir) == before
 
 
