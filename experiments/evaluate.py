@@ -48,7 +48,8 @@ def main():
   if not 0 < _FRACTION.value <= 1:
     raise UsageError(f'--label_fraction: expected more than 0 and at most 1, got {_FRACTION.value}')
   seeds, rows, results = flags.whole_numbers('seeds'), [], []
-  for workdir in runs.expand(_WORKDIR.value):
+  workdirs, _ = runs.find(_WORKDIR.value)
+  for workdir in workdirs:
     config = run_log.read_config(workdir)
     options = finetune.FinetuneOptions(_EPOCHS.value, _WARMUP.value, _BATCH.value, _RATE.value, _DECAY.value,
                                        config.augment.flip_probability)

@@ -15,11 +15,14 @@ LEAST_POINTS = 10
 
 
 def _projections(rows: np.ndarray) -> dict[str, np.ndarray]:
+  import threadpoolctl
   from sklearn import decomposition, manifold
 
-  return {
-      'PCA': decomposition.PCA(2, random_state=0).fit_transform(rows),
-      't-SNE': manifold.TSNE(2, perplexity=min(30, len(rows) / 4), init='pca', random_state=0).fit_transform(rows)}
+  # One thread: for so few points more of them only wait for each other, by far the longer the busier the machine is.
+  with threadpoolctl.threadpool_limits(1):
+    return {
+        'PCA': decomposition.PCA(2, random_state=0).fit_transform(rows),
+        't-SNE': manifold.TSNE(2, perplexity=min(30, len(rows) / 4), init='pca', random_state=0).fit_transform(rows)}
 
 
 def _scatters(name: str, rows: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> list[Chart]:
