@@ -7,8 +7,6 @@ from lwfedssl_jax import config as configs
 from lwfedssl_jax.report.items import Folded, Section, Table
 from lwfedssl_jax.report.runs import FinishedRun, Group, differing_fields, shared_fields, short_names
 
-_SAME_IN_ALL = 'all'
-
 
 def _show(value: Any) -> str:
   if isinstance(value, tuple):
@@ -22,15 +20,15 @@ def settings_section(groups: Sequence[Group]) -> Section:
   differing, defaults = differing_fields(runs), configs.flatten(configs.Config())
   shared = shared_fields(runs)
   chosen = {name: value for name, value in shared.items() if value != defaults[name]}
-  rows = [['run', *differing, 'sha256 of parameters']]
+  rows = [['run', *differing, 'sha256']]
   for index, (name, run) in enumerate(zip(short_names([run.workdir for run in runs]), runs)):
     rows.append([name, *(_show(values[index]) for values in differing.values()), run.summary['params_sha256'][:12]])
   rest = [['flag', 'default'], *([name, _show(value)] for name, value in shared.items() if name not in chosen)]
   flags = [['flag', 'value', 'default'], *([name, _show(value), _show(defaults[name])]
                                            for name, value in chosen.items())]
-  items = [Table('Runs and what differs between them', rows, is_text=True)]
+  items = [Table('Runs, what differs between them, and the digest of their parameters', rows, is_text=True)]
   if chosen:
-    items.append(Table('What all runs share and what is not the default', flags, is_text=True))
+    items.append(Table('Shared settings that are not the default', flags, is_text=True))
   items.append(Folded(f'{len(rest) - 1} settings at their defaults', Table('Settings at their defaults', rest,
                                                                            is_text=True)))
   return Section('Settings', 'Folders, checkpoints and devices, which do not decide a result, are left out.', items)
@@ -62,13 +60,13 @@ def provenance_section(groups: Sequence[Group], made: dict[str, str]) -> Section
   """
   runs = [run for group in groups for run in group.runs]
   names, facts = short_names([run.workdir for run in runs]), [_facts(run) for run in runs]
-  rows = [['fact', 'value', 'runs']]
+  rows = [['fact', 'value']]
   if started := _started(runs):
-    rows.append(['started', started, _SAME_IN_ALL])
+    rows.append(['started', started])
   for fact in dict.fromkeys(fact for found in facts for fact in found):
     values: dict[str, list[str]] = {}
     for name, found in zip(names, facts):
       values.setdefault(found.get(fact, 'not recorded'), []).append(name)
-    rows += [[fact, value, _SAME_IN_ALL if len(values) == 1 else ', '.join(where)] for value, where in values.items()]
+    rows += [[fact, value if len(values) == 1 else f'{value} ({", ".join(where)})'] for value, where in values.items()]
   report = [['fact', 'value'], *([name, value] for name, value in made.items())]
   return Section('Provenance', '', [Table('The runs', rows, is_text=True), Table('This report', report, is_text=True)])

@@ -111,11 +111,14 @@ def test_charts_take_the_reader_s_colors(report):
 
 
 def test_chart_text_is_readable_on_a_phone(report):
-  pixels = 390 - 2 * 16  # the page's padding
+  pixels, measured = 390 - 2 * 16, 0  # without the page's padding
   for svg in re.findall(r'<svg.*?</svg>', report[2], re.DOTALL):
     width = float(re.search(r'viewBox="0 0 ([\d.]+)', svg)[1])
-    sizes = [float(size) for size in re.findall(r'font: ([\d.]+)px', svg)]
+    sizes = [float(size) for size in re.findall(r'font(?:-size)?: ([\d.]+)px', svg)]
+    assert len(sizes) == svg.count('<text')
     assert all(size * pixels / width >= 12 for size in sizes), sizes
+    measured += len(sizes)
+  assert measured > 50
 
 
 def test_names_from_outside_are_escaped(tmp_path, monkeypatch):

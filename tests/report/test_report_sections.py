@@ -24,7 +24,7 @@ def test_settings_show_what_differs_and_fold_the_defaults(tmp_path):
   section = provenance.settings_section(groups_of(
       write_run(tmp_path / 'a', learning_rate=0.1, data_dir='/data', resume=True),
       write_run(tmp_path / 'b', learning_rate=0.2, data_dir='/data', resume=True)))
-  differing, chosen = by_caption(section, 'Runs'), by_caption(section, 'What all runs share')
+  differing, chosen = by_caption(section, 'Runs'), by_caption(section, 'Shared settings')
   [folded] = [item for item in section.items if isinstance(item, Folded)]
   assert [row[:2] for row in differing.rows] == [['run', 'learning_rate'], ['a', '0.1'], ['b', '0.2']]
   assert ['batch_size', '4', '512'] in chosen.rows and ['num_clients', '2', '10'] in chosen.rows
@@ -43,10 +43,10 @@ def test_provenance_names_the_runs_of_a_fact_that_differs(tmp_path):
                 environment={'git_revision': 'fedcba', 'started': '2026-03-05T07:08:09+00:00'})),
       {'written': 'today', 'command': 'python -m x'})
   rows = by_caption(section, 'The runs').rows
-  assert ['started', '2026-03-04 05:06 to 2026-03-05 07:08 UTC', 'all'] in rows
-  assert [row[1:] for row in rows if row[0] == 'git revision'] == [['abcdef0123', 'a'], ['fedcba', 'b']]
+  assert ['started', '2026-03-04 05:06 to 2026-03-05 07:08 UTC'] in rows
+  assert [row[1] for row in rows if row[0] == 'git revision'] == ['abcdef0123 (a)', 'fedcba (b)']
   for fact, value in (('command', ENVIRONMENT['command']), ('host', 'a host'), ('devices', '1 × cpu'), ('jax', '0.10')):
-    assert [fact, value, 'all'] in rows
+    assert [fact, value] in rows
   assert ['command', 'python -m x'] in by_caption(section, 'This report').rows
 
 
@@ -56,7 +56,7 @@ def test_provenance_of_runs_that_recorded_little(tmp_path):
   run = runs.read_run(folder)
   run = run._replace(environment={key: value for key, value in run.environment.items() if key not in bare})
   rows = by_caption(provenance.provenance_section([runs.Group('m', (run,))], {}), 'The runs').rows
-  assert rows == [['fact', 'value', 'runs']]
+  assert rows == [['fact', 'value']]
 
 
 def paper_run(tmp_path, **values):
