@@ -52,7 +52,7 @@ def write_run(folder, seed=0, accuracy=0.6, environment=None, finished=True, **v
 
 
 def add_embeddings(folder, class_names=('3', 'cat', 'dog')):
-  generator, labels = np.random.default_rng(0), np.arange(40) % 3
+  generator, labels = np.random.default_rng(0), np.arange(40) % 3 if class_names else np.full(40, -1)
   run_log.write_arrays(str(folder / run_log.EMBEDDINGS), {
       'trained': generator.normal(size=(40, 8)) + labels[:, None], 'random': generator.normal(size=(40, 8)),
       'labels': labels, 'class_names': np.array(class_names, np.str_)})

@@ -7,7 +7,7 @@ import re
 from urllib.parse import unquote
 
 import pytest
-from report_runs import Page, fake_costs, write_run
+from report_runs import Page, add_embeddings, fake_costs, write_run
 
 from lwfedssl_jax import UsageError
 from lwfedssl_jax.report import charts, files, page
@@ -156,6 +156,18 @@ def test_json_has_the_rows_of_the_csv(report):
   for row, line in zip(rows, lines[1:], strict=True):
     row['seeds'] = ' '.join(map(str, row['seeds']))
     assert line.split(',') == ['' if value is None else str(value) for value in row.values()]
+
+
+def test_runs_without_labels_have_a_page(tmp_path, monkeypatch):
+  fake_costs(monkeypatch, {'centralized': 90})
+  folder = write_run(tmp_path / 'a', method='centralized', accuracy=None)
+  add_embeddings(tmp_path / 'a', ())
+  result = files.write_report([folder], str(tmp_path / 'out'))
+  parsed = Page(pathlib.Path(result['html']).read_text(encoding='utf-8'))
+  assert 'no labels, so no accuracy' in parsed.text('header')[0]
+  assert 'Embeddings' in parsed.text('h2') and not parsed.all('ul')
+  assert parsed.text('title')[0].endswith('digits') and 'no label' in parsed.text('title')
+  assert json.loads((tmp_path / 'out' / 'report.json').read_text())[0]['peak_memory_bytes'] == 90e6
 
 
 def test_unfinished_run_is_named(tmp_path):
