@@ -80,7 +80,8 @@ def main() -> dict[str, Any]:
 
   command.use_compilation_cache()
   rows, results = [], []
-  for workdir in runs.expand(_WORKDIR.value):
+  workdirs, _ = runs.find(_WORKDIR.value)
+  for workdir in workdirs:
     result = _evaluate(workdir, seeds)
     rows.append(_row(workdir, result))
     results.append({'workdir': workdir, **{key: result[key] for key in ('name', 'mean', 'std')}})

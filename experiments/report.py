@@ -1,10 +1,14 @@
 """Compares finished runs: a table on the terminal, report.html (one self-contained file), report.md and its figures.
 
+The rows of the table are also in report.csv and report.json, in base units.
+
     python -m experiments.report --workdirs=runs/a,runs/b --output=runs/report
 
 A folder without a run of its own stands for the runs in it, as experiments.sweep leaves them.
 """
 
+import shlex
+import sys
 from typing import Any
 
 from absl import flags as absl_flags
@@ -23,11 +27,12 @@ def main() -> dict[str, Any]:
   if not _WORKDIRS.value:
     raise UsageError('--workdirs: expected at least one folder of a finished run')
 
-  from lwfedssl_jax.report import page, runs
+  from lwfedssl_jax.report import files
 
   command.use_compilation_cache()
-  result = page.write_report(runs.expand(_WORKDIRS.value), _OUTPUT.value)
-  print(result['table'], flush=True)
+  typed = shlex.join(['python', '-m', 'experiments.report', *sys.argv[1:]])
+  result = files.write_report(_WORKDIRS.value, _OUTPUT.value, typed)
+  print(f'{result["table"]}\n\n{result["finding"]}', flush=True)
   return {'report': result['html'], 'groups': result['groups']}
 
 

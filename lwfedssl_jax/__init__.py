@@ -25,7 +25,7 @@ if TYPE_CHECKING:
   from lwfedssl_jax.evaluations import evaluate_run
   from lwfedssl_jax.export import export_encoder
   from lwfedssl_jax.objectives import register_objective
-  from lwfedssl_jax.report.page import write_report
+  from lwfedssl_jax.report.files import write_report
   from lwfedssl_jax.resources.costs import method_cost
   from lwfedssl_jax.training import train
 
@@ -39,7 +39,7 @@ _LAZY = {
     'partition_dataset': ('data.federated_dataset', 'partition_dataset'),
     'evaluate_run': ('evaluations', 'evaluate_run'),
     'export_encoder': ('export', 'export_encoder'),
-    'write_report': ('report.page', 'write_report'),
+    'write_report': ('report.files', 'write_report'),
     'register_objective': ('objectives', 'register_objective'),
     'method_cost': ('resources.costs', 'method_cost'),
 }

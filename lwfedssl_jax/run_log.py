@@ -1,11 +1,13 @@
 """What a run writes and who may write it: lock, config.json, metrics.jsonl, TensorBoard events, lines or a bar."""
 
 import contextlib
+import datetime
 import errno
 import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import typing
@@ -88,13 +90,23 @@ def describe_revision(package: str) -> dict[str, Any]:
   return {'git_revision': None, 'git_dirty': None}
 
 
+def _host_kind() -> str:
+  model = platform.processor() or platform.machine()
+  with contextlib.suppress(OSError), open('/proc/cpuinfo', encoding='utf-8') as file:
+    model = next((line.partition(':')[2].strip() for line in file if line.startswith('model name')), model)
+  return f'{model}, {os.cpu_count()} CPUs'
+
+
 def describe_environment() -> dict[str, Any]:
-  """Returns versions, device kind and revision, as config.json keeps them."""
+  """Returns start (UTC), command, host, devices, versions and git revision, as config.json keeps them."""
   versions = {'lwfedssl_jax': __version__, 'python': platform.python_version()}
   for name in _PACKAGES:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       versions[name] = importlib.metadata.version(name)
   return {
+      'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+      'command': shlex.join(['python', *sys.orig_argv[1:]]),
+      'host_kind': _host_kind(),
       'versions': versions,
       'device_kind': jax.devices()[0].device_kind,
       'num_devices': jax.device_count(),

@@ -242,7 +242,8 @@ def _run_round(run: _Run, params: Params, plan: StagePlan, round_num: int,
                log: run_log.RunLog) -> tuple[Params, dict[str, Any]]:
   returned = run.participation.returned[round_num]
   row = {'round': round_num, 'stage': plan.stage, 'loss': None, 'sampled': len(returned),
-         'participants': int(returned.sum())}
+         'participants': int(returned.sum()), 'client_ids': run.participation.client_ids[round_num].tolist(),
+         'client_losses': [None] * len(returned)}
   if not returned.any():
     log.say(f'round {round_num + 1}: no client returned, the global model stays as it was')
     return params, row | {'accepted': 0, 'rejected_clients': [], 'seconds': 0.0, 'images_per_second': 0.0}
@@ -263,6 +264,9 @@ def _run_round(run: _Run, params: Params, plan: StagePlan, round_num: int,
   seconds = time.perf_counter() - start
   row |= {'accepted': int(metrics.accepted.sum()), 'rejected_clients': rejected_clients,
           'padding_fraction': batch.padding_fraction}
+  losses = dict(zip(batch.client_ids.tolist(), metrics.client_losses.tolist()))
+  row['client_losses'] = [losses[client] if back and np.isfinite(losses[client]) else None
+                          for client, back in zip(row['client_ids'], returned)]
   row['loss'] = float(metrics.client.total)
   row['objective_loss'] = float(metrics.client.objective)
   if run.config.uses_alignment:
@@ -280,10 +284,12 @@ def _wait_for(arrays: Any) -> Any:
 
 
 def _traffic_row(traffic: communication.RoundTraffic, num_clients: int) -> dict[str, Any]:
-  """Bytes of a round: `total_`, over all participants; without it, per client of the federation (the mean)."""
-  down, up = int(traffic.download_bytes.sum()), int(traffic.upload_bytes.sum())
+  """Bytes of a round: of each sampled client, `total_` over them, and the mean per client of the federation."""
+  client_down, client_up = traffic.download_bytes.sum(axis=1), traffic.upload_bytes.sum(axis=1)
+  down, up = int(client_down.sum()), int(client_up.sum())
   return {'download_bytes': down / num_clients, 'upload_bytes': up / num_clients,
-          'total_download_bytes': down, 'total_upload_bytes': up}
+          'total_download_bytes': down, 'total_upload_bytes': up,
+          'client_download_bytes': client_down.tolist(), 'client_upload_bytes': client_up.tolist()}
 
 
 def _measure_stage(run: _Run, params: Params, plan: StagePlan) -> dict[str, Any]:

@@ -179,7 +179,8 @@ def test_report_compares_finished_runs(class_folder_run):
   assert result.stdout.count('| lw_fedssl |') == 1
   assert Image.open(root / 'report' / 'accuracy_against_bytes.png').size[0] > 500
   assert json.loads(result.stdout.splitlines()[-1]) == {'report': f'{root}/report/report.html', 'groups': 1}
-  assert 'lw_fedssl' in (root / 'report' / 'report.md').read_text()
+  for name in ('report.md', 'report.csv', 'report.json'):
+    assert 'lw_fedssl' in (root / 'report' / name).read_text()
 
 
 def test_run_is_evaluated_and_exported(class_folder_run):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 
 import numpy as np
@@ -48,6 +49,18 @@ def test_summary_and_rows_agree(finished):
   assert summary['raw_pixel_knn_accuracy'] > 0.5  # the labels and the test images belong together
 
 
+def test_rows_tell_the_clients_apart(finished):
+  workdir, _ = finished
+  rows = run_log.read_metrics(str(workdir))
+  sizes = np.array([len(ids) for ids in json.loads((workdir / 'partition.json').read_text())['clients']])
+  for row in rows:
+    assert row['client_ids'] == [0, 1, 2]
+    assert row['loss'] == pytest.approx(np.average(row['client_losses'], weights=sizes), rel=1e-5)
+    assert sum(row['client_download_bytes']) == row['total_download_bytes']
+    assert sum(row['client_upload_bytes']) == row['total_upload_bytes']
+  assert len(set(rows[0]['client_losses'])) == len(set(sizes.tolist())) == 3
+
+
 def test_bytes_are_those_that_the_cost_sheet_predicted(finished):
   workdir, summary = finished
   predicted = costs.to_json(costs.method_cost(tiny(workdir), 16, 'actual', with_memory=False))
@@ -82,6 +95,8 @@ def test_workdir_holds_what_a_person_looks_at(finished):
   saved = json.loads((workdir / 'config.json').read_text())
   assert saved['config']['num_clients'] == 3
   assert {'jax', 'flax', 'python'} <= saved['versions'].keys()
+  assert re.fullmatch(r'20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00', saved['started'])
+  assert saved['command'].startswith('python ') and saved['host_kind'].endswith(f'{os.cpu_count()} CPUs')
 
 
 def files_of(workdir):
@@ -98,6 +113,7 @@ def test_encoder_is_loaded_in_one_line_and_gives_the_run_s_embeddings(finished):
   with np.load(workdir / 'embeddings.npz') as kept:
     np.testing.assert_allclose(loaded.apply(loaded.params, images), kept['trained'], atol=1e-5)
     assert np.abs(kept['trained'] - kept['random']).max() > 0.01
+    assert kept['class_names'].tolist() == list('0123456789')
   assert files_of(workdir) == before
 
 
@@ -203,6 +219,7 @@ def test_round_without_returning_clients_leaves_the_model_alone_and_says_so(tmp_
   rows = run_log.read_metrics(str(tmp_path / 'a'))
   assert {row['participants'] for row in rows} == {0}
   assert {row['loss'] for row in rows} == {None}
+  assert [row['client_losses'] for row in rows] == [[None] * 3] * TOTAL_ROUNDS
   assert 'no client returned' in capsys.readouterr().out
   assert summary['upload_bytes'] == 0
   assert summary['download_bytes'] > 0  # paid before dropping out

@@ -7,7 +7,6 @@ import pytest
 from scipy.special import erf, softmax
 
 from lwfedssl_jax.catalog import ENCODER_SIZES, EncoderSize
-
 from lwfedssl_jax.models.vit import Attention, make_vit
 
 SIZE = EncoderSize(width=8, depth=3, num_heads=2, mlp_ratio=2)

@@ -31,7 +31,7 @@ class Monitor:
 
     self._bank = choose(dataset.train_images, dataset.train_labels, config.knn_bank_images)
     self._test = choose(dataset.test_images, dataset.test_labels, config.knn_test_images)
-    self._num_classes = len(dataset.class_names)
+    self._class_names = dataset.class_names
     self._embed, self._depth = embeddings.make_embedder(encoder, mesh), encoder.depth
 
   @property
@@ -64,14 +64,14 @@ class Monitor:
       random: those before the first round.
 
     Returns:
-      `trained` and `random`, (N, D) float32, and `labels` (N,) int32, -1 where there are none.
+      `trained` and `random`, (N, D) float32; `labels` (N,) int32, -1 where there are none; `class_names` (C,) str.
     """
     images, labels = self._test if len(self._test.images) else self._bank
     images = images[:SAMPLE_IMAGES]
     labels = np.full(len(images), -1, np.int32) if labels is None else labels[:SAMPLE_IMAGES]
     depth = self._depth
     return {'trained': self._embed(params, images, depth), 'random': self._embed(random, images, depth),
-            'labels': labels}
+            'labels': labels, 'class_names': np.array(self._class_names, np.str_)}
 
   def _accuracy(self, bank: np.ndarray, test: np.ndarray) -> float:
-    return knn.knn_accuracy(bank, self._bank.labels, test, self._test.labels, self._num_classes)
+    return knn.knn_accuracy(bank, self._bank.labels, test, self._test.labels, len(self._class_names))

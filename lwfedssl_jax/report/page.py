@@ -1,142 +1,105 @@
-"""Sections as report.html, one self-contained file, and as report.md with PNG figures."""
+"""A report as one HTML page that loads nothing: styles, plots and images are inside."""
 
 import base64
 import html
-import os
+import importlib.resources
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from lwfedssl_jax import tables
-from lwfedssl_jax.report import charts, sections
-from lwfedssl_jax.report.runs import group, read_run
-from lwfedssl_jax.report.sections import Chart, Picture, Section, Table
+from lwfedssl_jax.report import charts
+from lwfedssl_jax.report.items import Chart, Folded, Image, Key, Report, Section, Table
+from lwfedssl_jax.report.svg import to_svg
 
-_STYLE = '''
-:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --rule: #ccc; --soft: #f4f4f2;
-  --c0: #0072b2; --c1: #c24e00; --c2: #00805c; --c3: #b3588f; --c4: #a86f00;
-  --c5: #2a86c0; --c6: #6a6a6a; --c7: #857500; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8e8e6; --paper: #161616; --rule: #444; --soft: #222;
-  --c0: #56b4e9; --c1: #ff8c42; --c2: #2fd3a0; --c3: #e5a3cb; --c4: #f0b93a;
-  --c5: #8fd0f5; --c6: #a5a5a5; --c7: #d8c93a; } }
-@media print { :root { --ink: #000; --paper: #fff; } details { display: none; } figure, table { break-inside: avoid; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 74rem; padding: 1rem; background: var(--paper); color: var(--ink);
-  font: 1rem/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.25rem; margin: 2.2rem 0 .4rem; }
-p { max-width: 46rem; margin: .4rem 0 1rem; }
-nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; padding-bottom: .6rem; border-bottom: 1px solid var(--rule); }
-a { color: inherit; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
-.small { grid-template-columns: repeat(auto-fit, minmax(min(100%, 16rem), 1fr)); }
-figure { margin: 0; } figure svg, figure img { width: 100%; height: auto; max-width: 40rem; }
-figure img { background: #fff; } figcaption { font-size: .9rem; max-width: 40rem; }
-svg text { font-family: system-ui, sans-serif !important; }
-details { font-size: .85rem; margin: .3rem 0; }
-.scroll { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
-th { background: var(--soft); white-space: normal; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; }
-'''
+SMALL_FIGURES = 6  # from so many in a row on, they are drawn smaller
+
+
+def _style() -> str:
+  colors = lambda values: ' '.join(f'--c{index}: {color};' for index, color in enumerate(values))
+  sheet = importlib.resources.files('lwfedssl_jax.report').joinpath('style.css').read_text(encoding='utf-8')
+  return (f':root {{ {colors(charts.COLORS)} }}\n'
+          f'@media (prefers-color-scheme: dark) {{ :root {{ {colors(charts.DARK_COLORS)} }} }}\n{sheet}')
+
+
+def _cells(table: Table, number: int) -> str:
+  cells = [html.escape(cell) for cell in table.rows[number]]
+  if number == 0:
+    return ''.join(f'<th scope="col">{cell}</th>' for cell in cells)
+  marked = [f'<strong>{cell}</strong>' if (number, column) in table.best else cell for column, cell in enumerate(cells)]
+  return f'<th scope="row">{marked[0]}</th>' + ''.join(f'<td>{cell}</td>' for cell in marked[1:])
 
 
 def _table(table: Table) -> str:
-  row = lambda cells, tag: '<tr>' + ''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells) + '</tr>'
-  heading, *rest = table.rows
-  body = ''.join(row(cells, 'td') for cells in rest)
-  head = row(heading, 'th').replace('<th>', '<th scope="col">')
-  return f'<div class="scroll" tabindex="0"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+  head, *body = [f'<tr>{_cells(table, number)}</tr>' for number in range(len(table.rows))]
+  caption = html.escape(table.caption)
+  kind = ' class="text"' if table.is_text else ''
+  return (f'<div class="scroll" role="region" aria-label="{caption}" tabindex="0"><table{kind}>'
+          f'<caption>{caption}</caption><thead>{head}</thead><tbody>{"".join(body)}</tbody></table></div>')
 
 
-def _chart(chart: Chart, number: int) -> str:
-  numbers = '' if chart.table is None else f'<details><summary>The figures</summary>{_table(chart.table)}</details>'
-  return (f'<figure><div role="img" aria-label="{html.escape(chart.alternative, quote=True)}">'
-          f'{charts.to_svg(chart.figure, number)}</div><figcaption>{html.escape(chart.caption)}{numbers}</figcaption>'
-          '</figure>')
+def _folded(folded: Folded) -> str:
+  return f'<details><summary>{html.escape(folded.summary)}</summary>{_table(folded.table)}</details>'
 
 
-def _picture(picture: Picture) -> str:
-  with open(picture.path, 'rb') as file:
+def _chart(chart: Chart) -> str:
+  numbers = '' if chart.table is None else _folded(Folded('The figures', chart.table))
+  return (f'<figure><div role="img" aria-label="{html.escape(chart.alternative)}">{to_svg(chart.plot, chart.name)}'
+          f'</div><figcaption>{html.escape(chart.caption)}{numbers}</figcaption></figure>')
+
+
+def _image(image: Image) -> str:
+  with open(image.path, 'rb') as file:
     data = base64.b64encode(file.read()).decode('ascii')
-  return (f'<figure><img src="data:image/png;base64,{data}" alt="{html.escape(picture.alternative, quote=True)}">'
-          f'<figcaption>{html.escape(picture.caption)}</figcaption></figure>')
+  return (f'<figure><img src="data:image/png;base64,{data}" alt="{html.escape(image.alternative)}">'
+          f'<figcaption>{html.escape(image.caption)}</figcaption></figure>')
+
+
+def _key(key: Key) -> str:
+  name_of = lambda sign, name: html.escape(f'class {name}' if name == sign else name)
+  entries = ''.join(f'<li><b style="color: var(--c{color})">{html.escape(sign)}</b> {name_of(sign, name)}</li>'
+                    for sign, color, name in key.entries)
+  return f'<ul class="key" aria-label="Signs of the classes">{entries}</ul>'
+
+
+_RENDER = {Table: _table, Folded: _folded, Chart: _chart, Image: _image, Key: _key}
+
+
+def _items(items: Sequence[Any]) -> str:
+  """Figures that follow each other stand in a grid."""
+  parts = []
+  for are_figures, run in itertools.groupby(items, lambda item: isinstance(item, (Chart, Image))):
+    rendered = [_RENDER[type(item)](item) for item in run]
+    small = ' small' if len(rendered) >= SMALL_FIGURES else ''
+    parts.append(f'<div class="figures{small}">{"".join(rendered)}</div>' if are_figures else ''.join(rendered))
+  return ''.join(parts)
 
 
 def _anchor(title: str) -> str:
   return ''.join(c if c.isalnum() else '-' for c in title.lower())
 
 
-def _section(section: Section, first_number: int) -> str:
-  figures, others = [], []
-  for offset, item in enumerate(section.items):
-    if isinstance(item, Table):
-      others.append(_table(item))
-    else:
-      figures.append(_chart(item, first_number + offset) if isinstance(item, Chart) else _picture(item))
-  small = ' small' if len(figures) > 5 else ''
-  grid = f'<div class="figures{small}">{"".join(figures)}</div>' if figures else ''
+def _section(section: Section) -> str:
   text = f'<p>{html.escape(section.text)}</p>' if section.text else ''
-  return (f'<section id="{_anchor(section.title)}"><h2>{html.escape(section.title)}</h2>{text}{grid}'
-          f'{"".join(others)}</section>')
+  return (f'<section aria-labelledby="{_anchor(section.title)}"><h2 id="{_anchor(section.title)}">'
+          f'{html.escape(section.title)}</h2>{text}{_items(section.items)}</section>\n')
 
 
-def to_html(title: str, found: Sequence[Section]) -> str:
-  """Returns a page that loads nothing from anywhere; it closes the sections' figures."""
-  links = ''.join(f'<a href="#{_anchor(section.title)}">{html.escape(section.title)}</a>' for section in found)
-  body, number = [], 0
-  for section in found:
-    body.append(_section(section, number))
-    number += len(section.items)
-  return ('<!doctype html><html lang="en"><head><meta charset="utf-8">'
-          '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-          f'<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>'
-          f'<nav aria-label="Sections">{links}</nav><main>{"".join(body)}</main></body></html>\n')
-
-
-def write_markdown(title: str, found: Sequence[Section], output: str) -> None:
-  """Writes report.md; the figures it shows are PNG files beside it, written here too."""
-  lines = [f'# {title}', '']
-  for section in found:
-    lines += [f'## {section.title}', '']
-    if section.text:
-      lines += [section.text, '']
-    for item in section.items:
-      if isinstance(item, Table):
-        lines += [tables.markdown(item.rows), '']
-        continue
-      if isinstance(item, Chart):
-        name = f'{item.name}.png'
-        charts.write_png(item.figure, os.path.join(output, name))
-      else:
-        name = os.path.basename(item.path)
-        with open(item.path, 'rb') as source, open(os.path.join(output, name), 'wb') as target:
-          target.write(source.read())
-      lines += [f'![{item.alternative}]({name})', '', item.caption, '']
-  with open(os.path.join(output, 'report.md'), 'w', encoding='utf-8') as file:
-    file.write('\n'.join(lines))
-
-
-def write_report(workdirs: Sequence[str], output: str) -> dict[str, Any]:
-  """Writes report.html, report.md and its figures into a folder.
+def to_html(report: Report, files: Sequence[str]) -> str:
+  """Returns the page.
 
   Args:
-    workdirs: of finished runs; those that differ in their seed alone are put together.
-    output: the folder.
-
-  Returns:
-    `table`, the comparison as Markdown; `html`, the page's path; `groups`, the number of configurations.
-
-  Raises:
-    UsageError: a workdir holds no finished run.
+    report: its content.
+    files: names of files beside the page that hold its rows; linked.
   """
-  groups = group([read_run(workdir) for workdir in workdirs])
-  found = sections.all_sections(groups)
-  os.makedirs(output, exist_ok=True)
-  title = 'Layer-wise federated self-supervised learning: ' + ', '.join(
-      dict.fromkeys(run.summary['dataset'] for one in groups for run in one.runs))
-  write_markdown(title, found, output)
-  path = os.path.join(output, 'report.html')
-  with open(path, 'w', encoding='utf-8') as file:
-    file.write(to_html(title, found))
-  table = next(item for item in found[0].items if isinstance(item, Table))
-  return {'table': tables.markdown(table.rows), 'html': path, 'groups': len(groups)}
+  title = html.escape(report.title)
+  links = ''.join(f'<a href="#{_anchor(name)}">{html.escape(name)}</a>' for name, *_ in report.sections)
+  notes = ''.join(f'<p>{html.escape(note)}</p>' for note in report.notes)
+  rows = ', '.join(f'<a href="{html.escape(name)}">{html.escape(name)}</a>' for name in files)
+  sections = ''.join(map(_section, report.sections))
+  return ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+          '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+          f'<title>{title}</title><style>{_style()}</style></head>\n<body><header><h1>{title}</h1>'
+          f'<p class="finding">{html.escape(report.finding)}</p>{notes}'
+          f'<nav aria-label="Sections">{links}</nav></header>\n<main>{sections}</main>\n'
+          f'<footer>The rows of the comparison lie beside this page: {rows}. Point at a mark of a chart for its figure.'
+          '</footer></body></html>\n')

@@ -1,18 +1,23 @@
-"""Finished runs, gathered: seeds of one configuration together, under a name that tells them from the others."""
+"""Finished runs: seeds of one configuration in a group, under a name that tells it from the others."""
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lwfedssl_jax import config as configs
-from lwfedssl_jax import evaluations, run_log
+from lwfedssl_jax import evaluations, run_log, stages
 from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.config import Config
 
-_APART = frozenset({'seed', 'method', 'server_calibration', 'representation_alignment'}) | run_log.FREE_FIELDS
+_MECHANISMS = frozenset({'server_calibration', 'representation_alignment'})
+_APART = frozenset({'seed', 'method'}) | _MECHANISMS | run_log.FREE_FIELDS
+# What end-to-end training does not depend on; how many rounds it runs is compared apart.
+_NOT_END_TO_END = _APART | {
+    'calibration_epochs', 'calibration_batch_size', 'calibration_learning_rate', 'alignment_kind', 'alignment_weight',
+    'new_block_init', 'blocks_per_stage', 'rounds_per_stage'}
 
 
 class FinishedRun(NamedTuple):
@@ -30,6 +35,14 @@ class FinishedRun(NamedTuple):
     return os.path.join(self.workdir, run_log.EMBEDDINGS)
 
 
+class UnfinishedRun(NamedTuple):
+  """A run without a summary."""
+
+  workdir: str
+  rounds_done: int
+  num_rounds: int
+
+
 class Group(NamedTuple):
   """Runs that differ in their seed alone, under one name."""
 
@@ -39,6 +52,51 @@ class Group(NamedTuple):
   @property
   def config(self) -> Config:
     return self.runs[0].config
+
+  @property
+  def dataset(self) -> str:
+    return self.config.data.dataset
+
+  @property
+  def seeds(self) -> list[int]:
+    return [run.config.run.seed for run in self.runs]
+
+
+class Stat(NamedTuple):
+  """A figure over seeds.
+
+  Attributes:
+    mean: arithmetic mean.
+    std: sample standard deviation; None for one value.
+    low: least value.
+    high: greatest value.
+  """
+
+  mean: float
+  std: float | None
+  low: float
+  high: float
+
+
+def stat(values: Sequence[float | None]) -> Stat | None:
+  """Returns the statistic of values; None if there are none or one is missing."""
+  if not values or any(value is None for value in values):
+    return None
+  return Stat(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None,
+              float(min(values)), float(max(values)))
+
+
+def over_seeds(group: Group, value: Callable[[FinishedRun], float | None]) -> Stat | None:
+  """Returns the statistic of a value over the runs of a group."""
+  return stat([value(run) for run in group.runs])
+
+
+def show(found: Stat | None, form: str = '{:.3f}', scale: float = 1, missing: str = '-') -> str:
+  """Returns mean and deviation as text; the deviation only where seeds differ."""
+  if found is None:
+    return missing
+  text = form.format(found.mean / scale)
+  return text + f' ± {form.format(found.std / scale)}' if found.std else text
 
 
 def read_run(workdir: str) -> FinishedRun:
@@ -52,16 +110,40 @@ def read_run(workdir: str) -> FinishedRun:
       evaluations.read_evaluations(workdir), {key: value for key, value in saved.items() if key != 'config'})
 
 
-def expand(folders: Sequence[str]) -> list[str]:
-  """Replaces a folder that has no run of its own by the folders of finished runs in it."""
-  found = []
+def num_rounds(config: Config) -> int:
+  """Returns the rounds of a whole run."""
+  return sum(plan.num_rounds for plan in stages.make_plans(config))
+
+
+def find(folders: Sequence[str]) -> tuple[list[str], list[UnfinishedRun]]:
+  """Replaces a folder that has no run of its own by the runs in it.
+
+  Returns:
+    The folders to read, and the unfinished runs that were found in such a folder. A folder that is given by its own
+    name is among the former, finished or not.
+
+  Raises:
+    UsageError: an unfinished run's files cannot be read.
+  """
+  chosen, unfinished = [], []
   for folder in folders:
-    inside = sorted(glob.glob(os.path.join(glob.escape(folder), '*', run_log.SUMMARY)))
-    if os.path.exists(os.path.join(folder, run_log.CONFIG)) or not inside:
-      found.append(folder)
-    else:
-      found += map(os.path.dirname, inside)
-  return found
+    inside = sorted(map(os.path.dirname, glob.glob(os.path.join(glob.escape(folder), '*', run_log.CONFIG))))
+    finished = [path for path in inside if os.path.exists(os.path.join(path, run_log.SUMMARY))]
+    if os.path.exists(os.path.join(folder, run_log.CONFIG)) or not finished:
+      chosen.append(folder)
+      continue
+    chosen += finished
+    unfinished += [
+        UnfinishedRun(path, len(run_log.read_metrics(path)), num_rounds(run_log.read_config(path)))
+        for path in inside if path not in finished]
+  return chosen, unfinished
+
+
+def short_names(workdirs: Sequence[str]) -> list[str]:
+  """Returns the folders without what all have in common."""
+  paths = [os.path.abspath(workdir) for workdir in workdirs]
+  common = os.path.commonpath(map(os.path.dirname, paths))
+  return [os.path.relpath(path, common) for path in paths]
 
 
 def method_name(config: Config) -> str:
@@ -80,11 +162,29 @@ def _identity(config: Config) -> tuple[Any, ...]:
   return (method_name(config), *(value for name, value in flat.items() if name not in _APART))
 
 
+def is_end_to_end(config: Config) -> bool:
+  """Whether this is the plain method to which others are compared."""
+  return config.method.method == 'end_to_end' and not config.uses_calibration and not config.uses_alignment
+
+
+def end_to_end_settings(config: Config) -> tuple[Any, ...]:
+  """Returns what an end-to-end run must share with a run to be its reference: all that decides the former's result."""
+  flat = configs.flatten(config)
+  return (num_rounds(config), *(value for name, value in flat.items() if name not in _NOT_END_TO_END))
+
+
 def differing_fields(runs: Sequence[FinishedRun]) -> dict[str, list[Any]]:
   """Returns {field: its value in each run} of the fields that are not the same in all."""
   flat = [configs.flatten(run.config) for run in runs]
   return {name: [values[name] for values in flat] for name in flat[0]
           if name not in run_log.FREE_FIELDS and any(values[name] != flat[0][name] for values in flat)}
+
+
+def shared_fields(runs: Sequence[FinishedRun]) -> dict[str, Any]:
+  """Returns {field: value} of what all runs have in common and what decides a result: no folders, no devices."""
+  differing = differing_fields(runs)
+  return {name: value for name, value in configs.flatten(runs[0].config).items()
+          if name not in differing and name not in run_log.FREE_FIELDS}
 
 
 def group(runs: Sequence[FinishedRun]) -> tuple[Group, ...]:
@@ -106,8 +206,10 @@ def group(runs: Sequence[FinishedRun]) -> tuple[Group, ...]:
   return tuple(Group(full_name(index), tuple(found)) for index, found in enumerate(members.values()))
 
 
-def mean_and_spread(values: Sequence[float | None]) -> tuple[float, float] | None:
-  """Returns mean and sample standard deviation (0 for one value); None if any value is missing."""
-  if not values or any(value is None for value in values):
-    return None
-  return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+def seeds_text(groups: Sequence[Group]) -> str:
+  """Says over how many seeds figures are: 'seed 0', 'mean of 3 seeds', 'means of 1 to 3 seeds'."""
+  counts = sorted({len(found.runs) for found in groups})
+  if counts == [1]:
+    seeds = sorted({seed for found in groups for seed in found.seeds})
+    return f'seed {seeds[0]}' if len(seeds) == 1 else 'one seed each'
+  return f'mean of {counts[0]} seeds' if len(counts) == 1 else f'means of {counts[0]} to {counts[-1]} seeds'
