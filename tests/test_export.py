@@ -83,6 +83,27 @@ def test_timm_loads_it_and_gives_the_same_embeddings(loaded, images, tmp_path):
   np.testing.assert_allclose(found, np.asarray(loaded.apply(loaded.params, images)), atol=1e-5)
 
 
+def test_the_model_is_described_as_it_was_exported(loaded, tmp_path):
+  """A run that has reached three of four blocks; the order of norm and mean is ours, not timm's default."""
+  blocks = jax.tree.map(lambda leaf: leaf[:3], loaded.params['blocks'])
+  part = loaded._replace(params=dict(loaded.params, blocks=blocks), rounds_done=7)
+  description = json.loads(pathlib.Path(export.export_encoder(part, str(tmp_path / 'part.safetensors'))).read_text())
+  assert description['arguments'] == {
+      'img_size': SIZE, 'patch_size': 4, 'in_chans': 3, 'num_classes': 0, 'embed_dim': 64, 'depth': 3, 'num_heads': 2,
+      'mlp_ratio': 4, 'qkv_bias': True, 'class_token': False, 'global_pool': 'avg', 'fc_norm': False}
+  assert {name: description[name] for name in ('rounds_done', 'method', 'dataset', 'layer_norm_epsilon')} == {
+      'rounds_done': 7, 'method': part.config.method.method, 'dataset': part.config.data.dataset,
+      'layer_norm_epsilon': 1e-6}
+  assert {name.split('.')[1] for name in export.timm_tensors(part) if name.startswith('blocks')} == {'0', '1', '2'}
+
+
+def test_random_weights_follow_the_seed(loaded):
+  kernels = [np.asarray(encoders.random_encoder(loaded.config, seed).params['embedding']['patch']['kernel'])
+             for seed in (0, 0, 1)]
+  np.testing.assert_array_equal(kernels[0], kernels[1])
+  assert (kernels[0] == kernels[2]).mean() < 0.01
+
+
 def test_pixels_may_be_floats_too(loaded, images):
   whole = loaded.apply(loaded.params, images)
   np.testing.assert_allclose(loaded.apply(loaded.params, images / np.float32(255)), whole, atol=1e-5)

@@ -105,7 +105,18 @@ def test_bfloat16_products_float32_result():
   head, x = Head((7,), 4, jnp.bfloat16), draw(2, 5, 6)
   params = head.init(jax.random.key(0), x, jnp.ones(5, bool))['params']
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
-  assert head.apply({'params': params}, x, jnp.ones(5, bool)).dtype == jnp.float32
+  apply = lambda params: head.apply({'params': params}, x, jnp.ones(5, bool))
+  assert apply(params).dtype == jnp.float32
+  products = [equation for equation in jax.make_jaxpr(apply)(params).eqns if equation.primitive.name == 'dot_general']
+  assert len(products) == 2
+  assert {variable.aval.dtype for product in products for variable in product.invars} == {jnp.dtype('bfloat16')}
+
+
+def test_statistics_of_a_bfloat16_batch_are_float32():
+  """Of 301 in bfloat16, 300 is left: values near 300 lie 2 apart, and their mean lies between them."""
+  x = jnp.asarray(300 + 2 * np.random.default_rng(0).integers(0, 3, (1, 5, 4)), jnp.bfloat16)
+  actual = MaskedBatchNorm(affine=False).apply({}, x, jnp.ones(5, bool))
+  np.testing.assert_allclose(actual[0], oracle_norm(np.asarray(x[0], np.float64)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('objective', ['moco_v3', 'byol', 'simclr'])

@@ -85,6 +85,46 @@ def test_estimate_counts_what_is_left(tmp_path):
   assert text.startswith('4 runs, 4 to do:') and 'about 10 minutes' in text
 
 
+def test_estimate_follows_who_takes_part_and_how_often_the_server_trains(tmp_path):
+  """Clients that do not return count as work not done, as little as those not sampled."""
+  def count(method='layerwise', **values):
+    config = configs.with_values(BASE, {'method': method, 'client_size_sigma': 0.0, **values})
+    return sweeps.operations(config, sweeps.deal(config))
+
+  assert count(client_dropout=0.25) == pytest.approx(0.75 * count())
+  assert count(clients_per_round=1) == pytest.approx(count() / 3)
+  assert count(local_epochs=2) == pytest.approx(2 * count())
+  clients = count(server_calibration=False, method='lw_fedssl')
+  server = [count('lw_fedssl', calibration_epochs=epochs) - clients for epochs in (1, 2)]
+  assert server[0] > 0 and server[1] == pytest.approx(2 * server[0])
+
+
+def test_what_is_done_is_read_from_the_folders(tmp_path):
+  finished, begun = plan(tmp_path, methods=('layerwise',))
+  for run, rounds in ((finished, 4), (begun, 3)):
+    os.makedirs(run.workdir)
+    rows = ''.join(f'{{"round": {index}}}\n' for index in range(rounds))
+    with open(os.path.join(run.workdir, run_log.METRICS), 'w', encoding='utf-8') as file:
+      file.write(rows)
+  run_log.write_json(os.path.join(finished.workdir, run_log.SUMMARY), {})
+  runs = plan(tmp_path, methods=('layerwise',), seeds=(0, 1, 2))
+  assert [(run.rounds_done, run.finished) for run in runs] == [(4, True), (3, False), (0, False)]
+  lines = sweeps.describe(runs, 1e9, 1e9).splitlines()
+  assert lines[0] == '3 runs, 2 to do:'
+  assert [line.split(':')[0].strip() for line in lines[1:4]] == ['finished', 'from round 4', 'new']
+
+
+def test_time_to_go_is_that_of_the_runs_not_yet_done(tmp_path, monkeypatch, capsys):
+  """Three equal runs of two minutes each."""
+  clock = iter(range(0, 10_000, 120))
+  monkeypatch.setattr(sweeps.time, 'perf_counter', lambda: next(clock))
+  monkeypatch.setattr(sweeps, 'operations', lambda config, data, first_round: 7.0)
+  monkeypatch.setattr(training, 'train', lambda config, data: {'finished': True})
+  sweeps.run_all(plan(tmp_path, methods=('layerwise',), seeds=(0, 1, 2)))
+  said = [line for line in capsys.readouterr().out.splitlines() if 'to go' in line]
+  assert [line.split()[1] for line in said] == ['4', '2']
+
+
 def test_runs_that_differ_in_seed_share_the_compiled_round(tmp_path):
   """And a seed trained in a sweep ends with the same bits as one trained alone."""
   values = {'rounds_per_stage': 1, 'blocks_per_stage': 4, 'client_size_sigma': 0.0}

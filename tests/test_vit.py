@@ -7,7 +7,9 @@ import pytest
 from scipy.special import erf, softmax
 
 from lwfedssl_jax.catalog import ENCODER_SIZES, EncoderSize
-from lwfedssl_jax.models.vit import Attention, make_vit
+from lwfedssl_jax.config import ModelConfig
+from lwfedssl_jax.models.vit import Attention, make_encoder, make_vit, position_table
+
 
 SIZE = EncoderSize(width=8, depth=3, num_heads=2, mlp_ratio=2)
 
@@ -131,6 +133,27 @@ def test_vit_tiny_has_the_paper_s_parameters():
   assert shapes['embedding']['patch']['kernel'].shape == (48, 192)
   assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype('float32')}
   assert (encoder.depth, encoder.width) == (12, 192)
+
+
+def test_sines_and_cosines_of_column_and_row():
+  """arXiv 2104.02057: 48 frequencies from 1 down to almost 1e-4 for each of the four."""
+  table = position_table(3, 192)
+  for row in range(3):
+    for column in range(3):
+      for place in range(48):
+        angles = column / 10_000 ** (place / 48), row / 10_000 ** (place / 48)
+        expected = [function(angle) for angle in angles for function in (np.sin, np.cos)]
+        np.testing.assert_allclose(table[3 * row + column, place::48], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('start', ['random', 'sincos'])
+def test_position_table_starts_as_configured(start):
+  config = ModelConfig(encoder='vit_micro', patch_size=4, position_init=start)
+  table = np.asarray(make_encoder(config, 8).init(jax.random.key(0))['embedding']['position'])
+  if start == 'sincos':
+    np.testing.assert_array_equal(table, position_table(2, table.shape[1]))
+  else:
+    assert table.std() == pytest.approx(0.02, rel=0.25) and abs(table).max() < 0.05
 
 
 def test_blocks_start_out_different(encoder):
