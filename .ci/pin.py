@@ -1,6 +1,8 @@
 """Prints requirements.txt: the installed version of everything that the package depends on directly."""
 
+import configparser
 import importlib.metadata
+import pathlib
 import re
 
 EXTRAS = ('tfds',)
@@ -13,10 +15,10 @@ HEADER = """\
 
 def pins() -> list[str]:
   """Returns NAME==VERSION of the dependencies and of those of EXTRAS, in the order of setup.cfg."""
-  requirements = importlib.metadata.requires('lwfedssl-jax') or []
-  wanted = [text for text in requirements
-            if 'extra ==' not in text or any(f'extra == "{extra}"' in text for extra in EXTRAS)]
-  names = [re.split(r'[^\w.-]', text)[0] for text in wanted]
+  setup = configparser.ConfigParser()
+  setup.read(pathlib.Path(__file__).parents[1] / 'setup.cfg')
+  lists = [setup['options']['install_requires'], *(setup['options.extras_require'][extra] for extra in EXTRAS)]
+  names = [re.split(r'[^\w.-]', line)[0] for text in lists for line in text.split('\n') if line]
   return [f'{name}=={importlib.metadata.version(name)}' for name in names]
 
 
