@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from lwfedssl_jax.base import UsageError
+from lwfedssl_jax.errors import UsageError
 
 from . import command, flags
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, NoReturn
 from absl import flags as absl_flags
 from absl import logging
 
-from lwfedssl_jax.base import LostPeerError, TrainingError, UsageError
-from lwfedssl_jax.interrupts import Interrupted
+from lwfedssl_jax.errors import LostPeerError, TrainingError, UsageError
+from lwfedssl_jax.training.signals import Interrupted
 
 from . import flags, presets, usage
 

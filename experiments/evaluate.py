@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from lwfedssl_jax import catalog
-from lwfedssl_jax.base import UsageError
+from lwfedssl_jax.errors import UsageError
 
 from . import command, flags
 
@@ -50,17 +50,18 @@ def _row(workdir: str, result: Mapping[str, Any]) -> list[str]:
 
 def _evaluate(workdir: str, seeds: list[int]) -> dict[str, Any]:
   """Evaluates one run as the flags say."""
-  from lwfedssl_jax import evaluations, run_log
+  from lwfedssl_jax import run_evaluation
   from lwfedssl_jax.data import sources
   from lwfedssl_jax.evaluation import finetune
+  from lwfedssl_jax.workdir import run_dir
 
-  config = run_log.read_config(workdir)
+  config = run_dir.read_config(workdir)
   options = finetune.FinetuneOptions(_EPOCHS.value, _WARMUP.value, _BATCH.value, _RATE.value, _DECAY.value,
                                      config.augment.flip_probability)
   dataset = sources.load(
       _DATASET.value or config.data.dataset, data_dir=_DATA_DIR.value or config.data.data_dir,
       cache_dir=_CACHE_DIR.value or config.data.cache_dir, image_size=config.model.image_size)
-  return evaluations.evaluate_run(
+  return run_evaluation.evaluate_run(
       workdir, _PROTOCOL.value, dataset, label_fraction=_FRACTION.value, seeds=seeds, split=_SPLIT.value,
       max_train_images=_MAX_TRAIN.value, from_scratch=_FROM_SCRATCH.value, options=options)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from lwfedssl_jax.base import UsageError
+from lwfedssl_jax.errors import UsageError
 
 from . import command
 
@@ -24,10 +24,10 @@ def main() -> dict[str, Any]:
   if not _WORKDIR.value:
     raise UsageError('--workdir: expected the folder of a run')
 
-  from lwfedssl_jax import encoders, export
+  from lwfedssl_jax import export, pretrained
 
   command.use_compilation_cache()
-  loaded = encoders.load_encoder(_WORKDIR.value)
+  loaded = pretrained.load_encoder(_WORKDIR.value)
   described = export.export_encoder(loaded, _OUTPUT.value)
   return {'weights': _OUTPUT.value, 'description': described, 'rounds_done': loaded.rounds_done}
 

@@ -13,8 +13,8 @@ from absl import flags
 
 from lwfedssl_jax import config as configs
 from lwfedssl_jax import options
-from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.config import Config
+from lwfedssl_jax.errors import UsageError
 
 
 def _define(values: flags.FlagValues, name: str, default: Any, annotation: Any, metadata: Any) -> None:

@@ -23,11 +23,12 @@ def main() -> dict[str, Any]:
   """Runs the configured pretraining and returns its summary."""
   config = flags.config_from_flags(FLAGS)
 
-  from lwfedssl_jax import devices, training
+  from lwfedssl_jax import devices
+  from lwfedssl_jax.training import train
 
   command.use_compilation_cache()
   devices.connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value)
-  return training.train(config, on_start=flags.print_config)
+  return train.train(config, on_start=flags.print_config)
 
 
 COMMAND = command.Command(__doc__, FLAGS, main, has_config=True)

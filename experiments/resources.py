@@ -13,8 +13,8 @@ from absl import flags as absl_flags
 
 from lwfedssl_jax import catalog
 from lwfedssl_jax import config as configs
-from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.config import Config
+from lwfedssl_jax.errors import UsageError
 
 from . import command, flags
 
@@ -57,7 +57,8 @@ def main() -> dict[str, Any]:
   methods = (config.method.method,) if FLAGS['method'].present else tuple(catalog.METHODS)
   runs = [configs.with_values(config, {'method': method}) for method in methods]
 
-  from lwfedssl_jax.resources import costs, pictures, planner
+  from lwfedssl_jax.plots import cost_plots
+  from lwfedssl_jax.resources import costs, planner
 
   command.use_compilation_cache()
   plans = [planner.fit(run, image_size) for run in runs] if config.client.client_memory_budget_mb else []
@@ -73,7 +74,7 @@ def main() -> dict[str, Any]:
     print(costs.to_text(found), flush=True)
   if _PLOTS.value:
     os.makedirs(_PLOTS.value, exist_ok=True)
-    pictures.write_cost_pictures(_PLOTS.value, found)
+    cost_plots.write_cost_pictures(_PLOTS.value, found)
   figures = {cost.method: costs.to_json(cost) for cost in found}
   if _MEASURE.value:
     for run in runs:

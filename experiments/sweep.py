@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from lwfedssl_jax.base import UsageError
+from lwfedssl_jax.errors import UsageError
 
 from . import command, flags
 
@@ -33,19 +33,19 @@ def main() -> dict[str, Any]:
   methods = _METHODS.value or [config.method.method]
   seeds = flags.whole_numbers('seeds', _SEEDS.value) or [config.run.seed]
 
-  from lwfedssl_jax import sweeps
   from lwfedssl_jax.resources import machine
+  from lwfedssl_jax.training import sweep
 
   command.use_compilation_cache()
-  variation = sweeps.parse_variation(_VARY.value) if _VARY.value else None
-  runs = sweeps.plan(config, methods, seeds, variation, _OUTPUT.value)
-  left = sum(sweeps.operations(run.config, sweeps.load_data(run.config), run.rounds_done)
+  variation = sweep.parse_variation(_VARY.value) if _VARY.value else None
+  runs = sweep.plan(config, methods, seeds, variation, _OUTPUT.value)
+  left = sum(sweep.operations(run.config, sweep.load_data(run.config), run.rounds_done)
              for run in runs if not run.finished)
   flags.print_config(config)
-  print(sweeps.describe(runs, left, machine.matrix_product_rate()), flush=True)
+  print(sweep.describe(runs, left, machine.matrix_product_rate()), flush=True)
   if _DRY_RUN.value:
-    return sweeps.Outcome([run.workdir for run in runs if run.finished], {})._asdict()
-  return sweeps.run_all(runs)._asdict()
+    return sweep.Outcome([run.workdir for run in runs if run.finished], {})._asdict()
+  return sweep.run_all(runs)._asdict()
 
 
 COMMAND = command.Command(__doc__, FLAGS, main, has_config=True)

@@ -11,33 +11,33 @@ Names are imported when they are first used, so that `import lwfedssl_jax` does 
 import importlib
 from typing import TYPE_CHECKING
 
-from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.catalog import register_method
 from lwfedssl_jax.config import Config, configure
 from lwfedssl_jax.config_fields import ConfigFields
+from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.version import __version__
 
 if TYPE_CHECKING:
   from lwfedssl_jax.data.federated_dataset import partition_dataset
   from lwfedssl_jax.data.sources import ImageDataset
   from lwfedssl_jax.data.sources import load as load_dataset
-  from lwfedssl_jax.encoders import LoadedEncoder, load_encoder
-  from lwfedssl_jax.evaluations import evaluate_run
   from lwfedssl_jax.export import export_encoder
   from lwfedssl_jax.objectives import register_objective
+  from lwfedssl_jax.pretrained import LoadedEncoder, load_encoder
   from lwfedssl_jax.report.files import write_report
   from lwfedssl_jax.resources.costs import method_cost
-  from lwfedssl_jax.training import train
+  from lwfedssl_jax.run_evaluation import evaluate_run
+  from lwfedssl_jax.training.train import train
 
 # Public name -> (module, name in it).
 _LAZY = {
-    'train': ('training', 'train'),
-    'load_encoder': ('encoders', 'load_encoder'),
-    'LoadedEncoder': ('encoders', 'LoadedEncoder'),
+    'train': ('training.train', 'train'),
+    'load_encoder': ('pretrained', 'load_encoder'),
+    'LoadedEncoder': ('pretrained', 'LoadedEncoder'),
     'load_dataset': ('data.sources', 'load'),
     'ImageDataset': ('data.sources', 'ImageDataset'),
     'partition_dataset': ('data.federated_dataset', 'partition_dataset'),
-    'evaluate_run': ('evaluations', 'evaluate_run'),
+    'evaluate_run': ('run_evaluation', 'evaluate_run'),
     'export_encoder': ('export', 'export_encoder'),
     'write_report': ('report.files', 'write_report'),
     'register_objective': ('objectives', 'register_objective'),

@@ -3,7 +3,7 @@
 import typing
 from collections.abc import Callable
 
-from lwfedssl_jax.base import UsageError
+from lwfedssl_jax.errors import UsageError
 
 
 class MethodTraits(typing.NamedTuple):

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any, Unpack
 
 from lwfedssl_jax import catalog
-from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.config_fields import ConfigFields
+from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.options import Validated, option
 
 MOST_PIXELS = 4096  # a side; beyond, a slip of the finger would ask for terabytes

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
-from lwfedssl_jax.base import UsageError
+from lwfedssl_jax.errors import UsageError
 
 AXIS = 'clients'
 # In the messages of the transports and of the coordination service; the types of error vary.

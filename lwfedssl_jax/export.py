@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from lwfedssl_jax.base import UsageError
-from lwfedssl_jax.encoders import LoadedEncoder
+from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.models.vit import LAYER_NORM_EPSILON
+from lwfedssl_jax.pretrained import LoadedEncoder
 
 # Ours, below a block -> timm's, below blocks.N.
 _BLOCK_NAMES = {

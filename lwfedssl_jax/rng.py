@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lwfedssl_jax.contracts import Key
+from lwfedssl_jax.base import Key
 
 
 @enum.unique

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lwfedssl_jax.base import Integer, Labels, Params
 from lwfedssl_jax.config import Config
-from lwfedssl_jax.contracts import Integer, Labels, Params
 
 
 class StageShape(NamedTuple):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lwfedssl_jax.contracts import Function, Params, Raveled
+from lwfedssl_jax.base import Function, Params, Raveled
 
 ONLINE_ONLY = 'online_only/'  # prefix of the groups that a target branch lacks
 

@@ -3,13 +3,11 @@
 The same round on one device and on four, with the images on every device and streamed to each its own.
 """
 
-import functools
 import json
 import sys
 
 import jax
 import numpy as np
-import optax
 
 from lwfedssl_jax import catalog, devices, objectives, rng, stages
 from lwfedssl_jax import config as configs
@@ -19,7 +17,6 @@ from lwfedssl_jax.federated import round_loader, sampling
 from lwfedssl_jax.federated.model import make_model
 from lwfedssl_jax.federated.round_inputs import RoundInputs
 from lwfedssl_jax.federated.round_loader import RoundLoader
-from lwfedssl_jax.models.vit import make_encoder
 from lwfedssl_jax.resources import collectives
 from tests import conftest
 

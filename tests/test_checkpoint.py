@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lwfedssl_jax import UsageError, checkpoint, trees
+from lwfedssl_jax import UsageError, trees
+from lwfedssl_jax.workdir import checkpoint
 
 DAMAGES = ('truncated', 'emptied', 'deleted', 'bit flipped')
 
@@ -163,7 +164,8 @@ def test_a_step_that_was_not_finished_is_not_there(sound, tmp_path):
 FULL_DISK = '''
 import resource, signal, sys
 import jax.numpy as jnp
-from lwfedssl_jax import UsageError, checkpoint
+from lwfedssl_jax import UsageError
+from lwfedssl_jax.workdir import checkpoint
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:

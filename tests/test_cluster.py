@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from lwfedssl_jax import devices
-from lwfedssl_jax.base import UsageError
+from lwfedssl_jax.errors import UsageError
 
 RUN = [
     '--dataset=digits', '--image_size=16', '--patch_size=8', '--encoder=vit_micro', '--num_clients=5',

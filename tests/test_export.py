@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from lwfedssl_jax import UsageError, encoders, export
+from lwfedssl_jax import UsageError, export, pretrained
 from lwfedssl_jax import config as configs
 
 SIZE = 16
@@ -17,7 +17,7 @@ SIZE = 16
 @pytest.fixture(scope='module')
 def loaded():
   config = configs.with_values(configs.Config(), {'encoder': 'vit_micro', 'image_size': SIZE, 'patch_size': 4})
-  made = encoders.random_encoder(config, seed=0)
+  made = pretrained.random_encoder(config, seed=0)
   noise = lambda path, leaf: leaf + 0.05 * np.random.default_rng(len(str(path))).normal(size=leaf.shape).astype('f')
   return made._replace(params=jax.tree_util.tree_map_with_path(noise, made.params))  # biases and scales count too
 
@@ -98,7 +98,7 @@ def test_the_model_is_described_as_it_was_exported(loaded, tmp_path):
 
 
 def test_random_weights_follow_the_seed(loaded):
-  kernels = [np.asarray(encoders.random_encoder(loaded.config, seed).params['embedding']['patch']['kernel'])
+  kernels = [np.asarray(pretrained.random_encoder(loaded.config, seed).params['embedding']['patch']['kernel'])
              for seed in (0, 0, 1)]
   np.testing.assert_array_equal(kernels[0], kernels[1])
   assert (kernels[0] == kernels[2]).mean() < 0.01

@@ -24,10 +24,11 @@ from PIL import Image
 
 import lwfedssl_jax
 from experiments import command, flags
-from lwfedssl_jax import UsageError, catalog, checkpoint, run_log
+from lwfedssl_jax import UsageError, catalog
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.data import sources
 from lwfedssl_jax.federated.model import make_model
+from lwfedssl_jax.workdir import checkpoint, metrics_writer, run_dir
 
 NUMBERS = ('0', '1', '-1', '2', '8', '0.5', '1e3', '1e400', 'nan', 'inf', '9' * 400, '0x10', ' 3', '1_0', '٣', '')
 TUPLES = ('0.1,1', '1,0.1', '0.4,0.4,0.2,0.1', '1,1,1,1', ',', ',,,', 'a,b', '0.1,nan', '1,' + '9' * 400)
@@ -35,7 +36,7 @@ WORDS = ('true', 'false', 'None', '--', 'mean\nmedian', '\udcff', 'é', '[]', '{
 FIELDS = [name for group in configs.GROUPS.values() for name in group.__dataclass_fields__]
 CHOICES = sorted({choice for group in configs.GROUPS.values() for field in group.__dataclass_fields__.values()
                   for choice in field.metadata['choices']})
-WORKDIR_FILES = (run_log.CONFIG, run_log.METRICS, run_log.SUMMARY)
+WORKDIR_FILES = (run_dir.CONFIG, metrics_writer.METRICS, run_dir.SUMMARY)
 REFUSED = 'refused'
 
 
@@ -235,15 +236,15 @@ def run_folder(tmp_path_factory):
   config = configs.configure(**CONFIG, workdir=str(folder))
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(catalog.ENCODER_SIZES, 'vit_micro', catalog.EncoderSize(8, 4, 2, 2))
-    with run_log.claim_workdir(config):
+    with run_dir.claim_workdir(config):
       shapes = jax.eval_shape(make_model(config.model, config.objective, 8).init_params, jax.random.key(0))
       params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, leaf.dtype), shapes)
       with checkpoint.Checkpoints(str(folder)) as checkpoints:
         for step in (1, 2):
           checkpoints.save(jax.tree.map(lambda leaf, step=step: leaf * step, params), step)
     rows = [{'round': step, 'stage': step, 'loss': 1.5, 'participants': 2, 'rejected_clients': []} for step in range(2)]
-    (folder / run_log.METRICS).write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    run_log.write_json(str(folder / run_log.SUMMARY), {'finished': False, 'final_loss': 1.5})
+    (folder / metrics_writer.METRICS).write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    run_dir.write_json(str(folder / run_dir.SUMMARY), {'finished': False, 'final_loss': 1.5})
     yield folder
 
 
@@ -266,9 +267,9 @@ def load_encoder(folder):
 
 
 READERS = {
-    run_log.CONFIG: lambda folder: run_log.read_config(str(folder)),
-    run_log.METRICS: lambda folder: [row['round'] + 1 for row in run_log.read_metrics(str(folder))],
-    run_log.SUMMARY: lambda folder: run_log.read_json(str(folder / run_log.SUMMARY)),
+    run_dir.CONFIG: lambda folder: run_dir.read_config(str(folder)),
+    metrics_writer.METRICS: lambda folder: [row['round'] + 1 for row in metrics_writer.read_metrics(str(folder))],
+    run_dir.SUMMARY: lambda folder: run_dir.read_json(str(folder / run_dir.SUMMARY)),
 }
 
 
@@ -312,7 +313,7 @@ JSON = st.recursive(
 @given(st.dictionaries(st.sampled_from([*FIELDS, 'format', 'config', 'unknown']), JSON, max_size=3),
        st.sets(st.sampled_from([*FIELDS, 'format', 'config']), max_size=2))
 def test_any_json_in_config_json_is_a_configuration_or_a_line(run_folder, changed, rejected_clients):
-  saved = json.loads((run_folder / run_log.CONFIG).read_text())
+  saved = json.loads((run_folder / run_dir.CONFIG).read_text())
   outside = ('format', 'config')
   saved['config'] |= {name: value for name, value in changed.items() if name not in outside}
   saved['config'] = {name: value for name, value in saved['config'].items() if name not in rejected_clients}
@@ -321,8 +322,8 @@ def test_any_json_in_config_json_is_a_configuration_or_a_line(run_folder, change
   with tempfile.TemporaryDirectory() as parent:
     folder = pathlib.Path(parent) / 'run'
     folder.mkdir()
-    (folder / run_log.CONFIG).write_text(json.dumps(saved))
-    read_or_refused(READERS[run_log.CONFIG], folder)
+    (folder / run_dir.CONFIG).write_text(json.dumps(saved))
+    read_or_refused(READERS[run_dir.CONFIG], folder)
 
 
 @settings(max_examples=100, deadline=None)
@@ -331,8 +332,8 @@ def test_any_json_in_metrics_is_rows_of_rounds_or_a_line(rows):
   with tempfile.TemporaryDirectory() as parent:
     folder = pathlib.Path(parent) / 'run'
     folder.mkdir()
-    (folder / run_log.METRICS).write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    found = read_or_refused(READERS[run_log.METRICS], folder)
+    (folder / metrics_writer.METRICS).write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    found = read_or_refused(READERS[metrics_writer.METRICS], folder)
     assert (found is not REFUSED) == all(isinstance(row, dict) and isinstance(row.get('round'), int) for row in rows)
 
 

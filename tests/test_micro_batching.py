@@ -7,7 +7,7 @@ import pytest
 
 from lwfedssl_jax import config as configs
 from lwfedssl_jax import stages, trees
-from lwfedssl_jax.base import UsageError
+from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.federated import training_step
 from lwfedssl_jax.federated.client_update import make_step_options
 from lwfedssl_jax.federated.training_step import Batch, StepState

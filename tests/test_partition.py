@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.config import PartitionConfig
 from lwfedssl_jax.data import partition
 from lwfedssl_jax.data.partition import class_counts, partition_images
+from lwfedssl_jax.errors import UsageError
 
 LABELS = np.random.default_rng(0).integers(0, 10, 600)
 

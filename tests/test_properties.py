@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from experiments import presets
 from lwfedssl_jax import catalog
 from lwfedssl_jax import config as configs
-from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.data import federated_dataset, sources
 from lwfedssl_jax.data.sources import ImageDataset
+from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.federated import sampling
 from lwfedssl_jax.resources import communication
 from lwfedssl_jax.stages import make_plans

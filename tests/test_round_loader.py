@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from lwfedssl_jax import config as configs
-from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
 from lwfedssl_jax.data.sources import ImageDataset
+from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.federated import round_loader, sampling
 from lwfedssl_jax.federated.round_loader import RoundLoader
 

@@ -4,16 +4,18 @@ import os
 
 import pytest
 
-from lwfedssl_jax import UsageError, run_log, sweeps, training
+from lwfedssl_jax import UsageError
 from lwfedssl_jax import config as configs
+from lwfedssl_jax.training import setup, sweep, train
+from lwfedssl_jax.workdir import metrics_writer, run_dir
 from tests.test_training import TINY
 
 BASE = configs.with_values(configs.Config(), TINY)
 
 
 def plan(tmp_path, methods=('layerwise', 'lw_fedssl'), seeds=(0, 1), vary=None):
-  variation = sweeps.parse_variation(vary) if vary else None
-  return sweeps.plan(BASE, methods, seeds, variation, str(tmp_path))
+  variation = sweep.parse_variation(vary) if vary else None
+  return sweep.plan(BASE, methods, seeds, variation, str(tmp_path))
 
 
 def test_every_combination_has_its_folder(tmp_path):
@@ -32,14 +34,14 @@ def test_every_combination_has_its_folder(tmp_path):
     ('num_clients=2,4', (2, 4)),
 ])
 def test_values_have_their_field_s_type(text, values):
-  assert sweeps.parse_variation(text).values == values
+  assert sweep.parse_variation(text).values == values
 
 
 @pytest.mark.parametrize('text', ['', 'learning_rate', 'nonsense=1', 'seed=1,2', 'num_clients=many',
                                   'server_calibration=perhaps', 'num_clients='])
 def test_what_cannot_vary(text):
   with pytest.raises(UsageError, match='--vary: expected'):
-    sweeps.parse_variation(text)
+    sweep.parse_variation(text)
 
 
 def test_finished_runs_are_skipped_and_failures_do_not_stop_the_rest(tmp_path, monkeypatch, capsys):
@@ -54,11 +56,11 @@ def test_finished_runs_are_skipped_and_failures_do_not_stop_the_rest(tmp_path, m
       raise ZeroDivisionError('by zero')
     return {'finished': True}
 
-  monkeypatch.setattr(training, 'train', train)
+  monkeypatch.setattr(train, 'train', train)
   done = plan(tmp_path)[0].workdir
   os.makedirs(done)
-  run_log.write_json(os.path.join(done, run_log.SUMMARY), {})
-  outcome = sweeps.run_all(plan(tmp_path, methods=('lw_fedssl', 'layerwise')))
+  run_dir.write_json(os.path.join(done, run_dir.SUMMARY), {})
+  outcome = sweep.run_all(plan(tmp_path, methods=('lw_fedssl', 'layerwise')))
   assert trained == ['lw_fedssl-seed0', 'lw_fedssl-seed1', 'layerwise-seed1']
   assert outcome.finished == [done, str(tmp_path / 'layerwise-seed1')]
   assert outcome.failed == {
@@ -68,20 +70,20 @@ def test_finished_runs_are_skipped_and_failures_do_not_stop_the_rest(tmp_path, m
 
 
 def test_a_signal_ends_the_whole_sweep(tmp_path, monkeypatch):
-  monkeypatch.setattr(training, 'train', lambda config, data: {'finished': False, 'stopped_by': 'SIGTERM'})
-  assert sweeps.run_all(plan(tmp_path)) == sweeps.Outcome([], {}, 'SIGTERM')
+  monkeypatch.setattr(train, 'train', lambda config, data: {'finished': False, 'stopped_by': 'SIGTERM'})
+  assert sweep.run_all(plan(tmp_path)) == sweep.Outcome([], {}, 'SIGTERM')
 
 
 def test_estimate_counts_what_is_left(tmp_path):
   run = plan(tmp_path)[0]
-  data = sweeps.load_data(run.config)
-  whole, half = (sweeps.operations(run.config, data, first) for first in (0, 2))
-  second_stage = whole - sweeps.operations(run.config, data, 2)
+  data = sweep.load_data(run.config)
+  whole, half = (sweep.operations(run.config, data, first) for first in (0, 2))
+  second_stage = whole - sweep.operations(run.config, data, 2)
   assert 0 < half < whole and second_stage < half  # the later stage runs a longer prefix
-  assert sweeps.operations(run.config, data, 4) == 0
+  assert sweep.operations(run.config, data, 4) == 0
   calibrated = configs.with_values(run.config, {'server_calibration': True})
-  assert sweeps.operations(calibrated, data) > whole
-  text = sweeps.describe(plan(tmp_path), 6e11 * sweeps.FIRST_GUESS_SHARE, 1e9)
+  assert sweep.operations(calibrated, data) > whole
+  text = sweep.describe(plan(tmp_path), 6e11 * sweep.FIRST_GUESS_SHARE, 1e9)
   assert text.startswith('4 runs, 4 to do:') and 'about 10 minutes' in text
 
 
@@ -89,7 +91,7 @@ def test_estimate_follows_who_takes_part_and_how_often_the_server_trains(tmp_pat
   """Clients that do not return count as work not done, as little as those not sampled."""
   def count(method='layerwise', **values):
     config = configs.with_values(BASE, {'method': method, 'client_size_sigma': 0.0, **values})
-    return sweeps.operations(config, sweeps.deal(config))
+    return sweep.operations(config, sweep.deal(config))
 
   assert count(client_dropout=0.25) == pytest.approx(0.75 * count())
   assert count(clients_per_round=1) == pytest.approx(count() / 3)
@@ -104,12 +106,12 @@ def test_what_is_done_is_read_from_the_folders(tmp_path):
   for run, rounds in ((finished, 4), (begun, 3)):
     os.makedirs(run.workdir)
     rows = ''.join(f'{{"round": {index}}}\n' for index in range(rounds))
-    with open(os.path.join(run.workdir, run_log.METRICS), 'w', encoding='utf-8') as file:
+    with open(os.path.join(run.workdir, metrics_writer.METRICS), 'w', encoding='utf-8') as file:
       file.write(rows)
-  run_log.write_json(os.path.join(finished.workdir, run_log.SUMMARY), {})
+  run_dir.write_json(os.path.join(finished.workdir, run_dir.SUMMARY), {})
   runs = plan(tmp_path, methods=('layerwise',), seeds=(0, 1, 2))
   assert [(run.rounds_done, run.finished) for run in runs] == [(4, True), (3, False), (0, False)]
-  lines = sweeps.describe(runs, 1e9, 1e9).splitlines()
+  lines = sweep.describe(runs, 1e9, 1e9).splitlines()
   assert lines[0] == '3 runs, 2 to do:'
   assert [line.split(':')[0].strip() for line in lines[1:4]] == ['finished', 'from round 4', 'new']
 
@@ -117,10 +119,10 @@ def test_what_is_done_is_read_from_the_folders(tmp_path):
 def test_time_to_go_is_that_of_the_runs_not_yet_done(tmp_path, monkeypatch, capsys):
   """Three equal runs of two minutes each."""
   clock = iter(range(0, 10_000, 120))
-  monkeypatch.setattr(sweeps.time, 'perf_counter', lambda: next(clock))
-  monkeypatch.setattr(sweeps, 'operations', lambda config, data, first_round: 7.0)
-  monkeypatch.setattr(training, 'train', lambda config, data: {'finished': True})
-  sweeps.run_all(plan(tmp_path, methods=('layerwise',), seeds=(0, 1, 2)))
+  monkeypatch.setattr(sweep.time, 'perf_counter', lambda: next(clock))
+  monkeypatch.setattr(sweep, 'operations', lambda config, data, first_round: 7.0)
+  monkeypatch.setattr(train, 'train', lambda config, data: {'finished': True})
+  sweep.run_all(plan(tmp_path, methods=('layerwise',), seeds=(0, 1, 2)))
   said = [line for line in capsys.readouterr().out.splitlines() if 'to go' in line]
   assert [line.split()[1] for line in said] == ['4', '2']
 
@@ -129,13 +131,13 @@ def test_runs_that_differ_in_seed_share_the_compiled_round(tmp_path):
   """And a seed trained in a sweep ends with the same bits as one trained alone."""
   values = {'rounds_per_stage': 1, 'blocks_per_stage': 4, 'client_size_sigma': 0.0}
   base = configs.with_values(BASE, values)
-  runs = sweeps.plan(base, ['layerwise'], [0, 1], None, str(tmp_path))
-  training._shared_round.cache_clear()
-  assert sorted(sweeps.run_all(runs).finished) == sorted(run.workdir for run in runs)
-  assert training._shared_round.cache_info().misses == 1
-  assert training._shared_round.cache_info().hits == 1
-  summaries = [run_log.read_json(os.path.join(run.workdir, run_log.SUMMARY)) for run in runs]
+  runs = sweep.plan(base, ['layerwise'], [0, 1], None, str(tmp_path))
+  setup._shared_round.cache_clear()
+  assert sorted(sweep.run_all(runs).finished) == sorted(run.workdir for run in runs)
+  assert setup._shared_round.cache_info().misses == 1
+  assert setup._shared_round.cache_info().hits == 1
+  summaries = [run_dir.read_json(os.path.join(run.workdir, run_dir.SUMMARY)) for run in runs]
   assert summaries[0]['params_sha256'] != summaries[1]['params_sha256']
-  training._shared_round.cache_clear()
-  alone = training.train(configs.with_values(runs[1].config, {'workdir': str(tmp_path / 'alone')}))
+  setup._shared_round.cache_clear()
+  alone = train.train(configs.with_values(runs[1].config, {'workdir': str(tmp_path / 'alone')}))
   assert alone['params_sha256'] == summaries[1]['params_sha256']

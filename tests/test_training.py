@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 import lwfedssl_jax
-from lwfedssl_jax import UsageError, evaluations, interrupts, run_log, training
+from lwfedssl_jax import UsageError, run_evaluation
 from lwfedssl_jax import config as configs
-from lwfedssl_jax.base import TrainingError
 from lwfedssl_jax.config import Config
+from lwfedssl_jax.errors import TrainingError
 from lwfedssl_jax.resources import costs
+from lwfedssl_jax.training import signals, train
+from lwfedssl_jax.workdir import metrics_writer, run_dir
 
 TINY = {
     'dataset': 'digits', 'image_size': 16, 'encoder': 'vit_micro', 'num_clients': 3, 'max_train_images': 150,
@@ -32,12 +34,12 @@ def tiny(workdir, **values) -> Config:
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('finished')
-  return workdir, training.train(tiny(workdir))
+  return workdir, train.train(tiny(workdir))
 
 
 def test_summary_and_rows_agree(finished):
   workdir, summary = finished
-  rows = run_log.read_metrics(str(workdir))
+  rows = metrics_writer.read_metrics(str(workdir))
   assert summary == json.loads((workdir / 'summary.json').read_text())
   assert [row['round'] for row in rows] == list(range(TOTAL_ROUNDS))
   assert [row['stage'] for row in rows] == [0, 0, 1, 1]
@@ -51,7 +53,7 @@ def test_summary_and_rows_agree(finished):
 
 def test_rows_tell_the_clients_apart(finished):
   workdir, _ = finished
-  rows = run_log.read_metrics(str(workdir))
+  rows = metrics_writer.read_metrics(str(workdir))
   sizes = np.array([len(ids) for ids in json.loads((workdir / 'partition.json').read_text())['clients']])
   for row in rows:
     assert row['client_ids'] == [0, 1, 2]
@@ -69,12 +71,12 @@ def test_bytes_are_those_that_the_cost_sheet_predicted(finished):
 
 
 def test_a_run_in_micro_batches_on_a_budget_has_the_whole_batch_s_losses_and_resumes(finished, tmp_path, capsys):
-  whole = run_log.read_metrics(str(finished[0]))
+  whole = metrics_writer.read_metrics(str(finished[0]))
   values = {'micro_batch_size': 8, 'client_memory_budget_mb': 1000.0}
-  training.train(tiny(tmp_path, stop_after_round=1, **values))
+  train.train(tiny(tmp_path, stop_after_round=1, **values))
   assert 'memory plan: micro_batch_size=8 of 16' in capsys.readouterr().out
-  training.train(tiny(tmp_path, stop_after_round=2, resume=True, **values))
-  rows = run_log.read_metrics(str(tmp_path))
+  train.train(tiny(tmp_path, stop_after_round=2, resume=True, **values))
+  rows = metrics_writer.read_metrics(str(tmp_path))
   assert [row['round'] for row in rows] == [0, 1]
   assert rows[0]['loss'] == pytest.approx(whole[0]['loss'], rel=1e-5)
   # AdamW divides by gradients' size: rounding of gradients near zero shows in the second round, as it must where the
@@ -136,14 +138,14 @@ def test_evaluations_are_kept_with_the_run_under_a_name_that_says_how(finished):
   assert trained['mean'] != scratch['mean']
   accuracies = [run['accuracy'] for run in scratch['runs']]
   assert accuracies[0] != accuracies[1]  # other weights and other labels
-  assert [kept['name'] for kept in evaluations.read_evaluations(str(workdir))] == [trained['name'], scratch['name']]
+  assert [kept['name'] for kept in run_evaluation.read_evaluations(str(workdir))] == [trained['name'], scratch['name']]
   assert (workdir / 'evaluations' / 'linear_digits_10_of_labels.png').stat().st_size > 5000
 
 
 @pytest.mark.parametrize('content', ['nothing', 'no checkpoint', 'a size out of all bounds'])
 def test_what_has_no_encoder_is_named(tmp_path, content):
   if content != 'nothing':
-    with run_log.claim_workdir(tiny(tmp_path)):
+    with run_dir.claim_workdir(tiny(tmp_path)):
       pass
   if content == 'a size out of all bounds':
     config = tmp_path / 'config.json'
@@ -158,15 +160,15 @@ def test_tensorboard_events_hold_the_losses(finished):
   workdir, _ = finished
   events = accumulator.EventAccumulator(str(workdir / 'tensorboard'))
   events.Reload()
-  rows = run_log.read_metrics(str(workdir))
+  rows = metrics_writer.read_metrics(str(workdir))
   written = [(event.step, event.value) for event in events.Scalars('loss')]
   assert written == [(row['round'], pytest.approx(row['loss'], rel=1e-6)) for row in rows]
 
 
 def test_same_seed_same_bits_and_other_seed_other_bits(finished, tmp_path):
   _, summary = finished
-  again = training.train(tiny(tmp_path / 'again'))
-  other = training.train(tiny(tmp_path / 'other', seed=1))
+  again = train.train(tiny(tmp_path / 'again'))
+  other = train.train(tiny(tmp_path / 'other', seed=1))
   assert again['params_sha256'] == summary['params_sha256']
   assert again['final_loss'] == summary['final_loss']
   assert other['params_sha256'] != summary['params_sha256']
@@ -175,64 +177,64 @@ def test_same_seed_same_bits_and_other_seed_other_bits(finished, tmp_path):
 @pytest.mark.parametrize('stop', range(1, TOTAL_ROUNDS))
 def test_stopping_after_any_round_and_resuming_changes_nothing(finished, tmp_path, stop):
   whole_workdir, summary = finished
-  stopped = training.train(tiny(tmp_path, stop_after_round=stop))
+  stopped = train.train(tiny(tmp_path, stop_after_round=stop))
   assert stopped['finished'] is False
   assert stopped['rounds_done'] == stop
   assert not (tmp_path / 'summary.json').exists()
   with open(tmp_path / 'metrics.jsonl', 'a') as file:  # a crash after a row was written and before its checkpoint
     file.write(f'{{"round": {stop}, "stage": 1, "loss": 1.0}}\n{{"round": {stop + 1}, "sta')
-  resumed = training.train(tiny(tmp_path, resume=True))
+  resumed = train.train(tiny(tmp_path, resume=True))
   untimed = lambda rows: [{k: v for k, v in row.items() if k not in ('seconds', 'images_per_second')} for row in rows]
   assert untimed([resumed]) == untimed([summary])
-  assert untimed(run_log.read_metrics(str(tmp_path))) == untimed(run_log.read_metrics(str(whole_workdir)))
+  assert untimed(metrics_writer.read_metrics(str(tmp_path))) == untimed(metrics_writer.read_metrics(str(whole_workdir)))
 
 
 def test_resuming_a_finished_run_returns_its_summary_and_writes_nothing(finished):
   workdir, summary = finished
   before = files_of(workdir)
-  assert training.train(tiny(workdir, resume=True)) == summary
+  assert train.train(tiny(workdir, resume=True)) == summary
   assert files_of(workdir) == before
 
 
 def test_flipped_byte_in_the_newest_checkpoint_falls_back_to_the_one_before(finished, tmp_path):
   _, summary = finished
-  training.train(tiny(tmp_path, stop_after_round=3))
+  train.train(tiny(tmp_path, stop_after_round=3))
   files = sorted((tmp_path / 'checkpoints' / '3' / 'params' / 'ocdbt.process_0' / 'd').iterdir(),
                  key=lambda path: path.stat().st_size)
   damaged = bytearray(files[-1].read_bytes())
   damaged[len(damaged) // 2] ^= 1
   files[-1].write_bytes(damaged)
-  assert training.train(tiny(tmp_path, resume=True))['params_sha256'] == summary['params_sha256']
+  assert train.train(tiny(tmp_path, resume=True))['params_sha256'] == summary['params_sha256']
 
 
 def test_only_damaged_checkpoints_are_an_error_and_stay_as_they_are(tmp_path):
-  training.train(tiny(tmp_path, stop_after_round=2))
+  train.train(tiny(tmp_path, stop_after_round=2))
   for step in (tmp_path / 'checkpoints').iterdir():
     (step / 'meta' / 'metadata').write_text('')
   with pytest.raises(UsageError, match='expected a sound checkpoint'):
-    training.train(tiny(tmp_path, resume=True))
+    train.train(tiny(tmp_path, resume=True))
   assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['1', '2']
 
 
 def test_round_without_returning_clients_leaves_the_model_alone_and_says_so(tmp_path, capsys):
-  summary = training.train(tiny(tmp_path / 'a', client_dropout=1.0))
-  rows = run_log.read_metrics(str(tmp_path / 'a'))
+  summary = train.train(tiny(tmp_path / 'a', client_dropout=1.0))
+  rows = metrics_writer.read_metrics(str(tmp_path / 'a'))
   assert {row['participants'] for row in rows} == {0}
   assert {row['loss'] for row in rows} == {None}
   assert [row['client_losses'] for row in rows] == [[None] * 3] * TOTAL_ROUNDS
   assert 'no client returned' in capsys.readouterr().out
   assert summary['upload_bytes'] == 0
   assert summary['download_bytes'] > 0  # paid before dropping out
-  untouched = training.train(tiny(tmp_path / 'b', client_dropout=1.0, method='prog_fedssl'))
+  untouched = train.train(tiny(tmp_path / 'b', client_dropout=1.0, method='prog_fedssl'))
   assert untouched['params_sha256'] == summary['params_sha256']
 
 
 def test_updates_that_cannot_be_used_end_the_run_with_the_last_good_state(tmp_path, capsys):
   with pytest.raises(TrainingError, match=r'round 2: no client.s update could be used, twice'):
-    training.train(tiny(tmp_path, client_loss_limit=0.5))  # no loss falls by half in a round
+    train.train(tiny(tmp_path, client_loss_limit=0.5))  # no loss falls by half in a round
   said = capsys.readouterr().out
   assert said.count('clients [0, 1, 2]') == 2 and said.count('once more with other randomness') == 1
-  rows = run_log.read_metrics(str(tmp_path))
+  rows = metrics_writer.read_metrics(str(tmp_path))
   assert [(row['round'], row['accepted'], row['rejected_clients']) for row in rows] == [(0, 3, [])]
   assert lwfedssl_jax.load_encoder(str(tmp_path)).rounds_done == 1
 
@@ -240,7 +242,7 @@ def test_updates_that_cannot_be_used_end_the_run_with_the_last_good_state(tmp_pa
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_run_after_its_round_and_resuming_changes_nothing(finished, tmp_path, monkeypatch, number):
   _, summary = finished
-  write = run_log.RunLog.write
+  write = metrics_writer.MetricsWriter.write
 
   def write_and_signal(log, row):
     write(log, row)
@@ -249,30 +251,30 @@ def test_a_signal_ends_the_run_after_its_round_and_resuming_changes_nothing(fini
 
   handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
   with monkeypatch.context() as patch:
-    patch.setattr(run_log.RunLog, 'write', write_and_signal)
-    stopped = training.train(tiny(tmp_path, checkpoint_every=100))
+    patch.setattr(metrics_writer.MetricsWriter, 'write', write_and_signal)
+    stopped = train.train(tiny(tmp_path, checkpoint_every=100))
   assert (stopped['finished'], stopped['rounds_done'], stopped['stopped_by']) == (False, 2, number.name)
   assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
-  assert training.train(tiny(tmp_path, resume=True))['params_sha256'] == summary['params_sha256']
+  assert train.train(tiny(tmp_path, resume=True))['params_sha256'] == summary['params_sha256']
 
 
 def test_a_second_signal_drops_the_round(finished, tmp_path, monkeypatch):
   _, summary = finished
-  monkeypatch.setattr(training, '_wait_for', lambda arrays: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
-  with pytest.raises(interrupts.Interrupted, match='SIGINT'):
-    training.train(tiny(tmp_path))
+  monkeypatch.setattr(train, '_wait_for', lambda arrays: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
+  with pytest.raises(signals.Interrupted, match='SIGINT'):
+    train.train(tiny(tmp_path))
   monkeypatch.undo()
-  assert run_log.read_metrics(str(tmp_path)) == []
-  assert training.train(tiny(tmp_path, resume=True))['params_sha256'] == summary['params_sha256']
+  assert metrics_writer.read_metrics(str(tmp_path)) == []
+  assert train.train(tiny(tmp_path, resume=True))['params_sha256'] == summary['params_sha256']
 
 
 def test_partial_participation_charges_only_participants(tmp_path):
-  training.train(tiny(tmp_path, method='layerwise', clients_per_round=2, rounds_per_stage=1))
-  for row in run_log.read_metrics(str(tmp_path)):
+  train.train(tiny(tmp_path, method='layerwise', clients_per_round=2, rounds_per_stage=1))
+  for row in metrics_writer.read_metrics(str(tmp_path)):
     assert row['sampled'] == row['participants'] == 2
     assert row['total_upload_bytes'] == pytest.approx(3 * row['upload_bytes'])
   config = tiny(tmp_path, method='layerwise', clients_per_round=2, rounds_per_stage=1)
-  for row, stage in zip(run_log.read_metrics(str(tmp_path)), costs.method_cost(config, 16, 'actual').stages):
+  for row, stage in zip(metrics_writer.read_metrics(str(tmp_path)), costs.method_cost(config, 16, 'actual').stages):
     assert row['total_download_bytes'] == round(3 * sum(stage.download_bytes.values()))
     assert row['total_upload_bytes'] == round(3 * sum(stage.upload_bytes.values()))
 
@@ -280,33 +282,33 @@ def test_partial_participation_charges_only_participants(tmp_path):
 def test_workdir_of_a_run_is_not_entered_without_resume_or_with_another_config(finished):
   workdir, _ = finished
   with pytest.raises(UsageError, match='--workdir: expected a new folder'):
-    training.train(tiny(workdir))
+    train.train(tiny(workdir))
   with pytest.raises(UsageError, match=r'differs in batch_size \(run: 16, given: 32\)'):
-    training.train(tiny(workdir, resume=True, batch_size=32))
+    train.train(tiny(workdir, resume=True, batch_size=32))
 
 
 def test_workdir_in_use_is_refused(tmp_path):
   config = tiny(tmp_path)
-  with run_log.claim_workdir(config), pytest.raises(UsageError, match='is in use'):
-    with run_log.claim_workdir(tiny(tmp_path, resume=True)):
+  with run_dir.claim_workdir(config), pytest.raises(UsageError, match='is in use'):
+    with run_dir.claim_workdir(tiny(tmp_path, resume=True)):
       pass
 
 
 def test_workdir_of_an_older_format_is_refused(tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps({'format': 0, 'config': {}}))
   with pytest.raises(UsageError, match='expected a run of format 1, found format 0'):
-    training.train(tiny(tmp_path, resume=True))
+    train.train(tiny(tmp_path, resume=True))
 
 
 def test_nothing_is_written_for_a_mistake_about_the_data(tmp_path):
   with pytest.raises(UsageError, match='--batch_size'):
-    training.train(tiny(tmp_path / 'run', batch_size=5000))
+    train.train(tiny(tmp_path / 'run', batch_size=5000))
   assert os.listdir(tmp_path) == []
 
 
 def test_no_room_for_a_row_is_one_line_and_what_was_saved_is_whole(finished, tmp_path, monkeypatch):
   _, summary = finished
-  write = run_log.RunLog.write
+  write = metrics_writer.MetricsWriter.write
 
   def fail(log, row):
     if row['round'] == 2:
@@ -314,7 +316,7 @@ def test_no_room_for_a_row_is_one_line_and_what_was_saved_is_whole(finished, tmp
     write(log, row)
 
   with monkeypatch.context() as patch:
-    patch.setattr(run_log.RunLog, 'write', fail)
+    patch.setattr(metrics_writer.MetricsWriter, 'write', fail)
     with pytest.raises(UsageError, match=r'--workdir: expected room to write in .*: No space left on device'):
-      training.train(tiny(tmp_path))
-  assert training.train(tiny(tmp_path, resume=True))['params_sha256'] == summary['params_sha256']
+      train.train(tiny(tmp_path))
+  assert train.train(tiny(tmp_path, resume=True))['params_sha256'] == summary['params_sha256']

@@ -10,7 +10,6 @@ from lwfedssl_jax.catalog import ENCODER_SIZES, EncoderSize
 from lwfedssl_jax.config import ModelConfig
 from lwfedssl_jax.models.vit import Attention, make_encoder, make_vit, position_table
 
-
 SIZE = EncoderSize(width=8, depth=3, num_heads=2, mlp_ratio=2)
 
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from lwfedssl_jax import config as configs
 from lwfedssl_jax import devices, rng, stages
+from lwfedssl_jax.base import Params
 from lwfedssl_jax.config import Config
-from lwfedssl_jax.contracts import Params
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
 from lwfedssl_jax.data.sources import ImageDataset
 from lwfedssl_jax.federated import round as rounds

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lwfedssl_jax.base import Key
 from lwfedssl_jax.config import AugmentConfig
-from lwfedssl_jax.contracts import Key
 
 NUM_DRAWS = 33
 CROP_TRIES = 10

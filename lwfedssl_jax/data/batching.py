@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from lwfedssl_jax.contracts import Array, Bool, Int, Key
+from lwfedssl_jax.base import Array, Bool, Int, Key
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:

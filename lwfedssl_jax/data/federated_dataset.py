@@ -5,11 +5,11 @@ from typing import NamedTuple
 import numpy as np
 
 from lwfedssl_jax import rng
-from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import sources
 from lwfedssl_jax.data.partition import MIN_CLIENT_IMAGES, partition_images
 from lwfedssl_jax.data.sources import ImageDataset
+from lwfedssl_jax.errors import UsageError
 
 
 class FederatedDataset(NamedTuple):

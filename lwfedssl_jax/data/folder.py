@@ -7,8 +7,8 @@ import numpy as np
 from absl import logging
 
 from lwfedssl_jax import rng
-from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.data import images
+from lwfedssl_jax.errors import UsageError
 
 TEST_FOLDERS = ('test', 'val', 'validation')
 HOLDOUT_SHARE = 0.1

@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from PIL import Image, ImageOps
 
-from lwfedssl_jax.base import UsageError
+from lwfedssl_jax.errors import UsageError
 
 # Plug-ins that may open a file. Left out on purpose: EPS runs Ghostscript, and the rest hold no photographs.
 FORMATS = (

@@ -14,8 +14,8 @@ from collections.abc import Callable
 import numpy as np
 
 from lwfedssl_jax import rng
-from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.config import PartitionConfig
+from lwfedssl_jax.errors import UsageError
 
 MIN_CLIENT_IMAGES = 2  # a contrastive batch needs a negative
 

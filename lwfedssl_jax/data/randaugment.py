@@ -7,7 +7,7 @@ under vmap every image is resampled once per drawn operation whatever was drawn.
 import jax
 import jax.numpy as jnp
 
-from lwfedssl_jax.contracts import Key
+from lwfedssl_jax.base import Key
 from lwfedssl_jax.data import augment
 
 NUM_OPERATIONS = 2  # drawn an image

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.data import cache, folder, images, tfds_source
+from lwfedssl_jax.errors import UsageError
 
 _DIGITS_TEST_IMAGES = 360
 _MAX_CLASSES = 1 << 16

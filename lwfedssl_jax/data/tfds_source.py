@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.data import images
+from lwfedssl_jax.errors import UsageError
 
 _NAME = re.compile(r'(?P<name>[A-Za-z_]\w*)(?:/(?P<config>[\w.+-]+))?(?::(?P<version>\d+\.\d+\.\d+))?')
 _VERSION = re.compile(r'\d+\.\d+\.\d+')

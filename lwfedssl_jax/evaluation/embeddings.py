@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from lwfedssl_jax import devices
-from lwfedssl_jax.contracts import Encoder, Params
+from lwfedssl_jax.base import Encoder, Params
 from lwfedssl_jax.data import augment
 
 jitted = functools.lru_cache(maxsize=8)(jax.jit)  # one compiled function for all callers

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from lwfedssl_jax import rng
-from lwfedssl_jax.contracts import Key, Params
+from lwfedssl_jax.base import Key, Params
 from lwfedssl_jax.data import batching, randaugment
 from lwfedssl_jax.evaluation import embeddings
 from lwfedssl_jax.federated import optimizer

@@ -6,8 +6,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lwfedssl_jax import rng
+from lwfedssl_jax.base import Encoder, Params
 from lwfedssl_jax.config import RunConfig
-from lwfedssl_jax.contracts import Encoder, Params
 from lwfedssl_jax.data.sources import ImageDataset
 from lwfedssl_jax.evaluation import embeddings, knn
 

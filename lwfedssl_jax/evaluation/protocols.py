@@ -13,9 +13,9 @@ import numpy as np
 from sklearn import model_selection
 
 from lwfedssl_jax import rng
-from lwfedssl_jax.base import UsageError
-from lwfedssl_jax.contracts import Params
+from lwfedssl_jax.base import Params
 from lwfedssl_jax.data.sources import ImageDataset
+from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.evaluation import embeddings, finetune, knn, linear, metrics
 
 PROTOCOLS = ('knn', 'knn_centred', 'linear', 'finetune')

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from lwfedssl_jax import trees
+from lwfedssl_jax.base import Array, Bool, Float, Int, Params, Raveled, Scalar, Stacked
 from lwfedssl_jax.config import MethodConfig
-from lwfedssl_jax.contracts import Array, Bool, Float, Int, Params, Raveled, Scalar, Stacked
 
 
 class Uploads(NamedTuple):

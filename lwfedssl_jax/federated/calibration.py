@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from lwfedssl_jax import rng, stages
+from lwfedssl_jax.base import Images, Integer, Params
 from lwfedssl_jax.config import Config
-from lwfedssl_jax.contracts import Images, Integer, Params
 from lwfedssl_jax.data import batching
 from lwfedssl_jax.federated import client_update
 from lwfedssl_jax.federated.client_update import Batches, ClientKeys, Pipeline

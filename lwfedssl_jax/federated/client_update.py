@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from lwfedssl_jax import rng
+from lwfedssl_jax.base import Array, Images, Int, Integer, Key, Raveled
 from lwfedssl_jax.config import AugmentConfig, Config
-from lwfedssl_jax.contracts import Array, Images, Int, Integer, Key, Raveled
 from lwfedssl_jax.data import augment, batching
 from lwfedssl_jax.federated import training_step
 from lwfedssl_jax.federated.model import make_model

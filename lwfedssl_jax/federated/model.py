@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax
 
 from lwfedssl_jax import trees
+from lwfedssl_jax.base import Encoder, Key, Objective, Params
 from lwfedssl_jax.config import ModelConfig, ObjectiveConfig
-from lwfedssl_jax.contracts import Encoder, Key, Objective, Params
 from lwfedssl_jax.models.vit import make_encoder
 from lwfedssl_jax.objectives import make_objective
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from lwfedssl_jax import stages, trees
-from lwfedssl_jax.contracts import Labels, Params, PyTree
+from lwfedssl_jax.base import Labels, Params, PyTree
 
 REFERENCE_BATCH_SIZE = 256
 

@@ -16,8 +16,8 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from lwfedssl_jax import stages, trees
+from lwfedssl_jax.base import Array, Bool, FederatedRound, Float, Function, Integer, Params
 from lwfedssl_jax.config import Config
-from lwfedssl_jax.contracts import Array, Bool, FederatedRound, Float, Function, Integer, Params
 from lwfedssl_jax.data import batching
 from lwfedssl_jax.devices import AXIS
 from lwfedssl_jax.federated import aggregation, calibration, client_update, scheduling

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh, PartitionSpec
 
-from lwfedssl_jax.contracts import Array, Bool, Images, Int, Integer, Key, Scalar
+from lwfedssl_jax.base import Array, Bool, Images, Int, Integer, Key, Scalar
 from lwfedssl_jax.devices import AXIS
 
 

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from lwfedssl_jax import devices
-from lwfedssl_jax.base import UsageError
+from lwfedssl_jax.base import Images, Int
 from lwfedssl_jax.config import Config
-from lwfedssl_jax.contracts import Images, Int
 from lwfedssl_jax.data import batching
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
+from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.federated import scheduling
 from lwfedssl_jax.federated.round_inputs import ClientSlots, Placement, input_specs
 from lwfedssl_jax.federated.sampling import Participation

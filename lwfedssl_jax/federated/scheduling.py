@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from lwfedssl_jax.base import Int
 from lwfedssl_jax.config import Config
-from lwfedssl_jax.contracts import Int
 
 
 class SlotLayout(NamedTuple):

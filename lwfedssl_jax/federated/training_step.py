@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from lwfedssl_jax import stages, trees
-from lwfedssl_jax.contracts import Array, Float, Function, Mask, Params, Raveled, Scalar
+from lwfedssl_jax.base import Array, Float, Function, Mask, Params, Raveled, Scalar
 from lwfedssl_jax.data import augment
 from lwfedssl_jax.federated import optimizer as optimizers
 from lwfedssl_jax.federated.model import Model

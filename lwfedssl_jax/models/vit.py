@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from lwfedssl_jax.base import Encoder, Key, Params
 from lwfedssl_jax.catalog import EncoderSize
 from lwfedssl_jax.config import ModelConfig
-from lwfedssl_jax.contracts import Encoder, Key, Params
 
 LAYER_NORM_EPSILON = 1e-6
 POSITION_DEVIATION = 0.02

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lwfedssl_jax import trees
-from lwfedssl_jax.contracts import Key, Objective, Params
+from lwfedssl_jax.base import Key, Objective, Params
 from lwfedssl_jax.models.heads import Head
 
 

@@ -2,7 +2,7 @@
 
 import jax
 
-from lwfedssl_jax.contracts import Objective
+from lwfedssl_jax.base import Objective
 from lwfedssl_jax.models.heads import Head
 from lwfedssl_jax.objectives import branches, losses
 

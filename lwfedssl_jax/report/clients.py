@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from lwfedssl_jax import run_log
+from lwfedssl_jax.plots.charts import Axes, Series
 from lwfedssl_jax.report import curves
-from lwfedssl_jax.report.charts import Axes, Series
 from lwfedssl_jax.report.items import Folded, Section, Table
 from lwfedssl_jax.report.runs import FinishedRun, Group
+from lwfedssl_jax.workdir import run_dir
 
 PARTITION = 'partition.json'
 SHOWN_CLIENTS = 20  # tables of more are folded
@@ -19,7 +19,7 @@ _HEADINGS = ['client', 'images', 'rounds', 'returned', 'rejected', 'last loss', 
 
 def _num_images(run: FinishedRun) -> list[int] | None:
   path = os.path.join(run.workdir, PARTITION)
-  return [len(ids) for ids in run_log.read_json(path)['clients']] if os.path.exists(path) else None
+  return [len(ids) for ids in run_dir.read_json(path)['clients']] if os.path.exists(path) else None
 
 
 def _client_rows(run: FinishedRun) -> dict[int, list[dict[str, Any]]]:

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from lwfedssl_jax.report import charts
-from lwfedssl_jax.report.charts import Axes, Series
+from lwfedssl_jax.plots import charts
+from lwfedssl_jax.plots.charts import Axes, Series
 from lwfedssl_jax.report.items import Chart, Table
 from lwfedssl_jax.report.runs import FinishedRun, Group, over_seeds
 from lwfedssl_jax.report.tables import Entry, accuracy, memory

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lwfedssl_jax.report import charts
+from lwfedssl_jax.plots import charts
 from lwfedssl_jax.report.items import Chart, Key, Section
 from lwfedssl_jax.report.runs import Group
 

@@ -7,10 +7,12 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
-from lwfedssl_jax import run_log, tables
-from lwfedssl_jax.report import charts, page, runs, sections
+from lwfedssl_jax import tables
+from lwfedssl_jax.plots import charts
+from lwfedssl_jax.report import page, runs, sections
 from lwfedssl_jax.report.items import Chart, Folded, Key, Report, Table
 from lwfedssl_jax.version import __version__
+from lwfedssl_jax.workdir import run_dir
 
 CSV, JSON = 'report.csv', 'report.json'
 
@@ -54,7 +56,7 @@ def write_markdown(report: Report, output: str) -> None:
 
 def write_rows(records: Sequence[dict[str, Any]], output: str) -> None:
   """Writes report.csv (no value: an empty cell; seeds joined by spaces) and report.json (null; a list)."""
-  run_log.write_json(os.path.join(output, JSON), list(records))
+  run_dir.write_json(os.path.join(output, JSON), list(records))
   with open(os.path.join(output, CSV), 'w', encoding='utf-8', newline='') as file:
     writer = csv.DictWriter(file, list(records[0]))
     writer.writeheader()

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from lwfedssl_jax.report.charts import Plot
+from lwfedssl_jax.plots.charts import Plot
 
 
 class Table(NamedTuple):

@@ -7,9 +7,9 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from lwfedssl_jax.report import charts
+from lwfedssl_jax.plots import charts
+from lwfedssl_jax.plots.svg import to_svg
 from lwfedssl_jax.report.items import Chart, Folded, Image, Key, Report, Section, Table
-from lwfedssl_jax.report.svg import to_svg
 
 SMALL_FIGURES = 6  # from so many in a row on, they are drawn smaller
 

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lwfedssl_jax import config as configs
-from lwfedssl_jax import evaluations, run_log, stages
-from lwfedssl_jax.base import UsageError
+from lwfedssl_jax import run_evaluation, stages
 from lwfedssl_jax.config import Config
+from lwfedssl_jax.errors import UsageError
+from lwfedssl_jax.workdir import metrics_writer, run_dir
 
 _MECHANISMS = frozenset({'server_calibration', 'representation_alignment'})
-_APART = frozenset({'seed', 'method'}) | _MECHANISMS | run_log.FREE_FIELDS
+_APART = frozenset({'seed', 'method'}) | _MECHANISMS | run_dir.FREE_FIELDS
 # What end-to-end training does not depend on; how many rounds it runs is compared apart.
 _NOT_END_TO_END = _APART | {
     'calibration_epochs', 'calibration_batch_size', 'calibration_learning_rate', 'alignment_kind', 'alignment_weight',
@@ -32,7 +33,7 @@ class FinishedRun(NamedTuple):
 
   @property
   def embeddings_path(self) -> str:
-    return os.path.join(self.workdir, run_log.EMBEDDINGS)
+    return os.path.join(self.workdir, run_dir.EMBEDDINGS)
 
 
 class UnfinishedRun(NamedTuple):
@@ -101,13 +102,13 @@ def show(found: Stat | None, form: str = '{:.3f}', scale: float = 1, missing: st
 
 def read_run(workdir: str) -> FinishedRun:
   """Reads a finished run. Raises UsageError."""
-  path = os.path.join(workdir, run_log.SUMMARY)
+  path = os.path.join(workdir, run_dir.SUMMARY)
   if not os.path.exists(path):
-    raise UsageError(f'--workdirs: expected a finished run, {workdir} has no {run_log.SUMMARY}')
-  saved = run_log.read_json(os.path.join(workdir, run_log.CONFIG))
+    raise UsageError(f'--workdirs: expected a finished run, {workdir} has no {run_dir.SUMMARY}')
+  saved = run_dir.read_json(os.path.join(workdir, run_dir.CONFIG))
   return FinishedRun(
-      workdir, run_log.read_config(workdir), run_log.read_json(path), run_log.read_metrics(workdir),
-      evaluations.read_evaluations(workdir), {key: value for key, value in saved.items() if key != 'config'})
+      workdir, run_dir.read_config(workdir), run_dir.read_json(path), metrics_writer.read_metrics(workdir),
+      run_evaluation.read_evaluations(workdir), {key: value for key, value in saved.items() if key != 'config'})
 
 
 def num_rounds(config: Config) -> int:
@@ -127,14 +128,14 @@ def find(folders: Sequence[str]) -> tuple[list[str], list[UnfinishedRun]]:
   """
   chosen, unfinished = [], []
   for folder in folders:
-    inside = sorted(map(os.path.dirname, glob.glob(os.path.join(glob.escape(folder), '*', run_log.CONFIG))))
-    finished = [path for path in inside if os.path.exists(os.path.join(path, run_log.SUMMARY))]
-    if os.path.exists(os.path.join(folder, run_log.CONFIG)) or not finished:
+    inside = sorted(map(os.path.dirname, glob.glob(os.path.join(glob.escape(folder), '*', run_dir.CONFIG))))
+    finished = [path for path in inside if os.path.exists(os.path.join(path, run_dir.SUMMARY))]
+    if os.path.exists(os.path.join(folder, run_dir.CONFIG)) or not finished:
       chosen.append(folder)
       continue
     chosen += finished
     unfinished += [
-        UnfinishedRun(path, len(run_log.read_metrics(path)), num_rounds(run_log.read_config(path)))
+        UnfinishedRun(path, len(metrics_writer.read_metrics(path)), num_rounds(run_dir.read_config(path)))
         for path in inside if path not in finished]
   return chosen, unfinished
 
@@ -177,14 +178,14 @@ def differing_fields(runs: Sequence[FinishedRun]) -> dict[str, list[Any]]:
   """Returns {field: its value in each run} of the fields that are not the same in all."""
   flat = [configs.flatten(run.config) for run in runs]
   return {name: [values[name] for values in flat] for name in flat[0]
-          if name not in run_log.FREE_FIELDS and any(values[name] != flat[0][name] for values in flat)}
+          if name not in run_dir.FREE_FIELDS and any(values[name] != flat[0][name] for values in flat)}
 
 
 def shared_fields(runs: Sequence[FinishedRun]) -> dict[str, Any]:
   """Returns {field: value} of what all runs have in common and what decides a result: no folders, no devices."""
   differing = differing_fields(runs)
   return {name: value for name, value in configs.flatten(runs[0].config).items()
-          if name not in differing and name not in run_log.FREE_FIELDS}
+          if name not in differing and name not in run_dir.FREE_FIELDS}
 
 
 def group(runs: Sequence[FinishedRun]) -> tuple[Group, ...]:

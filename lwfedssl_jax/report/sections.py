@@ -3,8 +3,8 @@
 import os
 from collections.abc import Callable, Sequence
 
+from lwfedssl_jax.plots.charts import Axes
 from lwfedssl_jax.report import clients, curves, embeddings, finding, provenance, published, tables
-from lwfedssl_jax.report.charts import Axes
 from lwfedssl_jax.report.items import Folded, Image, Report, Section, Table
 from lwfedssl_jax.report.runs import Group, UnfinishedRun, show, stat
 from lwfedssl_jax.report.tables import Entry

@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.catalog import HEAD_HIDDEN, PAPER_CONVENTIONS, PROJECTION_SIZE
 from lwfedssl_jax.config import Config
+from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.stages import (
   StagePlan,
   block_name,

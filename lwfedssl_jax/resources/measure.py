@@ -10,8 +10,8 @@ import subprocess
 import sys
 
 from lwfedssl_jax import config as configs
-from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.config import Config
+from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.stages import make_plans
 
 # What the allocator, the thread pools and XLA's matrix products hold beside the step; measured, docs/performance.md.

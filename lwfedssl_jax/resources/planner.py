@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from lwfedssl_jax import catalog
 from lwfedssl_jax import config as configs
-from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.config import Config
+from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.resources import flops, memory
 from lwfedssl_jax.stages import StagePlan, make_plans
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lwfedssl_jax.base import UsageError
 from lwfedssl_jax.data import sources
+from lwfedssl_jax.errors import UsageError
 
 
 def refusal(spec, **options):

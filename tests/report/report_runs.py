@@ -6,10 +6,11 @@ import json
 import numpy as np
 
 from lwfedssl_jax import config as configs
-from lwfedssl_jax import run_log, stages
+from lwfedssl_jax import stages
 from lwfedssl_jax.report import runs
 from lwfedssl_jax.report.tables import Entry, make_entries
 from lwfedssl_jax.resources import costs
+from lwfedssl_jax.workdir import metrics_writer, run_dir
 
 MONITORED = {'knn_accuracy': 0.5, 'random_knn_accuracy': 0.2, 'effective_rank': 5.0, 'embedding_std': 0.8}
 ENVIRONMENT = {
@@ -36,13 +37,13 @@ def write_run(folder, seed=0, accuracy=0.6, environment=None, finished=True, **v
   """Writes two rounds of two stages: client 1 does not return in the first, and is rejected in the second."""
   config = config_of(seed=seed, workdir=str(folder), **values)
   folder.mkdir(parents=True)
-  run_log.write_json(str(folder / run_log.CONFIG), {
-      'format': run_log.FORMAT, 'config': configs.flatten(config), **(ENVIRONMENT | (environment or {}))})
-  (folder / run_log.METRICS).write_text(''.join(json.dumps(row) + '\n' for row in _rows(accuracy)))
+  run_dir.write_json(str(folder / run_dir.CONFIG), {
+      'format': run_dir.FORMAT, 'config': configs.flatten(config), **(ENVIRONMENT | (environment or {}))})
+  (folder / metrics_writer.METRICS).write_text(''.join(json.dumps(row) + '\n' for row in _rows(accuracy)))
   (folder / 'partition.json').write_text(json.dumps({'clients': [[1, 2, 3], [4, 5]], 'server': []}))
   if not finished:
     return str(folder)
-  run_log.write_json(str(folder / run_log.SUMMARY), {
+  run_dir.write_json(str(folder / run_dir.SUMMARY), {
       'method': config.method.method, 'objective': 'moco_v3', 'encoder': 'vit_micro', 'dataset': config.data.dataset,
       'seed': seed, 'num_clients': 2, 'num_rounds': 2, 'final_knn_accuracy': accuracy,
       'random_init_knn_accuracy': None if accuracy is None else 0.2,
@@ -53,7 +54,7 @@ def write_run(folder, seed=0, accuracy=0.6, environment=None, finished=True, **v
 
 def add_embeddings(folder, class_names=('3', 'cat', 'dog')):
   generator, labels = np.random.default_rng(0), np.arange(40) % 3 if class_names else np.full(40, -1)
-  run_log.write_arrays(str(folder / run_log.EMBEDDINGS), {
+  run_dir.write_arrays(str(folder / run_dir.EMBEDDINGS), {
       'trained': generator.normal(size=(40, 8)) + labels[:, None], 'random': generator.normal(size=(40, 8)),
       'labels': labels, 'class_names': np.array(class_names, np.str_)})
 
@@ -62,7 +63,7 @@ def add_evaluation(folder, accuracy):
   (folder / 'evaluations').mkdir()
   metrics = {'accuracy': accuracy, 'mean_per_class_accuracy': 0.5, 'macro_precision': 0.5, 'macro_recall': 0.5,
              'macro_f1': 0.5}
-  run_log.write_json(str(folder / 'evaluations' / 'linear.json'), {
+  run_dir.write_json(str(folder / 'evaluations' / 'linear.json'), {
       'name': 'linear, digits, 10 % of labels', 'runs': [{'seed': 0, **metrics}]})
 
 

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from lwfedssl_jax.report import charts, svg
+from lwfedssl_jax.plots import charts, svg
 
 NAMES = charts.Axes('rounds', 'loss')
 

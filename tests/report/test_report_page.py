@@ -10,7 +10,8 @@ import pytest
 from report_runs import Page, add_embeddings, fake_costs, write_run
 
 from lwfedssl_jax import UsageError
-from lwfedssl_jax.report import charts, files, page
+from lwfedssl_jax.plots import charts
+from lwfedssl_jax.report import files, page
 from lwfedssl_jax.report.items import Table
 
 

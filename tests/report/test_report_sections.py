@@ -33,7 +33,7 @@ def test_settings_show_what_differs_and_fold_the_defaults(tmp_path):
   listed = {row[0] for table in (chosen, folded.table) for row in table.rows[1:]}
   assert folded.summary == f'{len(folded.table.rows) - 1} settings at their defaults'
   assert not listed & {'workdir', 'data_dir', 'resume', 'learning_rate'}
-  assert listed | {'learning_rate'} == set(configs.flatten(configs.Config())) - runs.run_log.FREE_FIELDS
+  assert listed | {'learning_rate'} == set(configs.flatten(configs.Config())) - runs.run_dir.FREE_FIELDS
 
 
 def test_provenance_names_the_runs_of_a_fact_that_differs(tmp_path):

@@ -6,7 +6,8 @@ import pytest
 
 from lwfedssl_jax import UsageError, catalog
 from lwfedssl_jax import config as configs
-from lwfedssl_jax.resources import communication, costs, flops, pictures
+from lwfedssl_jax.plots import cost_plots
+from lwfedssl_jax.resources import communication, costs, flops
 from lwfedssl_jax.stages import make_plans
 
 PAPER = {'encoder': 'vit_tiny', 'rounds_per_stage': 15, 'local_epochs': 3, 'num_clients': 10}
@@ -124,7 +125,7 @@ def test_text_names_its_convention_and_compares_with_end_to_end():
 
 def test_pictures_of_what_is_counted(tmp_path):
   found = [costs.method_cost(config_of(method), 32, 'paper_v4') for method in catalog.METHODS]
-  assert pictures.write_cost_pictures(str(tmp_path), found) == ['flops_over_local_epochs.png', 'bytes_over_rounds.png']
+  assert cost_plots.write_cost_pictures(str(tmp_path), found) == ['flops_over_local_epochs.png', 'bytes_over_rounds.png']
   assert all((tmp_path / name).stat().st_size > 10_000 for name in ('flops_over_local_epochs.png',
                                                                   'bytes_over_rounds.png'))
 

@@ -5,11 +5,13 @@ import re
 import jax
 import pytest
 
-from lwfedssl_jax import UsageError, devices, run_log, training
+from lwfedssl_jax import UsageError, devices
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.data import federated_dataset
 from lwfedssl_jax.resources import memory, planner
 from lwfedssl_jax.stages import make_plans
+from lwfedssl_jax.training import setup
+from lwfedssl_jax.workdir import run_dir
 
 
 def config_of(**values):
@@ -51,22 +53,22 @@ def test_memory_in_use_does_not_change_the_chunk(whole, monkeypatch, tmp_path):
   chosen = []
   for limit, used in ((60 * 2**30, 0), (60 * 2**30 + 2**29, 50 * 2**30)):
     monkeypatch.setattr(jax, 'local_devices', lambda limit=limit, used=used: [Device(limit, used)])
-    chosen.append(training._with_chunk(config_of(workdir=str(tmp_path)), data).client.client_chunk)
+    chosen.append(setup.with_chunk(config_of(workdir=str(tmp_path)), data).client.client_chunk)
   assert chosen == [3, 3]  # 0.8 of 60 GiB less the images
 
 
 def test_a_resumed_run_keeps_its_chunk_on_another_device(monkeypatch, tmp_path, capsys):
   given = config_of(workdir=str(tmp_path), dataset='digits', image_size=16)
   data = federated_dataset.load(given)
-  run_log.write_json(str(tmp_path / 'config.json'), {
-      'format': run_log.FORMAT, 'config': configs.flatten(configs.with_values(given, {'client_chunk': 7}))})
-  assert training._with_chunk(given, data).client.client_chunk == 7
-  assert training._with_chunk(configs.with_values(given, {'client_chunk': 2}), data).client.client_chunk == 2
+  run_dir.write_json(str(tmp_path / 'config.json'), {
+      'format': run_dir.FORMAT, 'config': configs.flatten(configs.with_values(given, {'client_chunk': 7}))})
+  assert setup.with_chunk(given, data).client.client_chunk == 7
+  assert setup.with_chunk(configs.with_values(given, {'client_chunk': 2}), data).client.client_chunk == 2
   elsewhere = configs.with_values(given, {'workdir': str(tmp_path / 'new')})
-  assert training._with_chunk(elsewhere, data).client.client_chunk == 1  # CPUs do not name their memory
+  assert setup.with_chunk(elsewhere, data).client.client_chunk == 1  # CPUs do not name their memory
   monkeypatch.setattr(devices, 'total_bytes', lambda: 2**40)
   monkeypatch.setattr(planner, 'peak_bytes', lambda config, image_size: 2**38)
-  assert training._with_chunk(elsewhere, data).client.client_chunk == 3
+  assert setup.with_chunk(elsewhere, data).client.client_chunk == 3
   assert 'client_chunk=3' in capsys.readouterr().out
 
 

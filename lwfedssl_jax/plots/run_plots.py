@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from lwfedssl_jax.base import Key
 from lwfedssl_jax.config import Config
-from lwfedssl_jax.contracts import Key
 from lwfedssl_jax.data import augment
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
 from lwfedssl_jax.data.partition import class_counts

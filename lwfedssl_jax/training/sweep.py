@@ -10,14 +10,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lwfedssl_jax import config as configs
-from lwfedssl_jax import options, run_log, training
-from lwfedssl_jax.base import UsageError
+from lwfedssl_jax import options
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching, federated_dataset, sources
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
+from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.federated import calibration
 from lwfedssl_jax.resources import flops
 from lwfedssl_jax.stages import make_plans
+from lwfedssl_jax.training import train
+from lwfedssl_jax.workdir import metrics_writer, run_dir
 
 # Share of the machine's matrix-product rate that a small encoder's run reaches: a first guess, corrected by every run.
 FIRST_GUESS_SHARE = 0.15
@@ -96,8 +98,8 @@ def plan(base: Config, methods: Sequence[str], seeds: Sequence[int], variation: 
     name = '-'.join([method, *(f'{field}={_shown(value)}' for field, value in varied.items()), f'seed{seed}'])
     config = configs.with_values(base, {
         'method': method, 'seed': seed, **varied, 'workdir': os.path.join(output, name), 'resume': True})
-    runs.append(SweepRun(config, len(run_log.read_metrics(config.run.workdir)),
-                         os.path.exists(os.path.join(config.run.workdir, run_log.SUMMARY))))
+    runs.append(SweepRun(config, len(metrics_writer.read_metrics(config.run.workdir)),
+                         os.path.exists(os.path.join(config.run.workdir, run_dir.SUMMARY))))
   return runs
 
 
@@ -155,7 +157,7 @@ def run_all(runs: Sequence[SweepRun]) -> Outcome:
     print(f'== run {index + 1} of {len(waiting)}: {run.workdir}', flush=True)
     begin = time.perf_counter()
     try:
-      summary = training.train(run.config, load_data(run.config))
+      summary = train.train(run.config, load_data(run.config))
       if summary.get('stopped_by'):
         return outcome._replace(stopped_by=summary['stopped_by'])
       outcome.finished.append(run.workdir)

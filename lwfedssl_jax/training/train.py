@@ -1,8 +1,6 @@
 """The driver: stages times rounds, with metrics, checkpoints and resume."""
 
 import contextlib
-import dataclasses
-import functools
 import json
 import os
 import time
@@ -12,117 +10,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from lwfedssl_jax import checkpoint, devices, interrupts, reporting, rng, run_log, stages, trees
-from lwfedssl_jax import config as configs
-from lwfedssl_jax.base import LostPeerError, TrainingError, UsageError
-from lwfedssl_jax.config import Config, RunConfig
-from lwfedssl_jax.contracts import Params
-from lwfedssl_jax.data import batching, federated_dataset, sources
+from lwfedssl_jax import devices, rng, stages, trees
+from lwfedssl_jax.base import Params
+from lwfedssl_jax.config import Config
+from lwfedssl_jax.data import federated_dataset, sources
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
-from lwfedssl_jax.evaluation.monitor import Monitor
-from lwfedssl_jax.federated import round as rounds
-from lwfedssl_jax.federated import round_loader, sampling, scheduling
-from lwfedssl_jax.federated.model import make_model
-from lwfedssl_jax.federated.round_inputs import RoundInputs
-from lwfedssl_jax.federated.round_loader import RoundBatch, RoundLoader
-from lwfedssl_jax.resources import communication, planner
+from lwfedssl_jax.errors import LostPeerError, TrainingError, UsageError
+from lwfedssl_jax.plots import run_plots
+from lwfedssl_jax.resources import communication
 from lwfedssl_jax.stages import StagePlan
+from lwfedssl_jax.training import signals
+from lwfedssl_jax.training.setup import RunSetup, resolve
+from lwfedssl_jax.workdir import checkpoint, metrics_writer, run_dir
 
 Summary = dict[str, Any]
 POLL_SECONDS = 0.002
-
-# Runs that differ in seed, workdir and the like alone are trained by the same compiled round.
-_shared_round = functools.lru_cache(maxsize=4)(rounds.make_round)
-
-
-class _Run:
-  """One run's fixed parts, each a pure function of the configuration and the data."""
-
-  def __init__(self, config: Config, data: FederatedDataset):
-    self.config, self.data = config, data
-    self.plans = stages.make_plans(config)
-    self.num_rounds = sum(plan.num_rounds for plan in self.plans)
-    self.participation = sampling.plan_participation(
-        config.run.seed, self.num_rounds, config.effective_num_clients, config.effective_clients_per_round,
-        config.client.client_dropout)
-    self.placement = round_loader.choose_placement(config, data, self.participation)
-    self.loader = RoundLoader(config, data, self.participation, self.placement)
-    self.model = make_model(config.model, config.objective, data.image_size)
-    self.round = _shared_round(
-        dataclasses.replace(config, run=RunConfig()), data.image_size, self.placement, self.loader.client_steps())
-    self.sharding = devices.sharding(self.placement.mesh)
-    fast_to_compile = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
-    self._init = jax.jit(
-        lambda seed: self.model.init_params(rng.key(seed, rng.Stream.INIT)), compiler_options=fast_to_compile,
-        out_shardings=self.sharding)
-    self._seed_key = jax.jit(
-        lambda seed, attempt: rng.key(seed, rng.Stream.RETRY) if attempt else jax.random.key(seed),
-        static_argnums=1, out_shardings=self.sharding)
-    self.monitor = Monitor(self.model.encoder, data.dataset, config.run, self.placement.mesh)
-    self.payload = communication.make_payload(config, data.image_size)
-    self.sizes = np.array([len(ids) for ids in data.client_images])
-    server_images = data.server_images if config.uses_calibration else data.server_images[:0]
-    self.server_images = devices.replicate(self.placement.mesh, server_images)
-
-  def init(self) -> Params:
-    """Returns the parameters before the first round."""
-    return self._init(self.config.run.seed)
-
-  def plan_of(self, round_num: int) -> StagePlan:
-    """Returns the stage a round (0-based, over the run) belongs to."""
-    return self.plans[round_num // self.plans[0].num_rounds]
-
-  def inputs(self, round_num: int, batch: RoundBatch, last_loss: float | None, attempt: int) -> RoundInputs:
-    """Returns what a round reads; a second attempt draws other numbers."""
-    factor = self.config.method.client_loss_limit
-    limit = factor * abs(last_loss) if factor and last_loss is not None else np.inf
-    return RoundInputs(
-        self._seed_key(self.config.run.seed, attempt), np.int32(round_num), batch.images, batch.clients,
-        self.server_images, np.float32(limit))
-
-  def images_trained(self, round_num: int) -> int:
-    """Images that the clients of a round take gradients on, epochs multiplied in."""
-    client = self.config.client
-    sizes = [int(self.sizes[i]) for i in self.participation.client_ids[round_num]]
-    per_epoch = sum(min(n, batching.steps_per_epoch(n, client.batch_size) * client.batch_size) for n in sizes)
-    return client.local_epochs * per_epoch
-
-  def ledger_after(self, rounds_done: int) -> communication.Ledger:
-    """Returns which version of what every client holds after some rounds."""
-    done = slice(0, rounds_done)
-    return communication.charge_run(
-        self.payload, self.plans, self.config.effective_num_clients, self.participation.client_ids[done],
-        self.participation.returned[done]).ledger
-
-
-def _with_chunk(config: Config, data: FederatedDataset) -> Config:
-  """Fills in --client_chunk: as the run in the workdir has it, else by the devices' total memory (CPUs: 1).
-
-  The chunk changes the order of sums, so it must not depend on what happens to be free.
-  """
-  if config.client.client_chunk:
-    return config
-  chunk, total = run_log.saved_value(config.run.workdir, 'client_chunk'), devices.total_bytes()
-  if not chunk and total is None:
-    chunk = scheduling.default_chunk()
-  elif not chunk:
-    budget = config.run.device_data_budget_mb * round_loader.MEGABYTE
-    images = data.dataset.train_images.nbytes
-    chunk = planner.choose_chunk(config, data.image_size, total - int(min(images, budget or images)))
-  return configs.with_values(config, {'client_chunk': chunk})
-
-
-def _resolve(config: Config, data: FederatedDataset) -> tuple[Config, str]:
-  """Fills in what data, memory and devices decide; returns the configuration, and what the memory plan says.
-
-  Raises:
-    UsageError: no step fits --client_memory_budget_mb.
-  """
-  config, text = configs.with_values(config, {'image_size': data.image_size}), ''
-  if config.client.client_memory_budget_mb:
-    plan = planner.fit(config, data.image_size)
-    config, text = plan.config, planner.describe(plan)
-  return _with_chunk(config, data), text
 
 
 def train(config: Config, data: FederatedDataset | None = None,
@@ -136,7 +38,7 @@ def train(config: Config, data: FederatedDataset | None = None,
 
   Returns:
     The summary, as in summary.json. Of a run that stopped early: `finished` False, the rounds done, and the signal that
-    stopped it (see interrupts.py), if one did.
+    stopped it (see signals.py), if one did.
 
   Raises:
     UsageError: a mistake in the configuration, the data or the workdir, found before anything is written.
@@ -145,24 +47,24 @@ def train(config: Config, data: FederatedDataset | None = None,
     Interrupted: a second signal; complete checkpoints stay.
   """
   data = data or federated_dataset.load(config)
-  config, memory_plan = _resolve(config, data)
+  config, memory_plan = resolve(config, data)
   with _claim_workdir(config) as workdir:
     first = devices.is_first_process()
     if first:
       on_start(config)
       print('\n'.join(filter(None, [memory_plan, sources.describe(data.dataset)])), flush=True)
-    summary_path = os.path.join(workdir, run_log.SUMMARY)
+    summary_path = os.path.join(workdir, run_dir.SUMMARY)
     if os.path.exists(summary_path):
-      return run_log.read_json(summary_path)
-    run = _Run(config, data)
+      return run_dir.read_json(summary_path)
+    run = RunSetup(config, data)
     with contextlib.closing(run.loader), checkpoint.Checkpoints(
         workdir, config.run.keep_checkpoints, sharding=run.sharding) as checkpoints:
       restored = checkpoints.restore_newest(jax.eval_shape(run.model.init_params, jax.random.key(0)))
       if restored is None and first:
         _write_pictures(run, workdir)
       params, rounds_done = restored or (run.init(), 0)
-      log_type = run_log.RunLog if first else run_log.Rows
-      with log_type(workdir, rounds_done, run.num_rounds) as log, interrupts.catch() as stop, _naming_lost_peers():
+      log_type = metrics_writer.MetricsWriter if first else metrics_writer.MetricsReader
+      with log_type(workdir, rounds_done, run.num_rounds) as log, signals.handle() as stop, _naming_lost_peers():
         params, rounds_done = _train_rounds(run, params, rounds_done, log, checkpoints, stop)
         rows = log.rows
     if rounds_done < run.num_rounds:
@@ -170,19 +72,19 @@ def train(config: Config, data: FederatedDataset | None = None,
               'num_rounds': run.num_rounds, 'params_sha256': trees.sha256(params), 'stopped_by': stop.name}
     sample, summary = run.monitor.sample(params, run.init()), _summarize(run, params, rows)
     if first:
-      run_log.write_arrays(os.path.join(workdir, run_log.EMBEDDINGS), sample)
-      run_log.write_json(summary_path, summary)
+      run_dir.write_arrays(os.path.join(workdir, run_dir.EMBEDDINGS), sample)
+      run_dir.write_json(summary_path, summary)
     return summary
 
 
 @contextlib.contextmanager
 def _claim_workdir(config: Config) -> Iterator[str]:
-  """As run_log.claim_workdir, by the first process for all of them."""
+  """As run_dir.claim_workdir, by the first process for all of them."""
   refused = None
   with contextlib.ExitStack() as stack:
     if devices.is_first_process():
       try:
-        stack.enter_context(run_log.claim_workdir(config))
+        stack.enter_context(run_dir.claim_workdir(config))
       except UsageError as error:
         refused = error
     if devices.any_process(refused is not None):
@@ -203,8 +105,8 @@ def _naming_lost_peers() -> Iterator[None]:
                         ) from error
 
 
-def _train_rounds(run: _Run, params: Params, rounds_done: int, log: run_log.RunLog,
-                  checkpoints: checkpoint.Checkpoints, stop: interrupts.StopRequest) -> tuple[Params, int]:
+def _train_rounds(run: RunSetup, params: Params, rounds_done: int, log: metrics_writer.MetricsWriter,
+                  checkpoints: checkpoint.Checkpoints, stop: signals.StopRequest) -> tuple[Params, int]:
   """Runs rounds from `rounds_done` on; returns the parameters and the rounds done at the end."""
   options = run.config.run
   last = min(options.stop_after_round or run.num_rounds, run.num_rounds)
@@ -238,14 +140,14 @@ def _train_rounds(run: _Run, params: Params, rounds_done: int, log: run_log.RunL
   return params, rounds_done
 
 
-def _run_round(run: _Run, params: Params, plan: StagePlan, round_num: int,
-               log: run_log.RunLog) -> tuple[Params, dict[str, Any]]:
+def _run_round(run: RunSetup, params: Params, plan: StagePlan, round_num: int,
+               log: metrics_writer.MetricsWriter) -> tuple[Params, dict[str, Any]]:
   returned = run.participation.returned[round_num]
   row = {'round': round_num, 'stage': plan.stage, 'loss': None, 'sampled': len(returned),
          'participants': int(returned.sum()), 'client_ids': run.participation.client_ids[round_num].tolist(),
          'client_losses': [None] * len(returned)}
   if not returned.any():
-    log.say(f'round {round_num + 1}: no client returned, the global model stays as it was')
+    log.log(f'round {round_num + 1}: no client returned, the global model stays as it was')
     return params, row | {'accepted': 0, 'rejected_clients': [], 'seconds': 0.0, 'images_per_second': 0.0}
   before = next((old['loss'] for old in reversed(log.rows) if old['loss'] is not None and old['stage'] == plan.stage),
                 None)
@@ -257,10 +159,10 @@ def _run_round(run: _Run, params: Params, plan: StagePlan, round_num: int,
     returned_ids = run.participation.client_ids[round_num][returned]
     rejected_clients = np.setdiff1d(returned_ids, batch.client_ids[metrics.accepted]).tolist()
     if rejected_clients:
-      log.say(f'round {round_num + 1}: rejected, update not finite or loss exploded: clients {rejected_clients}')
+      log.log(f'round {round_num + 1}: rejected, update not finite or loss exploded: clients {rejected_clients}')
     if metrics.accepted.any():
       break
-    log.say(f'round {round_num + 1}: no update can be used' + ('; once more with other randomness' * (not attempt)))
+    log.log(f'round {round_num + 1}: no update can be used' + ('; once more with other randomness' * (not attempt)))
   seconds = time.perf_counter() - start
   row |= {'accepted': int(metrics.accepted.sum()), 'rejected_clients': rejected_clients,
           'padding_fraction': batch.padding_fraction}
@@ -292,12 +194,12 @@ def _traffic_row(traffic: communication.RoundTraffic, num_clients: int) -> dict[
           'client_download_bytes': client_down.tolist(), 'client_upload_bytes': client_up.tolist()}
 
 
-def _measure_stage(run: _Run, params: Params, plan: StagePlan) -> dict[str, Any]:
+def _measure_stage(run: RunSetup, params: Params, plan: StagePlan) -> dict[str, Any]:
   random = run.monitor.measure(run.init(), plan.stop)
   return run.monitor.measure(params, plan.stop) | {'random_knn_accuracy': random['knn_accuracy']}
 
 
-def _summarize(run: _Run, params: Params, rows: list[dict[str, Any]]) -> Summary:
+def _summarize(run: RunSetup, params: Params, rows: list[dict[str, Any]]) -> Summary:
   config, last = run.config, rows[-1]
   total = lambda name: sum(row[name] for row in rows)
   return {
@@ -322,12 +224,12 @@ def _summarize(run: _Run, params: Params, rows: list[dict[str, Any]]) -> Summary
   }
 
 
-def _write_pictures(run: _Run, workdir: str) -> None:
+def _write_pictures(run: RunSetup, workdir: str) -> None:
   """Draws what the model will see and who holds what, and saves the partition, before training starts."""
-  reporting.write_contact_sheet(
+  run_plots.write_contact_sheet(
       os.path.join(workdir, 'views.png'), run.data, run.config, rng.key(run.config.run.seed, rng.Stream.CONTACT_SHEET))
   clients = [ids.tolist() for ids in run.data.client_images]
   partition = {'clients': clients, 'server': run.data.server_ids.tolist()}
   with open(os.path.join(workdir, 'partition.json'), 'w', encoding='utf-8') as file:
     json.dump(partition, file)
-  reporting.write_partition_picture(os.path.join(workdir, 'partition.png'), run.data)
+  run_plots.write_partition_picture(os.path.join(workdir, 'partition.png'), run.data)

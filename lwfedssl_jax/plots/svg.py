@@ -4,7 +4,7 @@ import io
 import re
 from xml.etree import ElementTree
 
-from lwfedssl_jax.report.charts import COLORS, INK, MUTED, Plot
+from lwfedssl_jax.plots.charts import COLORS, INK, MUTED, Plot
 
 
 def _local_name(name: str) -> str:

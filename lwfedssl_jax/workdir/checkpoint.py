@@ -15,8 +15,8 @@ import jax
 from absl import logging
 
 from lwfedssl_jax import devices, trees
-from lwfedssl_jax.base import UsageError
-from lwfedssl_jax.contracts import Params
+from lwfedssl_jax.base import Params
+from lwfedssl_jax.errors import UsageError
 
 FOLDER = 'checkpoints'
 _ONE_AT_A_TIME = threading.Lock()  # what several threads save or restore meets in orbax's global state

@@ -30,7 +30,7 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def catch() -> Iterator[StopRequest]:
+def handle() -> Iterator[StopRequest]:
   """Turns the two signals into a request while the block runs; only the main thread receives signals."""
   if threading.current_thread() is not threading.main_thread():
     yield StopRequest()

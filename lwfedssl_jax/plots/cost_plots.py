@@ -35,7 +35,7 @@ def write_cost_pictures(folder: str, found: Sequence[MethodCost]) -> list[str]:
   """Writes PNGs into an existing folder and returns their names; what the convention does not count is left out."""
   epochs: Any = lambda stage: stage.local_epochs
   per_round = lambda s: (sum(s.download_bytes.values()) + sum(s.upload_bytes.values())) / s.num_rounds / 1e6
-  pictures = {
+  drawn = {
       'memory_over_local_epochs': (epochs, lambda s: s.peak_memory_bytes / 1e6, 'local epochs', 'peak memory, MB'),
       'flops_over_local_epochs': (epochs, lambda s: s.flops / s.local_epochs / 1e9, 'local epochs',
                                   'GFLOPs per image and local epoch'),
@@ -43,9 +43,9 @@ def write_cost_pictures(folder: str, found: Sequence[MethodCost]) -> list[str]:
   }
   first = found[0].stages[0]
   if first.peak_memory_bytes is None:
-    del pictures['memory_over_local_epochs']
+    del drawn['memory_over_local_epochs']
   if first.flops is None:
-    del pictures['flops_over_local_epochs']
-  for name, arguments in pictures.items():
+    del drawn['flops_over_local_epochs']
+  for name, arguments in drawn.items():
     _draw(os.path.join(folder, f'{name}.png'), found, *arguments)
-  return [f'{name}.png' for name in pictures]
+  return [f'{name}.png' for name in drawn]

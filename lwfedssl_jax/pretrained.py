@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lwfedssl_jax import checkpoint, rng, run_log
-from lwfedssl_jax.base import UsageError
+from lwfedssl_jax import rng
+from lwfedssl_jax.base import Encoder, Params
 from lwfedssl_jax.config import Config
-from lwfedssl_jax.contracts import Encoder, Params
 from lwfedssl_jax.data import augment
+from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.federated.model import Model, make_model
 from lwfedssl_jax.stages import make_plans
+from lwfedssl_jax.workdir import checkpoint, run_dir
 
 
 class LoadedEncoder(NamedTuple):
@@ -67,7 +68,7 @@ def load_encoder(workdir: str) -> LoadedEncoder:
   Raises:
     UsageError: the folder holds no run, or no checkpoint that can be read.
   """
-  config = run_log.read_config(workdir)
+  config = run_dir.read_config(workdir)
   with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
     restored = checkpoints.restore_newest(jax.eval_shape(_model(config).init_params, jax.random.key(0)))
   if restored is None:

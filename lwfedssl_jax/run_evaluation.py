@@ -5,10 +5,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from lwfedssl_jax import encoders, reporting, run_log
-from lwfedssl_jax.base import UsageError
+from lwfedssl_jax import pretrained
 from lwfedssl_jax.data.sources import ImageDataset
+from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.evaluation import finetune, protocols
+from lwfedssl_jax.plots import run_plots
+from lwfedssl_jax.workdir import run_dir
 
 FOLDER = 'evaluations'
 
@@ -46,9 +48,9 @@ def evaluate_run(
   """
   if not seeds:
     raise UsageError('--seeds: expected at least one whole number')
-  loaded = encoders.load_encoder(workdir)
+  loaded = pretrained.load_encoder(workdir)
   task = protocols.make_task(dataset, split, max_train_images)
-  params_of = lambda seed: encoders.random_encoder(loaded.config, seed).params if from_scratch else loaded.params
+  params_of = lambda seed: pretrained.random_encoder(loaded.config, seed).params if from_scratch else loaded.params
   name = protocols.result_name(
       protocol, dataset.name, label_fraction, split=split, from_scratch=from_scratch, max_train_images=max_train_images)
   found = protocols.evaluate(
@@ -60,8 +62,8 @@ def evaluate_run(
   folder = os.path.join(workdir, FOLDER)
   os.makedirs(folder, exist_ok=True)
   path = os.path.join(folder, re.sub(r'[^\w.]+', '_', name))
-  run_log.write_json(f'{path}.json', result)
-  reporting.write_confusion_picture(f'{path}.png', result['confusion'], task.class_names, name)
+  run_dir.write_json(f'{path}.json', result)
+  run_plots.write_confusion_picture(f'{path}.png', result['confusion'], task.class_names, name)
   return result
 
 
@@ -69,4 +71,4 @@ def read_evaluations(workdir: str) -> list[dict[str, Any]]:
   """Returns the results kept in a run's folder, by name."""
   folder = os.path.join(workdir, FOLDER)
   files = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-  return [run_log.read_json(os.path.join(folder, file)) for file in files if file.endswith('.json')]
+  return [run_dir.read_json(os.path.join(folder, file)) for file in files if file.endswith('.json')]

@@ -1,0 +1,13 @@
+"""The errors a user meets. Imports no jax."""
+
+
+class UsageError(ValueError):
+  """Invalid input: the message is one line that names the flag or file and what was expected."""
+
+
+class LostPeerError(RuntimeError):
+  """Another process of the run is gone; the checkpoints are whole."""
+
+
+class TrainingError(RuntimeError):
+  """A run cannot continue; the last valid state is saved. The message is one line."""

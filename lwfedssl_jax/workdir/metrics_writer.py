@@ -1,0 +1,136 @@
+"""Rows of a run: one JSON line per round in metrics.jsonl, TensorBoard events, and lines or a bar for the user."""
+
+import json
+import os
+import sys
+import typing
+from typing import Any
+
+from absl import logging
+
+from lwfedssl_jax.errors import UsageError
+
+METRICS = 'metrics.jsonl'
+
+
+def read_metrics(workdir: str) -> list[dict[str, Any]]:
+  """Returns the rows of metrics.jsonl, oldest first; a last line cut short by a crash is left out.
+
+  Raises:
+    UsageError: a whole line is not a round's row, or the file cannot be read. It need not be there.
+  """
+  path, rows = os.path.join(workdir, METRICS), []
+  try:
+    with open(path, 'rb') as file:
+      for line in file:
+        if line.endswith(b'\n'):
+          rows.append(_parse_row(line))
+  except (FileNotFoundError, NotADirectoryError):
+    return []
+  except (OSError, ValueError, RecursionError) as error:
+    raise UsageError(f'{path}: expected a line of JSON for each round, line {len(rows) + 1} is none ({error})'
+                     ) from error
+  return rows
+
+
+def _parse_row(line: bytes) -> dict[str, Any]:
+  row = json.loads(line.decode())
+  if not isinstance(row, dict) or not isinstance(row.get('round'), int):
+    raise ValueError('no row of a round')
+  return row
+
+
+class MetricsReader:
+  """The rows of a run so far, in memory, for a process that writes nothing."""
+
+  def __init__(self, workdir: str, rounds_done: int, num_rounds: int):
+    del num_rounds
+    self.rows = [row for row in read_metrics(workdir) if row['round'] < rounds_done]
+
+  def write(self, row: dict[str, Any]) -> None:
+    """Keeps a round's row."""
+    self.rows.append(row)
+
+  def log(self, text: str) -> None:
+    """Prints nothing: the first process does."""
+
+  def close(self) -> None:
+    """Has nothing to close."""
+
+  def __enter__(self) -> typing.Self:
+    return self
+
+  def __exit__(self, *exception: Any) -> None:
+    self.close()
+
+
+class MetricsWriter(MetricsReader):
+  """Writes one row per round to metrics.jsonl and TensorBoard, and shows the user the progress of the run."""
+
+  def __init__(self, workdir: str, rounds_done: int, num_rounds: int):
+    super().__init__(workdir, rounds_done, num_rounds)
+    self._path = os.path.join(workdir, METRICS)
+    temporary = f'{self._path}.tmp'
+    with open(temporary, 'w', encoding='utf-8') as file:
+      file.writelines(json.dumps(row) + '\n' for row in self.rows)
+    os.replace(temporary, self._path)
+    self._file = open(self._path, 'a', encoding='utf-8')  # noqa: SIM115 (closed in close)
+    self._events = _event_writer(workdir, rounds_done)
+    self._num_rounds = num_rounds
+    self._bar = _progress_bar(rounds_done, num_rounds)
+
+  def write(self, row: dict[str, Any]) -> None:
+    """Appends a round's row; it is on disk when this returns."""
+    super().write(row)
+    self._file.write(json.dumps(row) + '\n')
+    self._file.flush()
+    os.fsync(self._file.fileno())
+    if self._events is not None:
+      for name, value in row.items():
+        if isinstance(value, (int, float)) and name not in ('round', 'stage'):
+          self._events.add_scalar(name, value, row['round'])
+    if self._bar is not None:
+      self._bar.update(1)
+      self._bar.set_postfix_str(_progress_text(row))
+    else:
+      print(f'round {row["round"] + 1}/{self._num_rounds} {_progress_text(row)}', flush=True)
+
+  def log(self, text: str) -> None:
+    """Prints a message beside the progress."""
+    (self._bar.write if self._bar is not None else print)(text)
+
+  def close(self) -> None:
+    """Closes the files and the bar."""
+    self._file.close()
+    if self._events is not None:
+      self._events.close()
+    if self._bar is not None:
+      self._bar.close()
+
+
+def _progress_text(row: dict[str, Any]) -> str:
+  text = f'stage {row["stage"] + 1}, {row["participants"]} clients'
+  if row['loss'] is not None:
+    text += f', loss {row["loss"]:.3f}, {row["images_per_second"]:.0f} images/s'
+  if row.get('knn_accuracy') is not None:
+    text += f', kNN {row["knn_accuracy"]:.3f} (random weights {row["random_knn_accuracy"]:.3f})'
+  return text
+
+
+def _event_writer(workdir: str, rounds_done: int) -> Any:
+  try:
+    from tensorboardX import SummaryWriter
+  except ImportError:
+    logging.warning('tensorboardX is not installed: no TensorBoard events are written')
+    return None
+  return SummaryWriter(os.path.join(workdir, 'tensorboard'), purge_step=rounds_done or None)
+
+
+def _progress_bar(rounds_done: int, num_rounds: int) -> Any:
+  if not sys.stderr.isatty():
+    return None
+  try:
+    from tqdm import tqdm
+  except ImportError:
+    return None
+  return tqdm(total=num_rounds, initial=rounds_done, unit='round')
