@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from lwfedssl_jax import rng
-from lwfedssl_jax.base import Array, Images, Int, Integer, Key, Raveled
+from lwfedssl_jax.base import Array, Bool, Images, Int, Integer, Key, Raveled
 from lwfedssl_jax.config import AugmentConfig, Config
 from lwfedssl_jax.data import augment, batching
 from lwfedssl_jax.federated import training_step
@@ -124,7 +124,7 @@ class Batches(NamedTuple):
 
   images: Images
   ids: Int[Array, 'S B']
-  mask: Array
+  mask: Bool[Array, 'S B']
   key: Key
 
 
@@ -155,7 +155,6 @@ def run_steps(
     draw_views: from `make_view_drawer`.
     num_steps: batches from here on are masked and are not run, may be traced; None: all are run.
   """
-
   optimizer = training_step.make_optimizer(options, global_params)
 
   def step(index, carry):

@@ -22,10 +22,11 @@ def _cost_settings(config: Config) -> dict[str, Any]:
   """Returns what the costs of the paper's table depend on besides the method."""
   return {
       'encoder': config.model.encoder, 'image_size': config.model.image_size, 'patch_size': config.model.patch_size,
-      'objective': config.objective.objective, 'rounds': num_rounds(config), 'num_clients': config.effective_num_clients,
-      'clients_per_round': config.effective_clients_per_round, 'client_dropout': config.client.client_dropout,
-      'local_epochs': config.client.local_epochs, 'batch_size': config.client.batch_size,
-      'blocks_per_stage': config.method.blocks_per_stage, 'compute_dtype': config.model.compute_dtype}
+      'objective': config.objective.objective, 'rounds': num_rounds(config),
+      'num_clients': config.effective_num_clients, 'clients_per_round': config.effective_clients_per_round,
+      'client_dropout': config.client.client_dropout, 'local_epochs': config.client.local_epochs,
+      'batch_size': config.client.batch_size, 'blocks_per_stage': config.method.blocks_per_stage,
+      'compute_dtype': config.model.compute_dtype}
 
 
 def differences(config: Config) -> dict[str, tuple[Any, Any]]:
@@ -46,6 +47,7 @@ def published_section(groups: Sequence[Group]) -> Section:
   matching = [group for group in groups if _is_published(group.config) and not differences(group.config)]
   for method, (gflops, gigabytes, memory) in PUBLISHED.items():
     cost = costs.method_cost(configs.with_values(_SETTING, {'method': method}), IMAGE_SIZE, 'paper_v4')
+    assert cost.total_flops is not None
     found = [group.name for group in matching if group.config.method.method == method]
     rows.append([method, gflops, f'{cost.total_flops / 1e9:.0f}', gigabytes,
                  f'{cost.total_bytes / costs.gb_bytes("paper_v4"):.2f}', memory, ', '.join(found) or 'none'])

@@ -53,7 +53,8 @@ def num_tokens(config: Config, image_size: int) -> int:
 
 def head_widths(config: Config) -> dict[str, tuple[int, ...]]:
   """Returns the widths of each head, from input to output: {'projector': (D, ..), 'predictor': ..}."""
-  widths = {'projector': (config.model.size.width, HEAD_HIDDEN, HEAD_HIDDEN, PROJECTION_SIZE)}
+  widths: dict[str, tuple[int, ...]] = {
+      'projector': (config.model.size.width, HEAD_HIDDEN, HEAD_HIDDEN, PROJECTION_SIZE)}
   if config.objective.traits.has_predictor:
     widths['predictor'] = (PROJECTION_SIZE, HEAD_HIDDEN, PROJECTION_SIZE)
   return widths
