@@ -15,7 +15,7 @@ import jax
 from absl import logging
 
 from lwfedssl_jax import devices, trees
-from lwfedssl_jax.base import Params
+from lwfedssl_jax.base import Params, PyTree
 from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.workdir import storage
 
@@ -108,7 +108,7 @@ class Checkpoints:
     if not saved:
       raise RuntimeError(f'checkpoint {rounds_done} was not written: one of that number or later exists')
 
-  def restore_newest(self, like: Params) -> Restored | None:
+  def restore_newest(self, like: PyTree) -> Restored | None:
     """Returns the newest checkpoint whose digest is right, or None if none was ever saved.
 
     Args:
@@ -129,7 +129,7 @@ class Checkpoints:
       raise UsageError(f'{self._manager.directory}: expected a sound checkpoint, all {len(steps)} are damaged')
     return None
 
-  def _restore(self, step: int, like: Params) -> tuple[Restored | None, str]:
+  def _restore(self, step: int, like: PyTree) -> tuple[Restored | None, str]:
     """Returns a checkpoint if it is sound, else None and the reason why it is not."""
     args = self._ocp.args
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding), like)
