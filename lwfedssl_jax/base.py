@@ -22,8 +22,45 @@ Key = PRNGKeyArray
 Function = Callable[..., Any]
 
 __all__ = [
-    'Array', 'Bool', 'Encoder', 'FederatedRound', 'Float', 'Function', 'Images', 'Int', 'Integer', 'Key', 'Labels', 'Mask',
-    'Objective', 'Params', 'PyTree', 'Raveled', 'Scalar', 'Stacked', 'UInt8']
+    'Array', 'Bool', 'Encoder', 'EncoderFlops', 'ExportedEncoder', 'FederatedRound', 'Float', 'Function', 'Images', 'Int',
+    'Integer', 'Key', 'Labels', 'Mask', 'Objective', 'Params', 'PartFlops', 'PyTree', 'Raveled', 'Scalar', 'Stacked',
+    'UInt8']
+
+
+class PartFlops(NamedTuple):
+  """What a part of an encoder computes in one image's forward pass.
+
+  Attributes:
+    products: multiply-adds of its matrix products, each counted once.
+    norm_elements: elements that its layer norms normalize; only the paper's convention counts them.
+  """
+
+  products: int
+  norm_elements: int = 0
+
+
+class EncoderFlops(NamedTuple):
+  """What the parts of an encoder compute for one image: embedding, one block, pool.
+
+  The first product of the embedding takes the image, whose gradient nobody needs; it is counted as its only one. All
+  other products have two products in the backward pass.
+  """
+
+  embedding: PartFlops
+  block: PartFlops
+  pool: PartFlops
+
+
+class ExportedEncoder(NamedTuple):
+  """An encoder for another library.
+
+  Attributes:
+    tensors: {that library's name: float32 array}.
+    description: what builds the model there: at least `model` and `arguments`; JSON.
+  """
+
+  tensors: dict[str, np.ndarray]
+  description: dict[str, Any]
 
 
 class Encoder(NamedTuple):
@@ -42,6 +79,9 @@ class Encoder(NamedTuple):
     pool: (norm parameters, tokens) -> embeddings (B, D), float32.
     depth: number of blocks L.
     width: embedding width D.
+    flops: what each part computes, for images of the side that the encoder is built for.
+    export: parameters, of which `blocks` may hold the first few -> ExportedEncoder. None: parameters are exported
+      under the names of this tree.
   """
 
   init: Callable[[Key], Params]
@@ -51,6 +91,8 @@ class Encoder(NamedTuple):
   pool: Callable[[Params, Array], Array]
   depth: int
   width: int
+  flops: EncoderFlops
+  export: Callable[[Params], ExportedEncoder] | None = None
 
 
 class Objective(NamedTuple):

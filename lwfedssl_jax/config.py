@@ -21,10 +21,10 @@ MOST_PIXELS = 4096  # a side; beyond, a slip of the finger would ask for terabyt
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Validated):
-  encoder: str = option('vit_micro', 'encoder architecture', choices=tuple(catalog.ENCODER_SIZES))
+  encoder: str = option('vit_micro', 'encoder architecture', choices=catalog.ENCODERS)
   image_size: int = option(
       0, 'side of the square images, pixels; 0: as the data set has them', at_least=0, at_most=MOST_PIXELS)
-  patch_size: int = option(4, 'side of a patch, pixels; divides the image size', at_least=1)
+  patch_size: int = option(4, 'side of a patch, pixels; a ViT\'s divides the image size', at_least=1)
   position_init: str = option(
       'random', 'initial position table, learned from there: normal of deviation 0.02, or 2-D sines and cosines',
       choices=('random', 'sincos'))
@@ -33,8 +33,13 @@ class ModelConfig(Validated):
       choices=('float32', 'bfloat16'))
 
   @property
-  def size(self) -> catalog.EncoderSize:
-    return catalog.ENCODER_SIZES[self.encoder]
+  def traits(self) -> catalog.EncoderTraits:
+    return catalog.ENCODERS[self.encoder]
+
+  def check_image_size(self, image_size: int, named: str) -> None:
+    """Raises UsageError where the encoder takes no images of that side, pixels; the message calls it `named`."""
+    if self.traits.whole_patches and image_size % self.patch_size:
+      raise UsageError(f'--patch_size: expected a divisor of {named}, got {self.patch_size}')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -196,13 +201,11 @@ class Config:
   run: RunConfig = RunConfig()
 
   def __post_init__(self) -> None:
-    size, model = self.model.size, self.model
-    if model.image_size and model.image_size % model.patch_size:
+    model, depth = self.model, self.model.traits.depth
+    model.check_image_size(model.image_size, f'--image_size={model.image_size}')
+    if depth % self.method.blocks_per_stage:
       raise UsageError(
-          f'--patch_size: expected a divisor of --image_size={model.image_size}, got {model.patch_size}')
-    if size.depth % self.method.blocks_per_stage:
-      raise UsageError(
-          f'--blocks_per_stage: expected a divisor of the {size.depth} blocks of {model.encoder}, '
+          f'--blocks_per_stage: expected a divisor of the {depth} blocks of {model.encoder}, '
           f'got {self.method.blocks_per_stage}')
     if self.client.micro_batch_size and self.client.batch_size % self.client.micro_batch_size:
       raise UsageError(

@@ -19,7 +19,7 @@ from lwfedssl_jax.federated.model import make_model
 from lwfedssl_jax.federated.round_inputs import ClientSlots, Placement, RoundInputs
 from tests import typecheck  # noqa: F401 (named in setup.cfg; must be imported before the library)
 
-TINY = catalog.EncoderSize(width=8, depth=4, num_heads=2, mlp_ratio=2)
+TINY = catalog.VitTraits(width=8, depth=4, num_heads=2, mlp_ratio=2)
 IMAGE_SIZE = 8
 
 # Images of the clients of a round: two batches of 6 and a rest, one, three and a rest, and less than one. Over two or
@@ -158,7 +158,7 @@ def compilation(tmp_path_factory):
 def tiny_library():
   """Shrinks `vit_micro` and the heads while a module's tests run."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(catalog.ENCODER_SIZES, 'vit_micro', TINY)
+    patch.setitem(catalog.ENCODERS, 'vit_micro', TINY)
     patch.setattr(objectives, 'HEAD_HIDDEN', 12)
     patch.setattr(objectives, 'PROJECTION_SIZE', 8)
     make_model.cache_clear()

@@ -29,7 +29,7 @@ VALUES = {
 
 def _shrink():
   """As the fixture tiny_library, with an optimizer that does not amplify rounding."""
-  catalog.ENCODER_SIZES['vit_micro'] = catalog.EncoderSize(width=8, depth=2, num_heads=2, mlp_ratio=2)
+  catalog.ENCODERS['vit_micro'] = catalog.VitTraits(width=8, depth=2, num_heads=2, mlp_ratio=2)
   objectives.HEAD_HIDDEN, objectives.PROJECTION_SIZE = 12, 8
 
 

@@ -10,7 +10,7 @@ from lwfedssl_jax.data import augment
 from lwfedssl_jax.evaluation import embeddings, knn
 from lwfedssl_jax.models import vit
 
-SIZE = catalog.EncoderSize(width=8, depth=3, num_heads=2, mlp_ratio=2)
+SIZE = catalog.VitTraits(width=8, depth=3, num_heads=2, mlp_ratio=2)
 
 
 def naive_knn(bank, labels, queries, num_classes):

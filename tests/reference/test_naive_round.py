@@ -101,7 +101,7 @@ def test_real_augmentation_and_adam_epsilon(tiny_round, tiny_inputs):
   """
   tiny = tiny_round('layerwise', 'moco_v3', epsilon=naive_round.ADAM_EPSILON, pipeline=client_update.Pipeline(),
                     local_epochs=1, learning_rate=0.02)
-  inputs, stage, width = tiny_inputs(), 2, tiny.config.model.size.width
+  inputs, stage, width = tiny_inputs(), 2, tiny.config.model.traits.width
   params = tiny.init(0)
   fast, metrics = tiny.apply(params, tiny.plans[stage], inputs)
   naive = naive_round.naive_round(naive_round.Setting(tiny.config), params, stage, inputs)
