@@ -22,9 +22,9 @@ Key = PRNGKeyArray
 Function = Callable[..., Any]
 
 __all__ = [
-    'Array', 'Bool', 'Encoder', 'EncoderFlops', 'ExportedEncoder', 'FederatedRound', 'Float', 'Function', 'Images', 'Int',
-    'Integer', 'Key', 'Labels', 'Mask', 'Objective', 'Params', 'PartFlops', 'PyTree', 'Raveled', 'Scalar', 'Stacked',
-    'UInt8']
+    'Array', 'Bool', 'Encoder', 'EncoderFlops', 'ExportedEncoder', 'FederatedRound', 'Float', 'Function', 'Images',
+    'Int', 'Integer', 'Key', 'Labels', 'Mask', 'Objective', 'Params', 'PartFlops', 'PyTree', 'Raveled', 'Scalar',
+    'Stacked', 'UInt8']
 
 
 class PartFlops(NamedTuple):

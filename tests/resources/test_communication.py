@@ -9,8 +9,8 @@ from lwfedssl_jax import stages
 from lwfedssl_jax.catalog import HEAD_HIDDEN, PROJECTION_SIZE
 from lwfedssl_jax.config import Config, with_values
 from lwfedssl_jax.errors import UsageError
-from lwfedssl_jax.models.heads import Head
 from lwfedssl_jax.models import make_encoder
+from lwfedssl_jax.models.heads import Head
 from lwfedssl_jax.resources import communication as comm
 
 TINY = {'encoder': 'vit_tiny'}
