@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lwfedssl_jax import catalog, objectives, stages
+from lwfedssl_jax import catalog, models, objectives, stages
 from lwfedssl_jax import config as configs
+from lwfedssl_jax.federated import aggregation
 from lwfedssl_jax.federated.model import make_model
 from lwfedssl_jax.federated.round_inputs import ClientSlots, RoundInputs
 from tests import tiny
@@ -49,6 +50,20 @@ def compilation(tmp_path_factory):
     jax.config.update('jax_compilation_cache_dir', compiled)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
     yield
+
+
+@pytest.fixture
+def registries():
+  """Forgets, after a test, what it registers."""
+  tables = (catalog.METHODS, catalog.OBJECTIVES, catalog.ENCODERS, objectives.BUILDERS, models.BUILDERS,
+            aggregation.BUILDERS)
+  kept, rules = [(table, dict(table)) for table in tables], list(catalog.AGGREGATIONS)
+  yield
+  for table, before in kept:
+    table.clear()
+    table.update(before)
+  catalog.AGGREGATIONS[:] = rules
+  make_model.cache_clear()
 
 
 @pytest.fixture(scope='module')
