@@ -106,8 +106,8 @@ class Objective(NamedTuple):
       scalar float32, mean over the valid samples.
     update_target: (target, online) -> target, after a step; None where the objective has no target
       branch. Both are raveled active parameters, the target without the online-only heads'.
-    head_names: the heads that are trained and exchanged.
-    online_only: those of them that the target branch does not have.
+    head_names: the heads that are trained and exchanged. Every matrix in them is used once per image and view.
+    online_only: those of them that run in the online branch alone; the target branch does not have them.
   """
 
   name: str

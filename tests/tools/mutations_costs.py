@@ -2,6 +2,7 @@
 
 COMMUNICATION, FLOPS = ('resources/test_communication.py',), ('resources/test_flops.py',)
 COSTS, PLANNER = ('resources/test_costs.py',), ('resources/test_planner_search.py',)
+ENCODERS = ('test_encoders.py',)
 SWEEPS, REPORT = ('test_sweeps.py',), ('report/test_numbers.py',)
 
 ROWS = (
@@ -13,14 +14,16 @@ ROWS = (
      COMMUNICATION),
     ('resources/communication.py', 'dropped clients upload', '(returned[:, None] & active) * sizes',
      'np.tile(active, (len(returned), 1)) * sizes', COMMUNICATION),
-    ('resources/communication.py', 'the last batch norm has parameters', 'sum(widths[1:-1])', 'sum(widths[1:])',
+    ('resources/parameters.py', 'every block pays for all', "count('blocks') // depth", "count('blocks')",
      COMMUNICATION),
+    ('resources/parameters.py', 'scales of a batch norm have products', 'if leaf.ndim == 2', 'if leaf.ndim', FLOPS),
     ('resources/communication.py', 'centralized training pays',
      'BYTES_PER_PARAM if config.is_federated else 0', 'BYTES_PER_PARAM', COMMUNICATION),
-    ('resources/flops.py', 'one of the two attention products', 'attention = 2 * tokens', 'attention = tokens',
+    ('models/vit.py', 'one of the two attention products', 'attention = 2 * tokens', 'attention = tokens',
      FLOPS),
     ('resources/flops.py', 'gradient of the image counted', 'pair * (embedding + 2 * active)',
      'pair * 2 * (embedding + active)', FLOPS),
+    ('resources/flops.py', 'products of the pool forgotten', 'active = blocks + pool', 'active = blocks', ENCODERS),
     ('resources/flops.py', 'projections of the received model forgotten', '1 + has_target + aligned',
      '1 + has_target', FLOPS),
     ('resources/flops.py', 'backward pass as dear as the forward one', 'views * 2 * trained',
