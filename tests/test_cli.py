@@ -12,11 +12,13 @@ from PIL import Image
 
 from experiments import flags
 from lwfedssl_jax import config as configs
+from lwfedssl_jax import evaluations
 
 ROOT = pathlib.Path(__file__).parents[1]
 PRESETS = sorted((ROOT / 'experiments' / 'presets').glob('*.flags'))
 SMALL = ('--encoder=vit_micro', '--image_size=8', '--patch_size=4', '--num_clients=2', '--batch_size=8',
-         '--rounds_per_stage=1', '--blocks_per_stage=4', '--local_epochs=1', '--auxiliary_fraction=0.2')
+         '--rounds_per_stage=1', '--blocks_per_stage=4', '--local_epochs=1', '--auxiliary_fraction=0.2',
+         '--flip_probability=0.25')
 
 
 def command(module, *arguments, without=(), **environment):
@@ -161,11 +163,14 @@ def test_report_compares_finished_runs(class_folder_run):
 def test_run_is_evaluated_and_exported(class_folder_run):
   root, _ = class_folder_run
   result = command('evaluate', f'--workdir={root}/run', '--protocol=finetune', '--epochs=2', '--warmup_epochs=1',
-                   '--seeds=0,1')
+                   '--batch_size=64', '--learning_rate=0.002', '--weight_decay=0.3', '--seeds=0,1')
   assert result.returncode == 0, result.stderr
   found = json.loads(result.stdout.splitlines()[-1])['results']
   assert [entry['name'] for entry in found] == [f'finetune, folder:{root}/images, 100 % of labels']
   assert 0 <= found[0]['mean']['accuracy'] <= 1
+  kept, = evaluations.read_evaluations(str(root / 'run'))
+  assert kept['options'] == {'epochs': 2, 'warmup_epochs': 1, 'batch_size': 64, 'learning_rate': 0.002,
+                             'weight_decay': 0.3, 'flip_probability': 0.25}
   result = command('export', f'--workdir={root}/run', f'--output={root}/encoder.safetensors')
   assert result.returncode == 0, result.stderr
   written = json.loads(result.stdout.splitlines()[-1])
