@@ -15,14 +15,20 @@ from lwfedssl_jax.federated.model import make_model
 from lwfedssl_jax.federated.round_inputs import ClientSlots, RoundInputs
 from tests import tiny
 
-# Files that take minutes start first, so that two workers end together.
-LONG = ('test_training.py', 'test_naive_round.py', 'test_cli.py', 'test_micro_batching.py', 'test_extending.py',
-        'test_kill.py', 'test_cluster.py', 'test_devices.py', 'test_contract.py',
+# Files that train or compile for more than a few seconds, the longest first, so that two workers end together.
+SLOW = ('test_training.py', 'test_contract.py', 'test_naive_round.py', 'test_by_hand.py', 'test_cli.py',
+        'test_micro_batching.py', 'test_extending.py', 'test_kill.py', 'test_cluster.py', 'test_devices.py',
         'test_scaling.py')
+ROUNDS = ('test_contract.py', 'test_naive_round.py', 'test_by_hand.py')  # the same rounds: one worker compiles them
 
 
 def pytest_collection_modifyitems(items):
-  items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+  """Marks slow tests; a worker takes a file at a time, or all of ROUNDS."""
+  items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
+  for item in items:
+    item.add_marker(pytest.mark.xdist_group('rounds' if item.path.name in ROUNDS else str(item.path)))
+    if item.path.name in SLOW:
+      item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope='module')
@@ -35,11 +41,15 @@ def fully_optimized():
 
 @pytest.fixture(scope='session', autouse=True)
 def compilation(tmp_path_factory):
-  """Halves the time XLA takes to compile, and keeps a session's compiled programs and decoded images together.
+  """Halves the time XLA takes to compile; the workers of a session share compiled programs and decoded images.
 
   JAX_COMPILATION_CACHE_DIR, where it is set, keeps the programs for the next session.
   """
-  root = str(tmp_path_factory.mktemp('cache'))
+  session = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    session = session.parent
+  (session / 'cache').mkdir(exist_ok=True)
+  root = str(session / 'cache')
   compiled = os.environ.get('JAX_COMPILATION_CACHE_DIR', root)
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('XDG_CACHE_HOME', root)

@@ -105,7 +105,7 @@ def _naming_lost_peers() -> Iterator[None]:
                         ) from error
 
 
-def _train_rounds(run: RunSetup, params: Params, rounds_done: int, log: metrics_writer.MetricsWriter,
+def _train_rounds(run: RunSetup, params: Params, rounds_done: int, log: metrics_writer.MetricsReader,
                   checkpoints: checkpoint.Checkpoints, stop: signals.StopRequest) -> tuple[Params, int]:
   """Runs rounds from `rounds_done` on; returns the parameters and the rounds done at the end."""
   options = run.config.run
@@ -141,7 +141,7 @@ def _train_rounds(run: RunSetup, params: Params, rounds_done: int, log: metrics_
 
 
 def _run_round(run: RunSetup, params: Params, plan: StagePlan, round_num: int,
-               log: metrics_writer.MetricsWriter) -> tuple[Params, dict[str, Any]]:
+               log: metrics_writer.MetricsReader) -> tuple[Params, dict[str, Any]]:
   returned = run.participation.returned[round_num]
   row = {'round': round_num, 'stage': plan.stage, 'loss': None, 'sampled': len(returned),
          'participants': int(returned.sum()), 'client_ids': run.participation.client_ids[round_num].tolist(),

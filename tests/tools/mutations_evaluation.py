@@ -1,6 +1,7 @@
 """Mistakes in finetuning and the other protocols: path, what, old, new, tests."""
 
-FINETUNE, RANDAUGMENT = ('evaluation/test_finetune.py',), ('evaluation/test_randaugment.py',)
+EVALUATIONS, FINETUNE, RANDAUGMENT = (
+    ('test_evaluations.py',), ('evaluation/test_finetune.py',), ('evaluation/test_randaugment.py',))
 KNN, PROTOCOLS, MONITOR = (
     ('evaluation/test_knn_and_spread.py',), ('evaluation/test_protocols.py',), ('evaluation/test_monitor.py',))
 
@@ -83,4 +84,11 @@ ROWS = (
      'dataset.train_labels, config.knn_test_images', MONITOR),
     ('evaluation/monitor.py', 'collapse measured on the queries', 'embeddings.spread(bank)', 'embeddings.spread(test)',
      MONITOR),
+    ('evaluations.py', 'from scratch means trained', 'if from_scratch else loaded.params',
+     'if not from_scratch else loaded.params', EVALUATIONS),
+    ('evaluations.py', 'random weights of one seed for all', 'random_encoder(loaded.config, seed)',
+     'random_encoder(loaded.config, 0)', EVALUATIONS),
+    ('evaluations.py', 'options of finetuning are lost', 'seeds=seeds, options=options)', 'seeds=seeds)', EVALUATIONS),
+    ('evaluations.py', 'evaluated on the test split whatever is asked', 'protocols.make_task(dataset, split, max',
+     "protocols.make_task(dataset, 'test', max", EVALUATIONS),
 )
