@@ -22,6 +22,7 @@ from lwfedssl_jax.models.blocks import stack_blocks
 from lwfedssl_jax.objectives import branches
 from lwfedssl_jax.resources import communication, flops, parameters
 from tests.resources.test_flops import product_flops
+from tests.tiny import random_params
 
 WIDTH, DEPTH, SIDE, IMAGE_SIZE, BATCH = 8, 6, 4, 10, 6
 TOKENS = 2 * 2  # whole patches of 4 pixels in 10; the rest of the image is not looked at
@@ -50,7 +51,8 @@ def make_toy(config, image_size, rematerialize):
 
   def init(key):
     patches = jnp.zeros((1, 1, 3 * config.patch_size**2))
-    return {'embedding': patch.init(key, patches)['params'], 'blocks': stack.init(key), 'norm': out.init(key, token)['params']}
+    return {'embedding': patch.init(key, patches)['params'], 'blocks': stack.init(key),
+            'norm': out.init(key, token)['params']}
 
   pool = lambda params, tokens: out.apply({'params': params}, tokens).mean(axis=1)
   work = EncoderFlops(
@@ -171,8 +173,8 @@ def test_the_paper_s_convention_counts_the_encoder_s_own_parts():
 
 def test_a_target_branch_lacks_every_online_only_head():
   config = configure(encoder='toy', objective='two_predictors', patch_size=SIDE)
-  model = make_model(config.model, config.objective, IMAGE_SIZE)
-  params = jax.jit(model.init_params)(jax.random.key(0))
+  model, shapes, _ = parameters.trace_shapes(config, IMAGE_SIZE)
+  params = random_params(shapes, 0)
   vectors = model.raveler.ravel(params)
   whole = model.raveler.unravel(vectors, params)
   jax.tree.map(np.testing.assert_array_equal, whole, params)
@@ -184,13 +186,15 @@ def test_a_target_branch_lacks_every_online_only_head():
 def test_heads_that_the_objective_does_not_name_are_refused():
   build = lambda *arguments: make_two_predictors(*arguments)._replace(head_names=('projector', 'first'))
   objectives.register_objective('forgetful', ObjectiveTraits(similarity_products=0), build)
-  with pytest.raises(ValueError, match='two_predictors: expected parameters .*, got .*second'):
+  with pytest.raises(ValueError, match=r'two_predictors: expected parameters .*, got .*second'):
     communication.make_payload(configure(encoder='toy', objective='forgetful'), IMAGE_SIZE)
 
 
 def test_without_names_of_its_own_an_encoder_is_exported_by_its_tree_s_paths(tmp_path):
   config = configure(encoder='toy', image_size=IMAGE_SIZE, patch_size=SIDE)
-  loaded = pretrained.random_encoder(config, seed=0)
+  encoder = models.make_encoder(config.model, IMAGE_SIZE)
+  params = random_params(jax.eval_shape(encoder.init, jax.random.key(0)), 0)
+  loaded = pretrained.LoadedEncoder(lambda params, images: None, params, encoder, config, 0)
   path = tmp_path / 'toy.safetensors'
   description = json.loads(pathlib.Path(export.export_encoder(loaded, str(path))).read_text())
   assert description['model'] == 'lwfedssl_jax, encoder toy' and 'layer_norm_epsilon' not in description
