@@ -43,6 +43,8 @@ def test_monitors_tell_collapse_from_spread():
   even = embeddings.spread(generator.normal(size=(4000, 16)))
   assert even['embedding_std'] == pytest.approx(1, abs=0.02)
   assert even['effective_rank'] == pytest.approx(16, rel=0.02)
+  offset = embeddings.spread(generator.normal(size=(4000, 16)) + 100)
+  assert offset['effective_rank'] == pytest.approx(16, rel=0.02)  # what all rows have in common is no direction
   point = embeddings.spread(np.ones((100, 16)))
   assert point['embedding_std'] == pytest.approx(0, abs=1e-6)
   line = embeddings.spread(generator.normal(size=(100, 1)) * np.ones(16))

@@ -2,8 +2,8 @@
 
 EVALUATIONS, FINETUNE, RANDAUGMENT = (
     ('test_evaluations.py',), ('evaluation/test_finetune.py',), ('evaluation/test_randaugment.py',))
-KNN, PROTOCOLS, MONITOR = (
-    ('evaluation/test_knn_and_spread.py',), ('evaluation/test_protocols.py',), ('evaluation/test_monitor.py',))
+KNN, LINEAR = ('evaluation/test_knn_and_spread.py',), ('evaluation/test_linear.py',)
+PROTOCOLS, MONITOR = ('evaluation/test_protocols.py',), ('evaluation/test_monitor.py',)
 
 ROWS = (
     # Finetuning.
@@ -49,12 +49,12 @@ ROWS = (
     ('evaluation/knn.py', 'half as many neighbours', 'NEIGHBORS = 200', 'NEIGHBORS = 100', KNN),
     ('evaluation/knn.py', 'length of the query counts', 'unit(queries)\n', 'queries\n', KNN),
     ('evaluation/linear.py', 'penalty chosen on what was fitted', '.score(valid_rows, valid_labels)',
-     '.score(train_rows, train_labels)', PROTOCOLS),
-    ('evaluation/linear.py', 'embeddings not standardised', 'preprocessing.StandardScaler(), ', '', PROTOCOLS),
+     '.score(train_rows, train_labels)', LINEAR),
+    ('evaluation/linear.py', 'embeddings not standardised', 'preprocessing.StandardScaler(), ', '', LINEAR),
     ('evaluation/linear.py', 'ties go to the weakest penalty', 'max(INVERSE_PENALTIES', 'max(INVERSE_PENALTIES[::-1]',
-     PROTOCOLS),
-    ('evaluation/linear.py', 'held-out part ignores the seed', 'rng.host_seed(seed,', 'rng.host_seed(0,', PROTOCOLS),
-    ('evaluation/linear.py', 'held-out part not by class', 'stratify=labels', 'stratify=None', PROTOCOLS),
+     LINEAR),
+    ('evaluation/linear.py', 'held-out part ignores the seed', 'rng.host_seed(seed,', 'rng.host_seed(0,', LINEAR),
+    ('evaluation/linear.py', 'held-out part not by class', 'stratify=labels', 'stratify=None', LINEAR),
     ('evaluation/metrics.py', 'precision of a class for its accuracy', 'counts.sum(axis=1)[occurs]',
      'counts.sum(axis=0)[occurs]', PROTOCOLS),
     ('evaluation/metrics.py', 'classes weighted by their images', "average='macro'", "average='weighted'", PROTOCOLS),
