@@ -22,8 +22,8 @@ Key = PRNGKeyArray
 Function = Callable[..., Any]
 
 __all__ = [
-    'Array', 'Bool', 'Encoder', 'FederatedRound', 'Float', 'Function', 'Images', 'Int', 'Integer', 'Key', 'Labels', 'Mask',
-    'Objective', 'Params', 'PyTree', 'Raveled', 'Scalar', 'Stacked', 'UInt8']
+    'Array', 'Bool', 'Encoder', 'FederatedRound', 'Float', 'Function', 'Images', 'Int', 'Integer', 'Key', 'Labels',
+    'Mask', 'Objective', 'Params', 'PyTree', 'Raveled', 'Scalar', 'Stacked', 'UInt8']
 
 
 class Encoder(NamedTuple):

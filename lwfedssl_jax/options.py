@@ -33,7 +33,7 @@ def value_type(annotation: Any) -> tuple[type, bool, int]:
   return (members[0], optional, len(members)) if members else (annotation, optional, 0)
 
 
-def _check_number(name: str, value: float, limits: Mapping[str, float | None]) -> None:
+def _check_number(name: str, value: float, limits: Mapping[str, Any]) -> None:
   """Raises UsageError unless a number is finite and in its range."""
   if not abs(value) <= sys.float_info.max:  # nan, infinity, or an integer that no float holds
     raise UsageError(f'--{name}: expected a finite number, got {value!r}')

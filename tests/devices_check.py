@@ -18,7 +18,7 @@ from lwfedssl_jax.federated.model import make_model
 from lwfedssl_jax.federated.round_inputs import RoundInputs
 from lwfedssl_jax.federated.round_loader import RoundLoader
 from lwfedssl_jax.resources import collectives
-from tests import conftest
+from tests import tiny
 
 VALUES = {
     'dataset': 'digits', 'image_size': 8, 'patch_size': 4, 'num_clients': 9, 'clients_per_round': 6, 'batch_size': 4,
@@ -39,9 +39,10 @@ def _run(values, num_devices, budget_mb):
   dataset = sources.load('digits', image_size=8)
   data = federated_dataset.partition_dataset(dataset, config)
   plan = stages.make_plans(config)[-1]
-  participation = sampling.plan_participation(0, 4, config.effective_num_clients, config.effective_clients_per_round, 0.2)
+  participation = sampling.plan_participation(
+      0, 4, config.effective_num_clients, config.effective_clients_per_round, 0.2)
   placement = round_loader.choose_placement(config, data, participation)
-  made, model = conftest.make_round(config, placement=placement), make_model(config.model, config.objective, 8)
+  made, model = tiny.make_round(config, placement=placement), make_model(config.model, config.objective, 8)
   whole = devices.sharding(placement.mesh)
   params = jax.jit(lambda: model.init_params(rng.key(0, rng.Stream.INIT)), out_shardings=whole)()
   seed_key = jax.jit(lambda: jax.random.key(0), out_shardings=whole)()

@@ -155,7 +155,6 @@ def run_steps(
     draw_views: from `make_view_drawer`.
     num_steps: batches from here on are masked and are not run, may be traced; None: all are run.
   """
-
   optimizer = training_step.make_optimizer(options, global_params)
 
   def step(index, carry):

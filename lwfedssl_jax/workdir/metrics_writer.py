@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import typing
 from typing import Any
 
 from absl import logging
@@ -57,7 +56,7 @@ class MetricsReader:
   def close(self) -> None:
     """Has nothing to close."""
 
-  def __enter__(self) -> typing.Self:
+  def __enter__(self) -> 'MetricsReader':
     return self
 
   def __exit__(self, *exception: Any) -> None:

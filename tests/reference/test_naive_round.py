@@ -6,7 +6,7 @@ Tolerance. The reference is float64, the library float32, so what differs is the
 A parameter of size 1 that moves by 3e-3 in seven steps carries 7 * 6e-8 / 3e-3 = 1e-4 of its change as rounding of
 the parameter alone; gradients through batch normalisation carry as much. So 1e-3 of the largest change in the tensor
 is allowed. Any of the mistakes this is to catch (a wrong sign, mask, weight, stage or step, a skipped decay) changes
-some tensor by a percent at least, since every setting in conftest.VALUES is large. The loss is allowed 2e-5 of its
+some tensor by a percent at least, since every setting in tiny.VALUES is large. The loss is allowed 2e-5 of its
 value.
 
 One initialization decides. It does not amplify rounding: initial weights that are off by 1e-7 of their value move the
@@ -23,13 +23,13 @@ import pytest
 
 from lwfedssl_jax import stages
 from lwfedssl_jax.federated import client_update, optimizer
-from tests import conftest
+from tests.tiny import cheap_two_views
 
 pytestmark = pytest.mark.usefixtures('tiny_library')
 
 CHANGE_TOLERANCE = 1e-3
 LOSS_TOLERANCE = 2e-5
-CHEAP_VIEWS = jax.jit(conftest.cheap_two_views, static_argnums=2)
+CHEAP_VIEWS = jax.jit(cheap_two_views, static_argnums=2)
 
 METHODS = ('end_to_end', 'layerwise', 'lw_fedssl', 'prog_fedssl', 'centralized')
 OBJECTIVES = ('moco_v3', 'byol', 'simclr')
