@@ -22,8 +22,13 @@ REMOVED_FLAGS = {'num_seeds'}  # named by the changelog
 pages = pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 
 
+def fenced_blocks(text, language):
+  found = re.findall(r'^```(\w*)\n(.*?)^```$', text, flags=re.DOTALL | re.MULTILINE)
+  return [block for named, block in found if named == language]
+
+
 def without_code(text):
-  return re.sub(r'```.*?```', '', text, flags=re.DOTALL)
+  return re.sub(r'^```.*?^```$', '', text, flags=re.DOTALL | re.MULTILINE)
 
 
 def anchors(page):
@@ -35,16 +40,16 @@ def anchors(page):
 
 def shell_blocks(text):
   """Blocks of commands: indented by four spaces, or fenced without a language."""
-  fenced = re.findall(r'^```\n(.*?)^```', text, flags=re.DOTALL | re.MULTILINE)
-  indented = re.findall(r'(?:^    .*\n|^\n(?=    ))+', re.sub(r'^```.*?^```', '', text, flags=re.DOTALL | re.MULTILINE),
-                        flags=re.MULTILINE)
-  return [*fenced, *indented]
+  indented = re.findall(r'(?:^    .*\n|^\n(?=    ))+', without_code(text), flags=re.MULTILINE)
+  return [*fenced_blocks(text, ''), *indented]
 
 
 def split_commands(block):
   """Yields (module, arguments) of each `python -m MODULE` in a block, shell variables filled in."""
   variables = {}
   for line in block.replace('\\\n', ' ').splitlines():
+    if not re.match(r'\s*[A-Z]=|[^#]*python -m', line):
+      continue
     words = shlex.split(string.Template(line).safe_substitute(variables), comments=True)
     if len(words) == 1 and (found := re.fullmatch(r'([A-Z])=(.*)', words[0])):
       variables[found[1]] = found[2]
@@ -67,6 +72,8 @@ def known_flags():
     described = importlib.import_module(f'experiments.{name}').COMMAND
     command.define_flags(described)
     names |= set(described.flags)
+  for tool in (ROOT / 'tests' / 'tools').glob('*.py'):
+    names |= set(re.findall(r"'--([a-z_]+)'", tool.read_text()))
   return names
 
 
@@ -126,7 +133,7 @@ def test_presets_named_in_a_document_exist(page):
 
 @pages
 def test_python_snippets_use_names_that_exist(page):
-  for block in re.findall(r'^```python\n(.*?)^```', page.read_text(), flags=re.DOTALL | re.MULTILINE):
+  for block in fenced_blocks(page.read_text(), 'python'):
     for node in ast.walk(ast.parse(block)):
       if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == 'lwfedssl_jax':
         assert node.attr in lwfedssl_jax.__all__ or importlib.import_module(f'lwfedssl_jax.{node.attr}'), node.attr
