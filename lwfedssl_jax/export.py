@@ -49,7 +49,7 @@ def timm_tensors(loaded: LoadedEncoder) -> dict[str, np.ndarray]:
 def timm_arguments(loaded: LoadedEncoder) -> dict[str, Any]:
   """Returns the arguments of timm.models.vision_transformer.VisionTransformer that make the same encoder.
 
-  timm's default for mean pooling normalises after the pooling; `fc_norm=False` keeps our order, norm then mean.
+  timm's default for mean pooling normalizes after the pooling; `fc_norm=False` keeps our order, norm then mean.
   """
   model = loaded.config.model
   return {
