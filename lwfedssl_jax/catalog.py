@@ -92,7 +92,7 @@ PAPER_CONVENTIONS = ('paper_v4', 'paper_v1')
 OWN_CONVENTIONS = ('actual', 'expected')
 CONVENTIONS = (*PAPER_CONVENTIONS, *OWN_CONVENTIONS)
 
-PROTOCOLS = ('knn', 'knn_centred', 'linear', 'finetune')  # of evaluation
+PROTOCOLS = ('knn', 'knn_centered', 'linear', 'finetune')  # of evaluation
 SPLITS = ('test', 'validation')  # of evaluation
 
 # Widths of projector and predictor (192-512-512-256 and 256-512-256 for ViT-Tiny, as in MoCo v3's shape).

@@ -50,7 +50,7 @@ class ObjectiveConfig(Validated):
   representation_alignment: bool | None = option(
       None, 'keep local projections near the received global model\'s; unset: on for lw_fedssl')
   alignment_kind: str = option(
-      'contrastive', 'form of the alignment regulariser', choices=('contrastive', 'cosine'))
+      'contrastive', 'form of the alignment regularizer', choices=('contrastive', 'cosine'))
   alignment_weight: float = option(1.0, 'weight of the alignment term', at_least=0)
 
   @property
@@ -183,7 +183,7 @@ class RunConfig(Validated):
   device_data_budget_mb: float = option(
       0.0, 'megabytes (10^6 bytes) of training images that a device may hold; where there are more, they stay in files '
       'and each round\'s are copied a round ahead; 0: no limit', at_least=0)
-  knn_bank_images: int = option(10_000, 'labelled training images the kNN monitor searches; 0: all', at_least=0)
+  knn_bank_images: int = option(10_000, 'labeled training images the kNN monitor searches; 0: all', at_least=0)
   knn_test_images: int = option(10_000, 'test images the kNN monitor classifies; 0: all', at_least=0)
 
 

@@ -24,7 +24,7 @@ VALUES = {
     'dataset': 'digits', 'image_size': 8, 'patch_size': 4, 'num_clients': 9, 'clients_per_round': 6, 'batch_size': 4,
     'max_train_images': 160, 'client_size_sigma': 0.7, 'auxiliary_fraction': 0.1, 'local_epochs': 2,
     'client_dropout': 0.2, 'learning_rate': 0.05, 'temperature': 0.5, 'client_chunk': 2,
-    'calibration_epochs': 1, 'calibration_batch_size': 8}  # batch normalisation over few samples amplifies rounding
+    'calibration_epochs': 1, 'calibration_batch_size': 8}  # batch normalization over few samples amplifies rounding
 
 
 def _shrink():

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures('tiny_library')
 METHODS = ('end_to_end', 'layerwise', 'lw_fedssl', 'prog_fedssl', 'centralized')
 OBJECTIVES = ('moco_v3', 'byol', 'simclr')
 
-# A vector added to every final norm is taken out again by the batch normalisation behind it: exactly no gradient.
+# A vector added to every final norm is taken out again by the batch normalization behind it: exactly no gradient.
 WITHOUT_GRADIENT = 'norm/bias'
 
 

@@ -38,8 +38,8 @@ def vision_transformer(tensors, arguments, x):
   linear = lambda name, x: x @ tensors[f'{name}.weight'].T + tensors[f'{name}.bias']
 
   def norm(name, x):
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * tensors[f'{name}.weight'] + tensors[f'{name}.bias']
+    centered = x - x.mean(-1, keepdims=True)
+    return centered / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * tensors[f'{name}.weight'] + tensors[f'{name}.bias']
 
   p, heads = arguments['patch_size'], arguments['num_heads']
   batch, channels, height, width = x.shape

@@ -274,7 +274,7 @@ READERS = {
 
 
 def read_or_refused(read, folder):
-  """Returns what was read, or REFUSED where a line says why not; either way the folder and its neighbours stay."""
+  """Returns what was read, or REFUSED where a line says why not; either way the folder and its neighbors stay."""
   before, found = listing(folder.parent), REFUSED
   try:
     found = read(folder)

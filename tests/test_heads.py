@@ -1,4 +1,4 @@
-"""Heads: masked batch normalisation against NumPy, padding, shapes, no biases."""
+"""Heads: masked batch normalization against NumPy, padding, shapes, no biases."""
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +121,7 @@ def test_statistics_of_a_bfloat16_batch_are_float32():
 
 @pytest.mark.parametrize('objective', ['moco_v3', 'byol', 'simclr'])
 def test_paper_s_heads(objective):
-  """H is 192-512-512-256 and P 256-512-256; linear layers have no bias, the last normalisation no parameters."""
+  """H is 192-512-512-256 and P 256-512-256; linear layers have no bias, the last normalization no parameters."""
   built = make_objective(ObjectiveConfig(objective=objective))
   heads = jax.eval_shape(lambda key: built.init(key, 192), jax.random.key(0))
   shapes = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape

@@ -20,11 +20,11 @@ def affine(image: jax.Array, matrix: jax.Array) -> jax.Array:
 
   Args:
     image: what is resampled.
-    matrix: (2, 3) output (x, y, 1), in pixels from the centre -> input (x, y).
+    matrix: (2, 3) output (x, y, 1), in pixels from the center -> input (x, y).
   """
   size = image.shape[0]
-  centred = jnp.arange(size) - (size - 1) / 2
-  y, x = jnp.meshgrid(centred, centred, indexing='ij')
+  centered = jnp.arange(size) - (size - 1) / 2
+  y, x = jnp.meshgrid(centered, centered, indexing='ij')
   grid = jnp.stack([x, y, jnp.ones_like(x)])
   source = jnp.einsum('ij,jhw->ihw', matrix, grid, precision=augment.HIGHEST) + (size - 1) / 2
   sample = lambda channel: jax.scipy.ndimage.map_coordinates(channel, [source[1], source[0]], order=1)
@@ -85,7 +85,7 @@ def operate(image: jax.Array, kind: jax.Array, sign: jax.Array, magnitude: float
 
   Args:
     image: (S, S, 3).
-    kind: 0 identity, 1 to 5 geometric (see `_matrices`), then brightness, colour, contrast, sharpness, posterize,
+    kind: 0 identity, 1 to 5 geometric (see `_matrices`), then brightness, color, contrast, sharpness, posterize,
       solarize, autocontrast, equalize.
     sign: +1 or -1, the direction of geometry and the four enhancements.
     magnitude: 0 to 30.

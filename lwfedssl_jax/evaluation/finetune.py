@@ -23,7 +23,7 @@ class FinetuneOptions(NamedTuple):
   """Schedule of a finetuning.
 
   Attributes:
-    epochs: over the labelled images.
+    epochs: over the labeled images.
     warmup_epochs: of them, with a linearly rising rate.
     batch_size: at most; a smaller set is one batch.
     learning_rate: base, per 256 images.
@@ -126,7 +126,7 @@ def _make_epoch(apply: Callable[[Params, Any], Any], options: FinetuneOptions) -
 def train(
     apply: Callable[[Params, Any], Any], params: Params, examples: tuple[np.ndarray, np.ndarray], num_classes: int,
     seed: int, options: FinetuneOptions = FinetuneOptions()) -> tuple[Params, float]:
-  """Trains encoder and head on labelled images.
+  """Trains encoder and head on labeled images.
 
   Args:
     apply: (params, images) -> embeddings (B, D) float32, as `LoadedEncoder.apply`.

@@ -22,7 +22,7 @@ def _votes(bank, bank_labels, queries, neighbors, num_classes):
 
 
 def knn_predict(bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, num_classes: int) -> np.ndarray:
-  """Classifies queries (Q, D) by the labelled bank (N, D): cosine, k = min(200, N), weights exp(similarity / 0.1).
+  """Classifies queries (Q, D) by the labeled bank (N, D): cosine, k = min(200, N), weights exp(similarity / 0.1).
 
   Returns:
     (Q,) int predicted labels.

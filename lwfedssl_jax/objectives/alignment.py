@@ -11,7 +11,7 @@ from lwfedssl_jax.objectives import losses
 
 
 def make_alignment(kind: str, temperature: float) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
-  """Builds the regulariser (local (2, B, P), received (2, B, P), mask (B,)) -> scalar float32.
+  """Builds the regularizer (local (2, B, P), received (2, B, P), mask (B,)) -> scalar float32.
 
   Mean over the two views, each compared with the same view: InfoNCE for `contrastive`, 1 - cos for `cosine`.
   No gradient reaches the received projections.

@@ -147,7 +147,7 @@ class Ledger(NamedTuple):
 
   Attributes:
     held: int64 (clients, components), the version that each client holds; -1: none.
-    version: int64 (components,), the global model's version; 0 as initialised.
+    version: int64 (components,), the global model's version; 0 as initialized.
   """
 
   held: np.ndarray

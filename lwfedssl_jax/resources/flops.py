@@ -109,7 +109,7 @@ class StepFlops(NamedTuple):
     heads_forward_flops: the heads of all branches, and those of the online branch alone.
     heads_backward_flops: of the online branch.
     similarity_flops: similarity matrices of objective and alignment, forward and backward.
-    recomputed_flops: forward passes of the online branch that micro-batches or rematerialisation run again.
+    recomputed_flops: forward passes of the online branch that micro-batches or rematerialization run again.
   """
 
   prefix_flops: int

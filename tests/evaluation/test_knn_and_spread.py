@@ -25,12 +25,12 @@ def naive_knn(bank, labels, queries, num_classes):
   return np.array(predictions)
 
 
-@pytest.mark.parametrize('bank_size', [50, 300])  # fewer and more than the 200 neighbours
+@pytest.mark.parametrize('bank_size', [50, 300])  # fewer and more than the 200 neighbors
 def test_knn_votes_as_published(bank_size):
   generator = np.random.default_rng(0)
-  centres = generator.normal(size=(5, 6))
+  centers = generator.normal(size=(5, 6))
   labels = generator.integers(0, 5, bank_size)
-  bank = centres[labels] + generator.normal(size=(bank_size, 6))
+  bank = centers[labels] + generator.normal(size=(bank_size, 6))
   queries = 7 * generator.normal(size=(261, 6))  # more than one batch; length must not matter
   expected = naive_knn(bank, labels, queries, 5)
   assert len(set(expected)) > 2

@@ -71,7 +71,7 @@ def test_no_limit_is_all_images(votes):
   assert levels_of(votes[0][2], 2).tolist() == list(range(100, 130))
 
 
-def test_pixels_are_centred_by_the_training_images(votes):
+def test_pixels_are_centered_by_the_training_images(votes):
   Monitor(ENCODER, DATASET, RunConfig(knn_bank_images=0, knn_test_images=0)).raw_pixel_accuracy()
   (bank, bank_labels, queries, query_labels, _), = votes
   flat = [images.reshape(len(images), 3) / 255 for images in (DATASET.train_images, DATASET.test_images)]

@@ -48,7 +48,7 @@ def pillow(kind, image, sign):
 
 @pytest.mark.parametrize('sign', [1, -1])
 @pytest.mark.parametrize('kind', range(6, 14))
-def test_colour_operations_are_pillow_s(pixels, kind, sign):
+def test_color_operations_are_pillow_s(pixels, kind, sign):
   expected = np.asarray(pillow(kind, Image.fromarray(pixels), sign)) / 255
   found = apply(kind, pixels, sign)
   assert np.abs(found - expected).max() <= 2.01 * LEVEL  # Pillow rounds each step to a level
@@ -64,8 +64,8 @@ def test_colour_operations_are_pillow_s(pixels, kind, sign):
 ])
 def test_shears_and_translations_are_pillow_s_affine_maps(pixels, kind, matrix):
   a, b, c, d, e, f = matrix
-  centre = 12  # Pillow maps pixel centres, x + 0.5
-  moved = (a, b, c + centre - a * centre - b * centre, d, e, f + centre - d * centre - e * centre)
+  center = 12  # Pillow maps pixel center, x + 0.5
+  moved = (a, b, c + center - a * center - b * center, d, e, f + center - d * center - e * center)
   expected = np.asarray(Image.fromarray(pixels).transform((24, 24), Image.Transform.AFFINE, moved,
                                                          Image.Resampling.BILINEAR)) / 255
   inside = (slice(8, 16), slice(8, 16))  # at the border Pillow rounds whether a point is inside

@@ -4,7 +4,7 @@ What is compared is the change of each tensor over the round, not its value: a v
 
 Tolerance. The reference is float64, the library float32, so what differs is the library's rounding, 6e-8 a number.
 A parameter of size 1 that moves by 3e-3 in seven steps carries 7 * 6e-8 / 3e-3 = 1e-4 of its change as rounding of
-the parameter alone; gradients through batch normalisation carry as much. So 1e-3 of the largest change in the tensor
+the parameter alone; gradients through batch normalization carry as much. So 1e-3 of the largest change in the tensor
 is allowed. Any of the mistakes this is to catch (a wrong sign, mask, weight, stage or step, a skipped decay) changes
 some tensor by a percent at least, since every setting in tiny.VALUES is large. The loss is allowed 2e-5 of its
 value.
@@ -96,7 +96,7 @@ def test_real_augmentation_and_adam_epsilon(tiny_round, tiny_inputs):
   """One epoch with nothing replaced. Adam's own epsilon turns a gradient of rounding noise into a step, so tensors are
   compared by their norm, to 2 %.
 
-  The biases of the keys and of the final norm have no gradient in exact arithmetic (softmax and batch normalisation
+  The biases of the keys and of the final norm have no gradient in exact arithmetic (softmax and batch normalization
   remove them); what they do is noise, and no result depends on it.
   """
   tiny = tiny_round('layerwise', 'moco_v3', epsilon=naive_round.ADAM_EPSILON, pipeline=client_update.Pipeline(),

@@ -103,7 +103,7 @@ def test_actual_memory_is_compiled_once_for_all_stages_of_a_shape():
   assert stages[0].peak_memory_bytes != stages[1].peak_memory_bytes
 
 
-def test_micro_batches_and_rematerialisation_are_counted_as_operations():
+def test_micro_batches_and_rematerialization_are_counted_as_operations():
   plan = make_plans(config_of('layerwise'))[3]
   count = lambda **values: flops.executed_flops(config_of('layerwise', **values), 32, plan, 64)
   whole = count()

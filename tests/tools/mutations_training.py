@@ -15,7 +15,7 @@ def naive(case: str) -> tuple[str, ...]:
 
 
 ROWS = (
-    ('objectives/losses.py', 'rows shorter than one are not normalised',
+    ('objectives/losses.py', 'rows shorter than one are not normalized',
      'keepdims=True), NORM_EPSILON))', 'keepdims=True), 1.0))', LOSSES),
     ('objectives/losses.py', 'padded samples dilute the mean',
      '/ jnp.maximum(mask.sum(), 1)', '/ mask.size', LOSSES),
@@ -28,7 +28,7 @@ ROWS = (
     ('objectives/losses.py', 'info_nce without temperature',
      'precision=jax.lax.Precision.HIGHEST) / temperature\n  return _cross_entropy(logits, jnp.diagonal',
      'precision=jax.lax.Precision.HIGHEST)\n  return _cross_entropy(logits, jnp.diagonal', LOSSES),
-    ('objectives/losses.py', 'nt_xent takes a neighbour for the positive',
+    ('objectives/losses.py', 'nt_xent takes a neighbor for the positive',
      '(index + batch) % (2 * batch)', '(index + batch - 1) % (2 * batch)', LOSSES),
     ('objectives/losses.py', 'nt_xent compares rows with themselves',
      '~row_mask[None, :] | (index[:, None] == index)', '~row_mask[None, :]', LOSSES),
@@ -54,7 +54,7 @@ ROWS = (
      'config.method.rounds_per_stage', STAGES),
     ('stages.py', 'embedding trained in the first stage only',
      'trains_embedding=start == 0', 'trains_embedding=stage == 0', TABLE),
-    ('stages.py', 'lowest active block labelled frozen', 'block < start', 'block <= start', TABLE),
+    ('stages.py', 'lowest active block labeled frozen', 'block < start', 'block <= start', TABLE),
     ('stages.py', 'trained blocks are put back one too high',
      'part.astype(leaf.dtype), start, 0)', 'part.astype(leaf.dtype), start + 1, 0)', MERGE),
     ('stages.py', 'new blocks copied from themselves', 'leaf[first - 1]', 'leaf[first]', STAGES),
