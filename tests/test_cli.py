@@ -15,9 +15,8 @@ from PIL import Image
 
 from experiments import command as commands
 from experiments import flags, presets
-from lwfedssl_jax import UsageError, catalog
+from lwfedssl_jax import UsageError, catalog, evaluations
 from lwfedssl_jax import config as configs
-from lwfedssl_jax import evaluations
 
 ROOT = pathlib.Path(__file__).parents[1]
 PRESETS = sorted((ROOT / 'experiments' / 'presets').glob('*.flags'))

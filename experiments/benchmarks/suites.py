@@ -39,7 +39,8 @@ def check_shares(results: Sequence[dict[str, Any]]) -> None:
     share = result['share_of_matrix_product_rate']
     if share > 1:
       raise MeasurementError(
-          f'{result["case"]}: {100 * share:.0f} % of the rate of matrix products is impossible; the measurement is wrong')
+          f'{result["case"]}: {100 * share:.0f} % of the rate of matrix products is impossible; '
+          'the measurement is wrong')
 
 
 def _row(result: dict[str, Any]) -> list[str]:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 _BYTES = {'f64': 8, 's64': 8, 'u64': 8, 'f32': 4, 's32': 4, 'u32': 4, 'bf16': 2, 'f16': 2, 'u16': 2, 's16': 2,
           'pred': 1, 's8': 1, 'u8': 1}
 _OPERATION = re.compile(
-    r'= (?P<shapes>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?P<start>-start)?\(')
+    r'= (?P<shapes>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)'
+    r'(?P<start>-start)?\(')
 _ARRAY = re.compile(r'(\w+)\[([\d,]*)\]')
 
 
