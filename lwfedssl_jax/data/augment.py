@@ -31,7 +31,7 @@ HIGHEST = jax.lax.Precision.HIGHEST  # a TPU otherwise rounds the operands of a 
 
 def to_float(images: jax.Array | np.ndarray) -> jax.Array:
   """uint8 (..., S, S, 3) -> float32 in [0, 1]."""
-  return images.astype(jnp.float32) / 255
+  return jnp.asarray(images).astype(jnp.float32) / 255
 
 
 def normalize(images: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
