@@ -40,7 +40,8 @@ def shaken(params, seed=1):
 @pytest.mark.parametrize('mask', MASKS)
 def test_masked_mean(mask):
   x, mask = draw(2, 5, 3), np.array(mask, bool)
-  np.testing.assert_allclose(masked_mean(jnp.asarray(x), jnp.asarray(mask)), x[:, mask].mean(1, keepdims=True), rtol=1e-5)
+  found = masked_mean(jnp.asarray(x), jnp.asarray(mask))
+  np.testing.assert_allclose(found, x[:, mask].mean(1, keepdims=True), rtol=1e-5)
 
 
 def test_masked_mean_of_nothing_is_zero():
