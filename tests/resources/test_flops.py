@@ -157,7 +157,7 @@ def traced_flops(config, plan, shape, start, aligned):
     return total
 
   def step(params, target, received, images):
-    active, frozen = stages.split(params, shape, start)
+    active, frozen, *_ = stages.split(params, shape, start)
     tokens = images
     if not shape.trains_embedding:
       tokens = encoder.prefix(frozen['blocks'], encoder.embed(frozen['embedding'], images), start)
