@@ -4,13 +4,13 @@ Shapes use one alphabet: B batch, H W C image, T tokens, D width, P projection, 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt8
 
-Params = PyTree[Float[Array, '...']]  # a tree of parameters, float32
+Params: TypeAlias = PyTree[Float[Array | np.ndarray, '...']]  # a tree of parameters, float32, on a device or on the host
 Labels = PyTree[Int[Array, '...']]  # ABSENT, FROZEN or ACTIVE, see stages.py
 Raveled = dict[str, Float[Array, ' _']]  # a tree as a few vectors, see trees.py
 Stacked = dict[str, Float[Array, 'K _']]  # those of K clients

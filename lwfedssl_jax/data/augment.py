@@ -29,12 +29,12 @@ JITTER_ORDERS = tuple(itertools.permutations((BRIGHTNESS, CONTRAST, SATURATION, 
 HIGHEST = jax.lax.Precision.HIGHEST  # a TPU otherwise rounds the operands of a product to bfloat16
 
 
-def to_float(images: jax.Array) -> jax.Array:
+def to_float(images: jax.Array | np.ndarray) -> jax.Array:
   """uint8 (..., S, S, 3) -> float32 in [0, 1]."""
-  return images.astype(jnp.float32) / 255
+  return jnp.asarray(images).astype(jnp.float32) / 255
 
 
-def normalize(images: jax.Array) -> jax.Array:
+def normalize(images: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
   """Float [0, 1] -> what the encoder sees: mean 0.5 and standard deviation 0.5 taken out, [-1, 1]."""
   return (images - 0.5) / 0.5
 

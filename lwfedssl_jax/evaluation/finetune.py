@@ -89,7 +89,7 @@ def init_params(params: Params, num_classes: int) -> Params:
           'head': {'kernel': jnp.zeros((width, num_classes)), 'bias': jnp.zeros(num_classes)}}
 
 
-def compute_logits(apply: Callable[[Params, Any], Any], trained: Params, images: jax.Array) -> jax.Array:
+def compute_logits(apply: Callable[[Params, Any], Any], trained: Params, images: jax.Array | np.ndarray) -> jax.Array:
   """Returns logits (B, C) of images; the head's product is float32 at full precision on every device."""
   head = trained['head']
   return jnp.matmul(apply(trained['encoder'], images), head['kernel'], precision='highest') + head['bias']

@@ -186,8 +186,8 @@ def _is_among(payload: Payload, names: Sequence[str]) -> np.ndarray:
 
 
 def charge_round(
-    ledger: Ledger, payload: Payload, plan: StagePlan, client_ids: np.ndarray, returned: np.ndarray
-) -> tuple[Ledger, RoundTraffic]:
+    ledger: Ledger, payload: Payload, plan: StagePlan, client_ids: Sequence[int] | np.ndarray,
+    returned: Sequence[bool] | np.ndarray) -> tuple[Ledger, RoundTraffic]:
   """Accounts for one round.
 
   A sampled client downloads those components it needs whose global version is not the one it holds; from then on it

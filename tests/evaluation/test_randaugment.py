@@ -102,7 +102,7 @@ def test_two_operations_follow_each_other_each_drawn_from_all_and_both_signs(mon
   """An operation that only writes down what it was: 28 kinds with sign, base 64, on images of one black pixel."""
   monkeypatch.setattr(randaugment, 'operate', lambda image, kind, sign: 64 * image + 2 * kind + (sign > 0) + 1)
   count = 20_000
-  written = np.asarray(randaugment.rand_augment(jax.random.key(0), np.zeros((count, 1, 1, 3), np.uint8)))[:, 0, 0, 0]
+  written = np.asarray(randaugment.rand_augment(jax.random.key(0), jnp.zeros((count, 1, 1, 3), jnp.uint8)))[:, 0, 0, 0]
   drawn = np.stack(np.divmod(written.astype(int), 64)) - 1
   assert drawn.min() == 0 and drawn.max() == 27  # two operations, no third
   expected, deviation = count / 28, np.sqrt(count / 28)
@@ -134,7 +134,7 @@ def test_views_are_two_operations_on_the_image_or_its_mirror(pixels):
 @pytest.mark.parametrize(('probability', 'share'), [(0.0, 0), (1.0, 1), (0.3, 0.3)])
 def test_mirror_only_with_its_probability(pixels, monkeypatch, probability, share):
   monkeypatch.setattr(randaugment, 'operate', lambda image, kind, sign: image)
-  batch = np.stack([pixels[:4, :4]] * 400)
+  batch = jnp.stack([pixels[:4, :4]] * 400)
   found = np.asarray(randaugment.rand_augment(jax.random.key(0), batch, probability))
   mirrored = np.array([np.array_equal(image, pixels[:4, 3::-1] / np.float32(255)) for image in found])
   same = np.array([np.array_equal(image, pixels[:4, :4] / np.float32(255)) for image in found])
