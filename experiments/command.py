@@ -9,12 +9,13 @@ from typing import Any, NamedTuple, NoReturn
 from absl import flags as absl_flags
 from absl import logging
 
-from lwfedssl_jax.errors import LostPeerError, MeasurementError, TrainingError, UsageError
+from lwfedssl_jax.errors import LostPeerError, MeasurementError, StorageError, TrainingError, UsageError
 from lwfedssl_jax.training.signals import Interrupted
 
 from . import flags, presets, usage
 
 USAGE_EXIT_CODE = 2
+STORAGE_EXIT_CODE = 3  # a disk is full or cannot be written; the same command with --resume goes on
 FAILURE_EXIT_CODE = 1  # all or part of the work failed; the result or the message says which
 STOPPED_EXIT_CODE = 75  # by SIGTERM or Ctrl-C (EX_TEMPFAIL): the same command with --resume goes on
 CLOSED_PIPE_EXIT_CODE = 141  # nobody reads standard output any more; as a shell reports SIGPIPE
@@ -117,6 +118,9 @@ def execute(command: Command, argv: Sequence[str]) -> int:
   except UsageError as error:
     _print_error(str(error))
     return USAGE_EXIT_CODE
+  except StorageError as error:
+    _print_error(str(error))
+    return STORAGE_EXIT_CODE
   except (TrainingError, MeasurementError) as error:
     _print_error(str(error))
     return FAILURE_EXIT_CODE

@@ -4,27 +4,34 @@ Shapes use one alphabet: B batch, H W C image, T tokens, D width, P projection, 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped, UInt8
 
-Params: TypeAlias = PyTree[Float[Array | np.ndarray, '...']]  # a tree of parameters, float32, on a device or on the host
-Labels = PyTree[Int[Array, '...']]  # ABSENT, FROZEN or ACTIVE, see stages.py
+if TYPE_CHECKING:  # jaxtyping's PyTree is anything to a type checker
+  Params = dict[str, Any]
+  Labels = dict[str, Any]
+else:
+  Params = PyTree[Float[Array | np.ndarray, '...']]  # a tree of parameters, float32
+  Labels = PyTree[Int[Array, '...']]  # ABSENT, FROZEN or ACTIVE, see stages.py
 Raveled = dict[str, Float[Array, ' _']]  # a tree as a few vectors, see trees.py
 Stacked = dict[str, Float[Array, 'K _']]  # those of K clients
 Images = UInt8[Array, 'N H W C']
+Projections = Float[Array, '2 B P']  # of both views
 Mask = Bool[Array, ' B']  # the valid samples of a batch
 Scalar = Float[Array, '']
+Number = float | np.floating | Scalar  # may be traced
 Integer = int | np.integer | Int[Array, '']  # may be traced
 Key = PRNGKeyArray
 Function = Callable[..., Any]
+Apply = Callable[[Params, Any], Float[Array, 'B D']]  # parameters, images (B, H, W, C) -> embeddings
 
 __all__ = [
-    'Array', 'Bool', 'Encoder', 'EncoderFlops', 'ExportedEncoder', 'FederatedRound', 'Float', 'Function', 'Images',
-    'Int', 'Integer', 'Key', 'Labels', 'Mask', 'Objective', 'Params', 'PartFlops', 'PyTree', 'Raveled', 'Scalar',
-    'Stacked', 'UInt8']
+    'Apply', 'Array', 'Bool', 'Encoder', 'EncoderFlops', 'ExportedEncoder', 'FederatedRound', 'Float', 'Function',
+    'Images', 'Int', 'Integer', 'Key', 'Labels', 'Mask', 'Number', 'Objective', 'Params', 'PartFlops', 'Projections',
+    'PyTree', 'Raveled', 'Scalar', 'Shaped', 'Stacked', 'UInt8']
 
 
 class PartFlops(NamedTuple):
@@ -112,8 +119,8 @@ class Objective(NamedTuple):
 
   name: str
   init: Callable[[Key, int], Params]
-  project: Callable[[Params, Array, Mask], Array]
-  loss: Callable[[Params, Array, Array | None, Mask], Array]
+  project: Callable[[Params, Float[Array, '2 B D'], Mask], Projections]
+  loss: Callable[[Params, Projections, Projections | None, Mask], Scalar]
   update_target: Callable[[Raveled, Raveled], Raveled] | None
   head_names: tuple[str, ...]
   online_only: tuple[str, ...] = ()

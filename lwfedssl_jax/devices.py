@@ -26,7 +26,7 @@ def connect(address: str, num_processes: int, process_id: int) -> None:
   """
   if not address:
     return
-  values = {}
+  values: dict[str, Any] = {}
   if address != 'auto':
     host, _, port = address.rpartition(':')
     if not host or not port.isdigit():

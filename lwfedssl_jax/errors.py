@@ -5,6 +5,10 @@ class UsageError(ValueError):
   """Invalid input: the message is one line that names the flag or file and what was expected."""
 
 
+class StorageError(RuntimeError):
+  """A disk is full or cannot be written: the message is one line that says what failed and what is saved."""
+
+
 class LostPeerError(RuntimeError):
   """Another process of the run is gone; the checkpoints are whole."""
 

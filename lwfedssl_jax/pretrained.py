@@ -1,13 +1,12 @@
 """A trained encoder, taken away from its run: one function and its parameters."""
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
 from lwfedssl_jax import rng
-from lwfedssl_jax.base import Encoder, Params
+from lwfedssl_jax.base import Apply, Array, Encoder, Float, Params, Shaped
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import augment
 from lwfedssl_jax.errors import UsageError
@@ -20,15 +19,14 @@ class LoadedEncoder(NamedTuple):
   """An encoder and its parameters.
 
   Attributes:
-    apply: (params, images (B, S, S, 3), uint8 or float in [0, 1]) -> embeddings (B, D) float32. Pure: may be jitted
-      and differentiated.
+    apply: (params, images, uint8 or float in [0, 1]) -> embeddings, float32. Pure: may be jitted and differentiated.
     params: `embedding`, `blocks` (stacked, those that the run had reached) and `norm`, float32.
     encoder: the functions `apply` is made of.
     config: the run's configuration.
     rounds_done: rounds that the parameters have seen; 0 for random weights.
   """
 
-  apply: Callable[[Params, Any], Any]
+  apply: Apply
   params: Params
   encoder: Encoder
   config: Config
@@ -40,7 +38,7 @@ class LoadedEncoder(NamedTuple):
     return jax.tree.leaves(self.params['blocks'])[0].shape[0]
 
 
-def _apply(encoder: Encoder, params: Params, images: Any) -> Any:
+def _apply(encoder: Encoder, params: Params, images: Shaped[Array, 'B H W C']) -> Float[Array, 'B D']:
   inputs = augment.to_float(images) if images.dtype == 'uint8' else images
   tokens = encoder.embed(params['embedding'], augment.normalize(inputs))
   return encoder.pool(params['norm'], encoder.blocks(params['blocks'], tokens))

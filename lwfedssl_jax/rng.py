@@ -52,9 +52,10 @@ def key(seed: int | Any, stream: Stream | Any, *indices: int | Any) -> Key:
     stream: what it is for; may be traced.
     *indices: e.g. round, client, step; ints or traced integer scalars.
   """
-  is_key = hasattr(seed, 'dtype') and jax.dtypes.issubdtype(seed.dtype, jax.dtypes.prng_key)
+  is_key = hasattr(seed, 'dtype') and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key)
   folded = jnp.stack([jnp.asarray(index, jnp.uint32) for index in (stream, *indices)])
-  return jax.lax.scan(_fold_in, seed if is_key else jax.random.key(seed), folded)[0]
+  start: Any = seed if is_key else jax.random.key(seed)
+  return jax.lax.scan(_fold_in, start, folded)[0]
 
 
 def _fold_in(result: Key, index: jax.Array) -> tuple[Key, None]:

@@ -1,5 +1,6 @@
 """Damaged checkpoints: noticed, said, passed over; never half-believed."""
 
+import errno
 import os
 import resource
 import shutil
@@ -9,9 +10,11 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from lwfedssl_jax import UsageError, trees
+from lwfedssl_jax.errors import StorageError
 from lwfedssl_jax.workdir import checkpoint
 
 DAMAGES = ('truncated', 'emptied', 'deleted', 'bit flipped')
@@ -99,19 +102,30 @@ def test_reading_alone_deletes_nothing_and_warns_of_nothing_but_damage(sound, tm
   assert files_of(folder) == before
 
 
-def test_an_error_without_words_is_passed_over_too(sound, tmp_path, monkeypatch, caplog):
-  folder = tmp_path / 'wordless'
-  shutil.copytree(sound, folder)
-  restore_step = checkpoint.Checkpoints._restore
+def fail_to_restore(monkeypatch, error):
+  """Has orbax raise an error for step 2."""
+  restore_step = ocp.CheckpointManager.restore
 
-  def fail(self, step, like):
+  def fail(manager, step, **options):
     if step == 2:
-      raise AssertionError
-    return restore_step(self, step, like)
+      raise error
+    return restore_step(manager, step, **options)
 
-  monkeypatch.setattr(checkpoint.Checkpoints, '_restore', fail)
-  assert restore(folder, read_only=True).rounds_done == 1
-  assert 'checkpoint 2 is damaged and passed over: AssertionError' in caplog.text
+  monkeypatch.setattr(ocp.CheckpointManager, 'restore', fail)
+
+
+@pytest.mark.parametrize('error', [ValueError(), Exception(), KeyError(), OSError()], ids=repr)
+def test_an_error_without_words_is_passed_over_too(sound, monkeypatch, caplog, error):
+  fail_to_restore(monkeypatch, error)
+  assert restore(sound, read_only=True).rounds_done == 1
+  assert f'checkpoint 2 is damaged and passed over: {type(error).__name__}' in caplog.text
+
+
+@pytest.mark.parametrize('error', [AssertionError('ours'), RuntimeError('ours'), NotImplementedError('ours')], ids=repr)
+def test_a_bug_is_not_damage(sound, monkeypatch, error):
+  fail_to_restore(monkeypatch, error)
+  with pytest.raises(type(error), match='ours'):
+    restore(sound, read_only=True)
 
 
 @pytest.mark.parametrize('content', ['[]', '{"commit_timestamp_nsecs": "soon"}', '{"commit_timestamp_nsecs": 1e99}'])
@@ -131,8 +145,6 @@ def test_metadata_that_orbax_cannot_bear_is_done_without_or_one_line(sound, tmp_
 
 
 def test_metadata_stays_where_it_is_not_to_blame(sound, tmp_path, monkeypatch):
-  import orbax.checkpoint as ocp
-
   folder = tmp_path / 'other'
   shutil.copytree(sound, folder)
   before = {path: path.read_bytes() for path in files_of(folder)}
@@ -164,15 +176,15 @@ def test_a_step_that_was_not_finished_is_not_there(sound, tmp_path):
 FULL_DISK = '''
 import resource, signal, sys
 import jax.numpy as jnp
-from lwfedssl_jax import UsageError
+from lwfedssl_jax.errors import StorageError
 from lwfedssl_jax.workdir import checkpoint
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
   with checkpoint.Checkpoints(sys.argv[1], keep=5) as checkpoints:
     checkpoints.save({'embedding': {'kernel': jnp.arange(100_000.0) ** 1.5}}, 3)
-except UsageError as error:
-  print('USAGE', error)
+except StorageError as error:
+  print('STORAGE', error)
 '''
 
 
@@ -182,9 +194,31 @@ def test_disk_that_is_full_is_said_in_one_line_and_earlier_checkpoints_stay(soun
   shutil.copytree(sound, folder)
   result = subprocess.run([sys.executable, '-c', FULL_DISK, str(folder)], capture_output=True, text=True, timeout=120,
                           env=os.environ | {'JAX_PLATFORMS': 'cpu'})
-  assert f'USAGE {folder}/checkpoints: expected room for checkpoint 3' in result.stdout, result.stderr[-2000:]
+  expected = (f'STORAGE cannot write checkpoint 3 to {folder}/checkpoints: file too large; the last saved round is 2, '
+              '--resume goes on from it\n')
+  assert expected in result.stdout, result.stderr[-2000:]
   assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 20_000
   assert restore(folder).rounds_done == 2
+
+
+@pytest.mark.parametrize('error', [TypeError('ours'), ValueError('ours'), FileNotFoundError('ours')], ids=repr)
+def test_a_bug_in_saving_is_not_a_full_disk(tmp_path, monkeypatch, error):
+  def fail(*arguments, **options):
+    raise error
+
+  with checkpoint.Checkpoints(str(tmp_path)) as checkpoints:
+    monkeypatch.setattr(ocp.CheckpointManager, 'save', fail)
+    with pytest.raises(type(error), match='ours'):
+      checkpoints.save(tree(1), 1)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, monkeypatch):
+  def fail(*arguments, **options):
+    raise PermissionError(errno.EACCES, 'Permission denied')
+
+  monkeypatch.setattr(ocp, 'CheckpointManager', fail)
+  with pytest.raises(StorageError, match=f'cannot write {tmp_path}/checkpoints: permission denied'):
+    checkpoint.Checkpoints(str(tmp_path))
 
 
 def test_none_is_left(sound, tmp_path):

@@ -66,8 +66,8 @@ def test_batch_norm_is_numpy_s_over_the_valid_samples_of_each_view(affine, mask)
 def test_head_is_numpy_s(mask):
   x, mask = draw(2, 5, 6), np.array(mask, bool)
   head = Head((7, 8), 4)
-  params = shaken(head.init(jax.random.key(0), x, jnp.asarray(mask))['params'])
-  actual = head.apply({'params': params}, x, jnp.asarray(mask))
+  params = shaken(head.init(jax.random.key(0), jnp.asarray(x), jnp.asarray(mask))['params'])
+  actual = head.apply({'params': params}, jnp.asarray(x), jnp.asarray(mask))
   assert actual.shape == (2, 5, 4)
   for view in range(2):
     np.testing.assert_allclose(actual[view][mask], oracle_head(params, x[view][mask], 3), rtol=1e-3, atol=1e-4)
@@ -75,7 +75,7 @@ def test_head_is_numpy_s(mask):
 
 @pytest.mark.parametrize('padding', [0.0, 1e3])
 def test_padding_changes_neither_output_nor_gradients(padding):
-  head, x = Head((7,), 4), draw(2, 3, 6)
+  head, x = Head((7,), 4), jnp.asarray(draw(2, 3, 6))
   slots, mask = np.array([0, 2, 3]), np.array([1, 0, 1, 1, 0], bool)
   padded = np.full((2, 5, 6), padding, np.float32)
   padded[:, slots] = x
@@ -96,14 +96,14 @@ def test_padding_changes_neither_output_nor_gradients(padding):
 
 @pytest.mark.parametrize('mask', [[0, 0, 0], [0, 1, 0]])
 def test_few_or_no_valid_samples_give_finite_gradients(mask):
-  head, x = Head((7,), 4), draw(2, 3, 6)
+  head, x = Head((7,), 4), jnp.asarray(draw(2, 3, 6))
   params = head.init(jax.random.key(0), x, jnp.ones(3, bool))['params']
   gradients = jax.grad(lambda p: (head.apply({'params': p}, x, jnp.array(mask, bool)) ** 2).sum())(params)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
 def test_bfloat16_products_float32_result():
-  head, x = Head((7,), 4, jnp.bfloat16), draw(2, 5, 6)
+  head, x = Head((7,), 4, jnp.bfloat16), jnp.asarray(draw(2, 5, 6))
   params = head.init(jax.random.key(0), x, jnp.ones(5, bool))['params']
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
   apply = lambda params: head.apply({'params': params}, x, jnp.ones(5, bool))

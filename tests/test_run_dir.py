@@ -1,14 +1,19 @@
-"""A run's folder: which revision it records, and who may use it."""
+"""A run's folder: which revision it records, who may use it, and disks that refuse to write."""
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
 
 import pytest
+from absl import flags
 
+from experiments import command
 from lwfedssl_jax import UsageError, run_evaluation
 from lwfedssl_jax import config as configs
-from lwfedssl_jax.workdir import run_dir
+from lwfedssl_jax.errors import StorageError
+from lwfedssl_jax.workdir import metrics_writer, run_dir
 
 NONE = {'git_revision': None, 'git_dirty': None}
 
@@ -62,7 +67,8 @@ def test_folder_is_free_again_after_its_process_was_killed(tmp_path):
   code = f'''
 import time
 from lwfedssl_jax import configure
-from lwfedssl_jax.workdir import run_dir
+from lwfedssl_jax.errors import StorageError
+from lwfedssl_jax.workdir import metrics_writer, run_dir
 with run_dir.claim_workdir(configure(workdir={config.run.workdir!r}, resume=True)):
   print('claimed', flush=True)
   time.sleep(300)
@@ -87,3 +93,61 @@ def test_evaluation_asks_for_a_seed_before_it_reads_the_run():
 def test_check_writes_nothing(tmp_path):
   run_dir.check_workdir(configs.configure(workdir=str(tmp_path / 'run')))
   assert not any(tmp_path.iterdir())
+
+
+def refuse(number):
+  """A function of any arguments with which the system refuses to write."""
+
+  def fail(*arguments, **options):
+    raise OSError(number, os.strerror(number))
+
+  return fail
+
+
+@pytest.mark.parametrize(('number', 'reason'), [
+    (errno.ENOSPC, 'no space left on device'), (errno.EACCES, 'permission denied'), (errno.EIO, 'input/output error')])
+@pytest.mark.parametrize('rounds', [(), (3, 12)])
+def test_a_file_that_cannot_be_written_is_one_line_and_the_old_one_stays(tmp_path, monkeypatch, number, reason, rounds):
+  path = tmp_path / run_dir.SUMMARY
+  run_dir.write_json(str(path), {'old': 1})
+  for name in (*rounds, '13.orbax-checkpoint-tmp'):
+    (tmp_path / 'checkpoints' / str(name)).mkdir(parents=True)
+  monkeypatch.setattr(os, 'fsync', refuse(number))
+  saved = '; the last saved round is 12, --resume goes on from it' if rounds else ''
+  for write in (lambda: run_dir.write_json(str(path), {}), lambda: run_dir.write_arrays(str(path), {})):
+    with pytest.raises(StorageError, match=f'^cannot write {path}: {reason}{saved}$'):
+      write()
+  with (metrics_writer.MetricsWriter(str(tmp_path), 0, 1) as log,
+        pytest.raises(StorageError, match=f'^cannot write {tmp_path}/metrics.jsonl: {reason}{saved}$')):
+    log.write({'round': 0, 'stage': 0, 'loss': None, 'participants': 0})
+  assert run_dir.read_json(str(path)) == {'old': 1}
+
+
+@pytest.mark.parametrize('error', [
+    FileNotFoundError(errno.ENOENT, 'gone'), PermissionError(errno.EACCES, 'of an image'), ValueError('a bug')],
+    ids=repr)
+def test_other_errors_of_a_run_stay_what_they_are(tmp_path, error):
+  config = configs.configure(workdir=str(tmp_path / 'run'))
+  with pytest.raises(type(error)) as raised, run_dir.claim_workdir(config):
+    raise error
+  assert raised.value is error
+
+
+def test_no_room_for_the_configuration_is_not_the_user_s_mistake(tmp_path, monkeypatch):
+  monkeypatch.setattr(os, 'makedirs', refuse(errno.ENOSPC))
+  with (pytest.raises(StorageError, match=f'^cannot write {tmp_path}/run: no space left on device$'),
+        run_dir.claim_workdir(configs.configure(workdir=str(tmp_path / 'run')))):
+    pass
+  monkeypatch.setattr(os, 'makedirs', refuse(errno.EACCES))
+  with (pytest.raises(UsageError, match='--workdir: expected a folder that can be written'),
+        run_dir.claim_workdir(configs.configure(workdir=str(tmp_path / 'run')))):
+    pass
+
+
+def test_a_full_disk_has_an_exit_code_of_its_own(monkeypatch, capsys):
+  def main():
+    raise StorageError('cannot write runs/a: no space left on device')
+
+  full = command.Command('', flags.FlagValues(), main)
+  assert command.execute(full, ['program']) == command.STORAGE_EXIT_CODE == 3
+  assert capsys.readouterr().err == 'error: cannot write runs/a: no space left on device\n'

@@ -13,7 +13,7 @@ import lwfedssl_jax
 from lwfedssl_jax import UsageError, run_evaluation
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.config import Config
-from lwfedssl_jax.errors import TrainingError
+from lwfedssl_jax.errors import StorageError, TrainingError
 from lwfedssl_jax.resources import costs
 from lwfedssl_jax.training import signals, train
 from lwfedssl_jax.workdir import metrics_writer, run_dir
@@ -317,6 +317,7 @@ def test_no_room_for_a_row_is_one_line_and_what_was_saved_is_whole(finished, tmp
 
   with monkeypatch.context() as patch:
     patch.setattr(metrics_writer.MetricsWriter, 'write', fail)
-    with pytest.raises(UsageError, match=r'--workdir: expected room to write in .*: No space left on device'):
+    expected = f'cannot write {tmp_path}: no space left on device; the last saved round is 2, --resume goes on from it'
+    with pytest.raises(StorageError, match=expected):
       train.train(tiny(tmp_path))
   assert train.train(tiny(tmp_path, resume=True))['params_sha256'] == summary['params_sha256']

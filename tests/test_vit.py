@@ -74,7 +74,7 @@ def numpy_tokens(params, images, count):
 
 
 def test_forward_is_numpy_s(encoder, params, images):
-  tokens = encoder.blocks(params['blocks'], encoder.embed(params['embedding'], images))
+  tokens = encoder.blocks(params['blocks'], encoder.embed(params['embedding'], jnp.asarray(images)))
   expected = numpy_tokens(params, images, SIZE.depth)
   np.testing.assert_allclose(tokens, expected, rtol=1e-4, atol=1e-4)
   pooled = encoder.pool(params['norm'], tokens)
@@ -87,14 +87,14 @@ def test_layer_norm_epsilon(encoder, params):
   tokens = 1e-3 * np.random.default_rng(2).normal(size=(3, 4, SIZE.width)).astype(np.float32)
   one = jax.tree.map(lambda leaf: leaf[:1], params['blocks'])
   expected = numpy_block(block(params, 0), tokens.astype(np.float64))
-  np.testing.assert_allclose(encoder.blocks(one, tokens), expected, rtol=1e-3, atol=1e-4)
+  np.testing.assert_allclose(encoder.blocks(one, jnp.asarray(tokens)), expected, rtol=1e-3, atol=1e-4)
   expected = layer_norm(params['norm'], tokens.astype(np.float64)).mean(1)
-  np.testing.assert_allclose(encoder.pool(params['norm'], tokens), expected, rtol=1e-3, atol=1e-4)
+  np.testing.assert_allclose(encoder.pool(params['norm'], jnp.asarray(tokens)), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize('count', range(4))
 def test_prefix_and_the_rest_are_all_blocks(encoder, params, images, count):
-  tokens = encoder.embed(params['embedding'], images)
+  tokens = encoder.embed(params['embedding'], jnp.asarray(images))
   middle = jax.jit(encoder.prefix)(params['blocks'], tokens, count)  # the count is traced here
   np.testing.assert_allclose(middle, numpy_tokens(params, images, count), rtol=1e-4, atol=1e-4)
   if count < SIZE.depth:
@@ -104,7 +104,7 @@ def test_prefix_and_the_rest_are_all_blocks(encoder, params, images, count):
 
 
 def test_depth_leaves_out_the_blocks_above(encoder, params, images):
-  tokens = encoder.embed(params['embedding'], images)
+  tokens = encoder.embed(params['embedding'], jnp.asarray(images))
   with_depth = jax.jit(lambda blocks, depth: encoder.blocks(blocks, tokens, depth))
   gradient = jax.jit(jax.grad(lambda blocks, depth: (encoder.blocks(blocks, tokens, depth) ** 2).sum()))
   for depth in range(1, SIZE.depth + 1):
@@ -117,7 +117,7 @@ def test_depth_leaves_out_the_blocks_above(encoder, params, images):
 
 
 def test_the_only_block_may_be_left_out_too(encoder, params, images):
-  tokens = encoder.embed(params['embedding'], images)
+  tokens = encoder.embed(params['embedding'], jnp.asarray(images))
   one = jax.tree.map(lambda leaf: leaf[1:2], params['blocks'])
   np.testing.assert_array_equal(encoder.blocks(one, tokens, 0), tokens)
   np.testing.assert_allclose(encoder.blocks(one, tokens, 1), encoder.blocks(one, tokens), rtol=1e-5, atol=1e-6)
@@ -165,7 +165,7 @@ def test_bfloat16_keeps_float32_parameters_and_embeddings(params, images):
   encoder = make_vit(SIZE, image_size=8, patch_size=4, dtype=jnp.bfloat16)
   shapes = jax.eval_shape(encoder.init, jax.random.key(0))
   assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype('float32')}
-  tokens = encoder.embed(params['embedding'], images)
+  tokens = encoder.embed(params['embedding'], jnp.asarray(images))
   assert tokens.dtype == jnp.bfloat16
   tokens = encoder.blocks(params['blocks'], encoder.prefix(params['blocks'], tokens, 0))
   assert tokens.dtype == jnp.bfloat16

@@ -104,7 +104,7 @@ def build(config: Config, name: str) -> Scaled:
       name, run, lambda: params, initial,
       config.effective_clients_per_round * config.client.local_epochs * IMAGES_A_CLIENT,
       first.images.nbytes, memory.read_analysis(compiled).peak_bytes,
-      collectives.read_collectives(compiled.as_text()), sum(4 * leaf.size for leaf in jax.tree.leaves(active)))
+      collectives.read_collectives(compiled.as_text() or ''), sum(4 * leaf.size for leaf in jax.tree.leaves(active)))
 
 
 def client_cases(config: Config) -> Iterator[Scaled]:
@@ -118,8 +118,8 @@ def client_cases(config: Config) -> Iterator[Scaled]:
     values = {'num_clients': clients, 'clients_per_round': 0}
     yield build(configs.with_values(config, small | values), f'{clients} of {clients} clients')
   for name, budget in (('on the device', 0.0), ('streamed, a quarter may be on the device', a_quarter)):
-    values = {'num_clients': 40, 'clients_per_round': 5, 'device_data_budget_mb': budget}
-    yield build(configs.with_values(config, small | values), f'5 of 40 clients, images {name}')
+    streamed: dict[str, Any] = {'num_clients': 40, 'clients_per_round': 5, 'device_data_budget_mb': budget}
+    yield build(configs.with_values(config, small | streamed), f'5 of 40 clients, images {name}')
 
 
 def device_cases(config: Config) -> Iterator[Scaled]:

@@ -30,7 +30,7 @@ class Block(nn.Module):
     self.qkv, self.projection = nn.Linear(width, 3 * width), nn.Linear(width, width)
     self.mlp1, self.mlp2 = nn.Linear(width, ratio * width), nn.Linear(ratio * width, width)
 
-  def forward(self, x):
+  def forward(self, x: Any) -> Any:
     b, t, d = x.shape
     q, k, v = self.qkv(self.norm1(x)).reshape(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
     mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, d)
@@ -46,7 +46,7 @@ class Embedding(nn.Module):
     self.patch = nn.Conv2d(3, width, patch, patch)
     self.position = nn.Parameter(0.02 * torch.randn((image_size // patch) ** 2, width))
 
-  def forward(self, images):
+  def forward(self, images: Any) -> Any:
     return self.patch(images).flatten(2).transpose(1, 2) + self.position
 
 
@@ -78,7 +78,7 @@ class Active(nn.Module):
     self.norm = nn.LayerNorm(d, eps=1e-6)
     self.projector = _head(d, HEAD_HIDDEN, HEAD_HIDDEN, PROJECTION_SIZE)
 
-  def forward(self, inputs):
+  def forward(self, inputs: Any) -> Any:
     tokens = inputs if self.embedding is None else self.embedding(inputs)
     pooled = self.norm(self.blocks(tokens)).mean(1)
     return [self.projector(view) for view in pooled.chunk(2)]  # batch norm over each view, as in lwfedssl_jax

@@ -1,4 +1,4 @@
-"""Two-view augmentation on the device: pure functions on float images (S, S, 3) in [0, 1].
+"""Two-view augmentation on the device: pure functions on square float images (H, W, 3) in [0, 1].
 
 Random resized crop, color jitter, grayscale, Gaussian blur, solarize and horizontal flip by torchvision's rules, with
 MoCo v3's strengths (arXiv 2104.02057). One key an image and view. The crop (with the flip) and the blur are linear
@@ -11,13 +11,13 @@ jitter, 29 whether to convert to gray, 30 sigma, 31 whether to blur, 32 whether 
 
 import itertools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lwfedssl_jax.base import Key
+from lwfedssl_jax.base import Array, Bool, Float, Int, Integer, Key, Number, UInt8
 from lwfedssl_jax.config import AugmentConfig
 
 NUM_DRAWS = 33
@@ -26,21 +26,22 @@ CROP_ASPECT = (3 / 4, 4 / 3)  # width / height
 GRAY_WEIGHTS = (0.299, 0.587, 0.114)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 JITTER_ORDERS = tuple(itertools.permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE)))
+Image = Float[Array, 'H W C']
 HIGHEST = jax.lax.Precision.HIGHEST  # a TPU otherwise rounds the operands of a product to bfloat16
 
 
-def to_float(images: jax.Array | np.ndarray) -> jax.Array:
-  """uint8 (..., S, S, 3) -> float32 in [0, 1]."""
+def to_float(images: UInt8[Array | np.ndarray, '... H W C']) -> Float[Array, '... H W C']:
+  """uint8 -> float32 in [0, 1]."""
   return jnp.asarray(images).astype(jnp.float32) / 255
 
 
-def normalize(images: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+def normalize(images: Float[Array | np.ndarray, '...']) -> Float[Array, '...']:
   """Float [0, 1] -> what the encoder sees: mean 0.5 and standard deviation 0.5 taken out, [-1, 1]."""
-  return (images - 0.5) / 0.5
+  return (jnp.asarray(images) - 0.5) / 0.5
 
 
-def crop_matrix(size: int, offset: jax.Array, length: jax.Array, flip: jax.Array) -> jax.Array:
-  """Bilinear resampling of pixels offset .. offset + length - 1 to `size` pixels, mirrored if `flip`; (size, size).
+def crop_matrix(size: int, offset: Number, length: Number, flip: Bool[Array, '']) -> Float[Array, '{size} {size}']:
+  """Bilinear resampling of pixels offset .. offset + length - 1 to `size` pixels, mirrored if `flip`.
 
   A crop is enlarged or kept, never reduced, so antialiasing would change nothing.
   """
@@ -56,8 +57,8 @@ def blur_support(config: AugmentConfig, size: int) -> int:
   return config.blur_kernel_size or max(3, 2 * (size // 20) + 1)
 
 
-def blur_matrix(size: int, sigma: jax.Array, support: int) -> jax.Array:
-  """Gaussian blur along one side, torchvision's: (size, size).
+def blur_matrix(size: int, sigma: Number, support: int) -> Float[Array, '{size} {size}']:
+  """Gaussian blur along one side, torchvision's.
 
   Args:
     size: of the side, pixels.
@@ -75,23 +76,23 @@ def blur_matrix(size: int, sigma: jax.Array, support: int) -> jax.Array:
   return sum(weights[i] * (mirrored[i:i + size, None] == jnp.arange(size)) for i in range(support))
 
 
-def resample(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-  """Applies one matrix along each side of an image (S, S, 3)."""
+def resample(image: Image, rows: Float[Array, 'H H'], columns: Float[Array, 'W W']) -> Image:
+  """Applies one matrix along each side of an image."""
   return jnp.einsum('yh,hwc,xw->yxc', rows, image, columns, precision=HIGHEST)
 
 
-def gray(image: jax.Array) -> jax.Array:
-  """Luma of (S, S, 3) as (S, S, 1)."""
-  return sum(weight * image[..., i:i + 1] for i, weight in enumerate(GRAY_WEIGHTS))
+def gray(image: Float[Array, 'H W 3']) -> Float[Array, 'H W 1']:
+  """Luma."""
+  return jnp.asarray(sum(weight * image[..., i:i + 1] for i, weight in enumerate(GRAY_WEIGHTS)))
 
 
-def blend(image: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:
-  """Factor * image + (1 - factor) * other, clipped to [0, 1]; a factor of 1 changes no bit."""
+def blend(image: Image, other: Float[Array, '...'], factor: Number) -> Image:
+  """Factor * image + (1 - factor) * other (broadcast), clipped to [0, 1]; a factor of 1 changes no bit."""
   return jnp.clip(image + (1 - factor) * (other - image), 0, 1)
 
 
-def shift_hue(image: jax.Array, turns: jax.Array) -> jax.Array:
-  """Turns the hue of (S, S, 3) by a share of a full circle, in HSV."""
+def shift_hue(image: Float[Array, 'H W 3'], turns: Number) -> Float[Array, 'H W 3']:
+  """Turns the hue by a share of a full circle, in HSV."""
   red, green, blue = image[..., 0], image[..., 1], image[..., 2]
   value, low = image.max(-1), image.min(-1)
   chroma = value - low
@@ -104,22 +105,22 @@ def shift_hue(image: jax.Array, turns: jax.Array) -> jax.Array:
   return jnp.stack([ramp(channel(n)) for n in (5.0, 3.0, 1.0)], axis=-1)
 
 
-def enhance(image: jax.Array, operation: jax.Array, factor: jax.Array) -> jax.Array:
-  """Brightness, contrast or saturation of (S, S, 3), by a factor."""
+def enhance(image: Float[Array, 'H W 3'], operation: Integer, factor: Number) -> Float[Array, 'H W 3']:
+  """Brightness, contrast or saturation, by a factor."""
   luma = gray(image)
   other = jnp.where(operation == CONTRAST, luma.mean(), jnp.where(operation == SATURATION, luma, 0))
   return blend(image, other, factor)
 
 
-def jitter(image: jax.Array, factors: jax.Array, order: jax.Array) -> jax.Array:
+def jitter(image: Float[Array, 'H W 3'], factors: Float[Array, '4'], order: Int[Array, '4']) -> Float[Array, 'H W 3']:
   """Brightness, contrast, saturation and hue, in any order.
 
   The hue is turned once. Each of the other three has a place before and one after it, in one of which its factor is 1.
 
   Args:
-    image: (S, S, 3) in [0, 1].
-    factors: (4,) of brightness, contrast and saturation, and the hue's turn in shares of a full circle.
-    order: (4,) the four operations, the first one first.
+    image: in [0, 1].
+    factors: of brightness, contrast and saturation, and the hue's turn in shares of a full circle.
+    order: the four operations, the first one first.
   """
   place = jnp.argmax(order == HUE)
   others = jnp.where(jnp.arange(3) < place, order[:3], order[1:])
@@ -131,7 +132,7 @@ def jitter(image: jax.Array, factors: jax.Array, order: jax.Array) -> jax.Array:
   return image
 
 
-def solarize(image: jax.Array) -> jax.Array:
+def solarize(image: Image) -> Image:
   """Inverts what is at least half as bright as can be."""
   return jnp.where(image >= 0.5, 1 - image, image)
 
@@ -139,43 +140,43 @@ def solarize(image: jax.Array) -> jax.Array:
 class ViewRule(NamedTuple):
   """What differs between the two views: probabilities of a blur and of solarization."""
 
-  blur_probability: Any
-  solarize_probability: Any
+  blur_probability: Number
+  solarize_probability: Number
 
 
 class ViewParams(NamedTuple):
   """What is drawn for one view of one image."""
 
-  box: jax.Array  # (4,) float32, whole numbers of pixels: top, left, height, width
-  flips: jax.Array
-  jitters: jax.Array
-  factors: jax.Array  # (4,) of brightness, contrast, saturation; the hue's turn
-  order: jax.Array  # (4,) the jitter's operations, the first one first
-  is_gray: jax.Array
-  blurs: jax.Array
-  sigma: jax.Array  # pixels
-  solarizes: jax.Array
+  box: Float[Array, '4']  # whole numbers of pixels: top, left, height, width
+  flips: Bool[Array, '']
+  jitters: Bool[Array, '']
+  factors: Float[Array, '4']  # of brightness, contrast, saturation; the hue's turn
+  order: Int[Array, '4']  # the jitter's operations, the first one first
+  is_gray: Bool[Array, '']
+  blurs: Bool[Array, '']
+  sigma: Float[Array, '']  # pixels
+  solarizes: Bool[Array, '']
 
 
-def between(draws: jax.Array, bounds: tuple[float, float]) -> jax.Array:
+def between(draws: Float[Array, '...'], bounds: tuple[float, float]) -> Float[Array, '...']:
   """Uniform numbers in [0, 1) -> uniform numbers within the bounds."""
   return bounds[0] + draws * (bounds[1] - bounds[0])
 
 
-def crop_box(draws: jax.Array, size: int, area: tuple[float, float]) -> jax.Array:
+def crop_box(draws: Float[Array, '22'], size: int, area: tuple[float, float]) -> Float[Array, '4']:
   """Draws a crop as torchvision's RandomResizedCrop: the first of ten candidates that fits, else the whole image.
 
   Args:
-    draws: (22,) uniform numbers in [0, 1), the first of the module's layout.
+    draws: uniform numbers in [0, 1), the first of the module's layout.
     size: side of the image, pixels.
     area: least and greatest share of the area.
 
   Returns:
-    (4,) float32, whole numbers of pixels: top, left, height, width.
+    Whole numbers of pixels, float32: top, left, height, width.
   """
   areas, ratios, offsets = jnp.split(draws, (CROP_TRIES, 2 * CROP_TRIES))
   areas = size**2 * between(areas, area)
-  ratios = jnp.exp(between(ratios, tuple(map(math.log, CROP_ASPECT))))
+  ratios = jnp.exp(between(ratios, (math.log(CROP_ASPECT[0]), math.log(CROP_ASPECT[1]))))
   sides = jnp.round(jnp.sqrt(areas * jnp.stack([1 / ratios, ratios])))
   fits = ((sides > 0) & (sides <= size)).all(axis=0)
   sides = jnp.where(fits.any(), sides[:, jnp.argmax(fits)], size)
@@ -198,8 +199,8 @@ def draw_view(key: Key, size: int, rule: ViewRule, config: AugmentConfig) -> Vie
       solarizes=draw[32] < rule.solarize_probability)
 
 
-def apply_view(image: jax.Array, view: ViewParams, config: AugmentConfig) -> jax.Array:
-  """Makes a view of one image, float32 (S, S, 3) in [0, 1]; what has no probability in `config` is not computed."""
+def apply_view(image: Float[Array, 'S S 3'], view: ViewParams, config: AugmentConfig) -> Float[Array, 'S S 3']:
+  """Makes a view of one square image in [0, 1]; what has no probability in `config` is not computed."""
   size = image.shape[0]
   top, left, height, width = view.box
   rows, columns = crop_matrix(size, top, height, jnp.bool_(False)), crop_matrix(size, left, width, view.flips)
@@ -215,17 +216,18 @@ def apply_view(image: jax.Array, view: ViewParams, config: AugmentConfig) -> jax
 
 
 def two_views(
-    key: Key, images: jax.Array, config: AugmentConfig, piece: tuple[Any, int] | None = None) -> jax.Array:
+    key: Key, images: UInt8[Array, 'N S S 3'], config: AugmentConfig, piece: tuple[Integer, int] | None = None
+) -> Float[Array, '2 B S S 3']:
   """Draws both views of a batch.
 
   Args:
     key: the step's; each view of each image gets its own from it.
-    images: (B, S, S, 3) uint8.
+    images: of the whole batch.
     config: probabilities and strengths.
-    piece: (first, count): only so many images from the first one on, as they come out of the whole batch.
+    piece: (first, count): only so many images from the first one on, as they come out of the whole batch; B of N.
 
   Returns:
-    (2, B, S, S, 3) float32 in [0, 1].
+    Views in [0, 1], float32.
   """
   keys = jax.random.split(key, (2, images.shape[0]))
   if piece is not None:

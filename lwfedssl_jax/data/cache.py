@@ -57,10 +57,11 @@ def load(path: str) -> tuple[Decoded, tuple[str, ...]] | None:
   try:
     with open(os.path.join(path, 'entry.json'), encoding='utf-8') as f:
       entry = json.load(f)
-    decoded = Decoded(*(_load_array(path, name, entry) for name in Decoded._fields))
-    if decoded.train_images is None or decoded.test_images is None:
+    train_images, train_labels, test_images, test_labels = (
+        _load_array(path, name, entry) for name in Decoded._fields)
+    if train_images is None or test_images is None:
       raise ValueError('no images')
-    return decoded, tuple(entry['class_names'])
+    return Decoded(train_images, train_labels, test_images, test_labels), tuple(entry['class_names'])
   except FileNotFoundError:
     return None
   except Exception as e:  # whatever is in a damaged entry, it is only a copy

@@ -220,7 +220,8 @@ def _num_threads(split: Split) -> int:
   return 1 if num_bytes < _SMALL_BYTES else min(16, os.cpu_count() or 1)
 
 
-def _decode_split(name: str, split: Split, side: int, resize: bool, allocate: Allocate, skipped: _Skipped):
+def _decode_split(name: str, split: Split, side: int, resize: bool, allocate: Allocate, skipped: _Skipped
+                  ) -> tuple[np.ndarray, np.ndarray | None]:
   """Returns (images, labels or None) of one split, in order, without the unreadable ones."""
   images = allocate(f'{name}_images', (split.size, side, side, 3), np.uint8)
   labels = np.zeros(split.size, np.int32)
@@ -255,8 +256,8 @@ def _decode_split(name: str, split: Split, side: int, resize: bool, allocate: Al
       pool.shutdown(cancel_futures=True)
   if not keep.all():
     kept = np.flatnonzero(keep)
-    for to, index in enumerate(kept):  # in place: the array may be a file larger than memory
-      images[to] = images[index]
+    for to, source in enumerate(kept):  # in place: the array may be a file larger than memory
+      images[to] = images[source]
     images, labels = images[:len(kept)], labels[kept]
   return images, (labels if split.labeled and not (labels < 0).any() else None)
 

@@ -9,19 +9,22 @@ Every scheme is seeded, terminates, and leaves no client empty. Results depend o
 - `shards`: label-sorted shards (McMahan et al. 2017, arXiv 1602.05629).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from lwfedssl_jax import rng
+from lwfedssl_jax.base import Float, Int
 from lwfedssl_jax.config import PartitionConfig
 from lwfedssl_jax.errors import UsageError
 
+Labels = Int[np.ndarray, ' N']
+Ids = Int[np.ndarray, ' _']  # of one client's images
 MIN_CLIENT_IMAGES = 2  # a contrastive batch needs a negative
 
 
-def _sizes(total: int, weights: np.ndarray) -> np.ndarray:
-  """Splits `total` in proportion to weights (K,), each share at least MIN_CLIENT_IMAGES; sums to total exactly."""
+def _sizes(total: int, weights: Float[np.ndarray, ' K']) -> Int[np.ndarray, ' K']:
+  """Splits `total` in proportion to the weights, each share at least MIN_CLIENT_IMAGES; sums to total exactly."""
   spare = total - MIN_CLIENT_IMAGES * len(weights)
   exact = spare * weights / weights.sum()
   sizes = np.floor(exact).astype(int)
@@ -30,17 +33,21 @@ def _sizes(total: int, weights: np.ndarray) -> np.ndarray:
   return sizes + MIN_CLIENT_IMAGES
 
 
-def _iid(labels, num_images, num_clients, config, generator):
+def _iid(
+    labels: Labels | None, num_images: int, num_clients: int, config: PartitionConfig, generator: np.random.Generator
+) -> list[Ids]:
   del labels
   weights = np.exp(config.client_size_sigma * generator.standard_normal(num_clients))
   order = generator.permutation(num_images)
   return np.split(order, np.cumsum(_sizes(num_images, weights))[:-1])
 
 
-def _dirichlet(labels, num_images, num_clients, config, generator):
+def _dirichlet(
+    labels: Labels, num_images: int, num_clients: int, config: PartitionConfig, generator: np.random.Generator
+) -> list[Ids]:
   """Splits each class over the clients in proportions drawn from a symmetric Dirichlet."""
   del num_images
-  clients = [[] for _ in range(num_clients)]
+  clients: list[list[int]] = [[] for _ in range(num_clients)]
   for label in np.unique(labels):
     members = generator.permutation(np.flatnonzero(labels == label))
     # Gamma draws, normalized; all can underflow to zero for a tiny beta, when one client takes the class.
@@ -53,7 +60,9 @@ def _dirichlet(labels, num_images, num_clients, config, generator):
   return _fill_small_clients(clients, generator)
 
 
-def _dirichlet_clients(labels, num_images, num_clients, config, generator):
+def _dirichlet_clients(
+    labels: Labels, num_images: int, num_clients: int, config: PartitionConfig, generator: np.random.Generator
+) -> list[Ids]:
   """Gives every client equally many images, of classes in proportions of its own: q ~ Dir(beta * prior).
 
   The prior is the share of each class among the images. Where a class has run out, a client's other classes take its
@@ -66,7 +75,7 @@ def _dirichlet_clients(labels, num_images, num_clients, config, generator):
   for size in _sizes(num_images, np.ones(num_clients)):
     # Logarithms of gamma draws: Gamma(a) is Gamma(a + 1) * U^(1/a), which underflows for a tiny concentration.
     logs = np.log(generator.standard_gamma(concentration + 1)) + np.log(generator.random(len(classes))) / concentration
-    chosen = []
+    chosen: list[int] = []
     while len(chosen) < size:
       left = np.array([len(pool) for pool in pools])
       logs = np.where(left > 0, logs, -np.inf)
@@ -78,16 +87,18 @@ def _dirichlet_clients(labels, num_images, num_clients, config, generator):
   return clients
 
 
-def _fill_small_clients(clients, generator):
+def _fill_small_clients(clients: Sequence[Sequence[int] | Ids], generator: np.random.Generator) -> list[Ids]:
   """Moves single images from the largest client to any with too few; terminates, as every move lowers the shortage."""
-  clients = [list(generator.permutation(np.array(c, dtype=int))) for c in clients]
-  for client in clients:
+  filled = [list(generator.permutation(np.array(client, dtype=int))) for client in clients]
+  for client in filled:
     while len(client) < MIN_CLIENT_IMAGES:
-      client.append(max(clients, key=len).pop())
-  return [np.array(c, dtype=int) for c in clients]
+      client.append(max(filled, key=len).pop())
+  return [np.array(client, dtype=int) for client in filled]
 
 
-def _shards(labels, num_images, num_clients, config, generator):
+def _shards(
+    labels: Labels, num_images: int, num_clients: int, config: PartitionConfig, generator: np.random.Generator
+) -> list[Ids]:
   """Sorts by label, cuts into equal shards and assigns a few to each client."""
   num_shards = num_clients * config.shards_per_client
   if num_shards > num_images:
@@ -100,17 +111,16 @@ def _shards(labels, num_images, num_clients, config, generator):
   return _fill_small_clients([np.concatenate([shards[i] for i in row]) for row in assigned], generator)
 
 
-_PARTITIONS: dict[str, Callable[..., list[np.ndarray]]] = {
+_PARTITIONS: dict[str, Callable[..., list[Ids]]] = {
     'iid': _iid, 'dirichlet': _dirichlet, 'dirichlet_clients': _dirichlet_clients, 'shards': _shards}
 
 
 def partition_images(
-    labels: np.ndarray | None, num_images: int, num_clients: int, config: PartitionConfig, seed: int
-) -> list[np.ndarray]:
+    labels: Labels | None, num_images: int, num_clients: int, config: PartitionConfig, seed: int) -> list[Ids]:
   """Partitions images 0 .. num_images-1 over clients, each image to exactly one.
 
   Args:
-    labels: (num_images,) integers, or None where there are none.
+    labels: of the images, or None where there are none.
     num_images: images to partition.
     num_clients: clients, each of which gets at least two images.
     config: kind of partition and its parameters.
@@ -132,6 +142,6 @@ def partition_images(
   return [np.sort(part) for part in parts]
 
 
-def class_counts(parts: list[np.ndarray], labels: np.ndarray, num_classes: int) -> np.ndarray:
-  """Images of each class that each client holds, (clients, classes) int."""
+def class_counts(parts: list[Ids], labels: Labels, num_classes: int) -> Int[np.ndarray, 'K {num_classes}']:
+  """Images of each class that each client holds."""
   return np.stack([np.bincount(labels[part], minlength=num_classes) for part in parts])

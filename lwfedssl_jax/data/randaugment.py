@@ -1,4 +1,4 @@
-"""RandAugment (arXiv 1909.13719) on the device: pure functions on one float image (S, S, 3) in [0, 1].
+"""RandAugment (arXiv 1909.13719) on the device: pure functions on one square float image (S, S, 3) in [0, 1].
 
 Fourteen operations with torchvision's strengths. The five geometric ones are one affine resampling each draw, so that
 under vmap every image is resampled once per drawn operation whatever was drawn.
@@ -7,20 +7,21 @@ under vmap every image is resampled once per drawn operation whatever was drawn.
 import jax
 import jax.numpy as jnp
 
-from lwfedssl_jax.base import Key
+from lwfedssl_jax.base import Array, Float, Integer, Key, Number, UInt8
 from lwfedssl_jax.data import augment
 
+Image = Float[Array, 'S S 3']
 NUM_OPERATIONS = 2  # drawn an image
 MAGNITUDE = 9  # of 30
 MAX_MAGNITUDE = 30
 
 
-def affine(image: jax.Array, matrix: jax.Array) -> jax.Array:
-  """Resamples (S, S, 3) bilinearly; black outside.
+def affine(image: Image, matrix: Float[Array, '2 3']) -> Image:
+  """Resamples bilinearly; black outside.
 
   Args:
     image: what is resampled.
-    matrix: (2, 3) output (x, y, 1), in pixels from the center -> input (x, y).
+    matrix: output (x, y, 1), in pixels from the center -> input (x, y).
   """
   size = image.shape[0]
   centered = jnp.arange(size) - (size - 1) / 2
@@ -31,16 +32,16 @@ def affine(image: jax.Array, matrix: jax.Array) -> jax.Array:
   return jax.vmap(sample, in_axes=-1, out_axes=-1)(image)
 
 
-def autocontrast(image: jax.Array) -> jax.Array:
+def autocontrast(image: Image) -> Image:
   """Stretches each channel to [0, 1]; a constant channel stays."""
   low, high = image.min((0, 1)), image.max((0, 1))
   return jnp.where(high > low, (image - low) / jnp.where(high > low, high - low, 1), image)
 
 
-def equalize(image: jax.Array) -> jax.Array:
-  """Equalises each channel's histogram of 256 levels, as Pillow does."""
+def equalize(image: Image) -> Image:
+  """Equalizes each channel's histogram of 256 levels, as Pillow does."""
 
-  def one(channel):
+  def one(channel: Float[Array, 'S S']) -> Float[Array, 'S S']:
     levels = jnp.round(channel * 255).astype(jnp.int32)
     counts = jnp.zeros(256, jnp.int32).at[levels.ravel()].add(1)
     last = counts[255 - jnp.argmax(counts[::-1] > 0)]
@@ -51,14 +52,14 @@ def equalize(image: jax.Array) -> jax.Array:
   return jax.vmap(one, in_axes=-1, out_axes=-1)(image)
 
 
-def posterize(image: jax.Array, bits: jax.Array) -> jax.Array:
+def posterize(image: Image, bits: Integer) -> Image:
   """Keeps the highest `bits` of 8."""
   levels = jnp.round(image * 255).astype(jnp.int32)
   dropped = 8 - bits
   return ((levels >> dropped) << dropped) / 255
 
 
-def sharpness(image: jax.Array, factor: jax.Array) -> jax.Array:
+def sharpness(image: Image, factor: Number) -> Image:
   """Blends with a 3 x 3 smoothing; the border of one pixel stays."""
   kernel = jnp.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], image.dtype) / 13
   convolve = lambda channel: jax.scipy.signal.convolve2d(channel, kernel, 'valid', precision=augment.HIGHEST)
@@ -66,8 +67,8 @@ def sharpness(image: jax.Array, factor: jax.Array) -> jax.Array:
   return augment.blend(image, image.at[1:-1, 1:-1].set(smooth), factor)
 
 
-def _matrices(strength: jax.Array, sign: jax.Array, size: int) -> jax.Array:
-  """Affine matrices (6, 2, 3) of identity, shear x and y, translation x and y, rotation, strength in [0, 1]."""
+def _matrices(strength: Number, sign: Number, size: int) -> Float[Array, '6 2 3']:
+  """Affine matrices of identity, shear x and y, translation x and y, rotation, strength in [0, 1]."""
   shear, shift = 0.3 * strength * sign, 150 / 331 * size * strength * sign
   angle = jnp.deg2rad(30 * strength * sign)
   zero, one, cos, sin = 0 * strength, 1 + 0 * strength, jnp.cos(angle), jnp.sin(angle)
@@ -80,11 +81,11 @@ def _matrices(strength: jax.Array, sign: jax.Array, size: int) -> jax.Array:
 NUM_KINDS = 14
 
 
-def operate(image: jax.Array, kind: jax.Array, sign: jax.Array, magnitude: float = MAGNITUDE) -> jax.Array:
+def operate(image: Image, kind: Integer, sign: Number, magnitude: float = MAGNITUDE) -> Image:
   """Applies one operation.
 
   Args:
-    image: (S, S, 3).
+    image: in [0, 1].
     kind: 0 identity, 1 to 5 geometric (see `_matrices`), then brightness, color, contrast, sharpness, posterize,
       solarize, autocontrast, equalize.
     sign: +1 or -1, the direction of geometry and the four enhancements.
@@ -108,19 +109,20 @@ def operate(image: jax.Array, kind: jax.Array, sign: jax.Array, magnitude: float
   return jax.lax.switch(jnp.maximum(kind - 5, 0), operations)
 
 
-def rand_augment(key: Key, images: jax.Array, flip_probability: float = 0.5) -> jax.Array:
+def rand_augment(
+    key: Key, images: UInt8[Array, 'B S S 3'], flip_probability: float = 0.5) -> Float[Array, 'B S S 3']:
   """Mirrors images at random and applies two random operations to each.
 
   Args:
     key: the step's.
-    images: (B, S, S, 3) uint8.
+    images: of a batch.
     flip_probability: of a horizontal flip.
 
   Returns:
-    (B, S, S, 3) float32 in [0, 1].
+    The batch in [0, 1], float32.
   """
 
-  def one(key, image):
+  def one(key: Key, image: Image) -> Image:
     flip_key, kind_key, sign_key = jax.random.split(key, 3)
     image = jnp.where(jax.random.uniform(flip_key) < flip_probability, image[:, ::-1], image)
     kinds = jax.random.randint(kind_key, (NUM_OPERATIONS,), 0, NUM_KINDS)

@@ -67,8 +67,8 @@ def prepare_command(name: str, root: str) -> str:
 
 def _missing(name: str, full_name: str, root: str) -> UsageError:
   """Explains a data set that is not there."""
-  there = prepared_names(root)
-  there = f'prepared there: {", ".join(there)}' if there else 'nothing is prepared there'
+  prepared = prepared_names(root)
+  there = f'prepared there: {", ".join(prepared)}' if prepared else 'nothing is prepared there'
   known = _tfds().list_builders(with_community_datasets=False)
   if name not in known:
     close = difflib.get_close_matches(name, known, 1)

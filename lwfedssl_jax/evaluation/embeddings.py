@@ -9,14 +9,16 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from lwfedssl_jax import devices
-from lwfedssl_jax.base import Encoder, Params
+from lwfedssl_jax.base import Array, Encoder, Float, Integer, Params, Shaped, UInt8
 from lwfedssl_jax.data import augment
 
 jitted = functools.lru_cache(maxsize=8)(jax.jit)  # one compiled function for all callers
 
 
-def in_batches(run: Callable[[np.ndarray], Any], rows: np.ndarray, batch_size: int = 256) -> np.ndarray:
-  """Applies `run` to rows (N, ...), N at least 1, in batches of one size, the last one padded; joins the results."""
+def in_batches(
+    run: Callable[[np.ndarray], Any], rows: Shaped[np.ndarray, 'N ...'], batch_size: int = 256
+) -> Shaped[np.ndarray, 'N ...']:
+  """Applies `run` to rows, N at least 1, in batches of one size, the last one padded; joins the results."""
   parts = []
   for first in range(0, len(rows), batch_size):
     batch = rows[first:first + batch_size]
@@ -28,8 +30,8 @@ def in_batches(run: Callable[[np.ndarray], Any], rows: np.ndarray, batch_size: i
 @functools.lru_cache(maxsize=4)
 def make_embedder(
     encoder: Encoder, mesh: Mesh | None = None, batch_size: int = 256
-) -> Callable[[Params, np.ndarray, int], np.ndarray]:
-  """Builds (params, images (N, S, S, 3) uint8, depth) -> embeddings (N, D) float32 after `depth` blocks.
+) -> Callable[[Params, UInt8[np.ndarray, 'N H W C'], int], Float[np.ndarray, 'N D']]:
+  """Builds (params, images, depth) -> embeddings, float32, after `depth` blocks.
 
   The devices of a mesh share every batch; in every process the caller gets all embeddings.
   """
@@ -37,11 +39,11 @@ def make_embedder(
   batch_sharding = devices.sharding(mesh, PartitionSpec(devices.AXIS) if divided else PartitionSpec())
 
   @functools.partial(jax.jit, out_shardings=devices.sharding(mesh))
-  def embed_batch(params, images, depth):
+  def embed_batch(params: Params, images: UInt8[Array, 'B H W C'], depth: Integer) -> Float[Array, 'B D']:
     tokens = encoder.embed(params['embedding'], augment.normalize(augment.to_float(images)))
     return encoder.pool(params['norm'], encoder.prefix(params['blocks'], tokens, depth))
 
-  def embed(params, images, depth):
+  def embed(params: Params, images: UInt8[np.ndarray, 'N H W C'], depth: int) -> Float[np.ndarray, 'N D']:
     if not len(images):
       return np.zeros((0, encoder.width), np.float32)
     run = lambda batch: embed_batch(params, devices.put(batch, batch_sharding), np.int32(depth))
@@ -50,8 +52,8 @@ def make_embedder(
   return embed
 
 
-def spread(embeddings: np.ndarray) -> dict[str, float]:
-  """Collapse monitors of embeddings (N, D).
+def spread(embeddings: Float[np.ndarray, 'N D']) -> dict[str, float]:
+  """Collapse metrics of embeddings.
 
   Returns:
     `embedding_std`: mean over dimensions of the standard deviation of the l2-normalized rows, times sqrt(D): near 1

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from lwfedssl_jax import rng
-from lwfedssl_jax.base import Key, Params
+from lwfedssl_jax.base import Apply, Array, Float, Images, Int, Integer, Key, Params, Scalar, Shaped, UInt8
 from lwfedssl_jax.data import batching, randaugment
 from lwfedssl_jax.evaluation import embeddings
 from lwfedssl_jax.federated import optimizer
@@ -53,7 +53,7 @@ def make_optimizer(options: FinetuneOptions, num_images: int) -> optax.GradientT
   return optax.adamw(schedule, weight_decay=options.weight_decay, mask=optimizer.is_matrix)
 
 
-def plan_epoch(seed_key: Key, epoch_num: Any, num_images: int, batch_size: int) -> jax.Array:
+def plan_epoch(seed_key: Key, epoch_num: Integer, num_images: int, batch_size: int) -> Int[Array, 'S B']:
   """Shuffles the images of an epoch and cuts them into batches; an incomplete last batch is dropped.
 
   Args:
@@ -63,20 +63,21 @@ def plan_epoch(seed_key: Key, epoch_num: Any, num_images: int, batch_size: int) 
     batch_size: B, at most N.
 
   Returns:
-    (N // B, B) int32, no index twice.
+    N // B batches of indices, none twice.
   """
   key = rng.key(seed_key, rng.Stream.FINETUNE_SHUFFLE, epoch_num)
   steps = batching.steps_per_epoch(num_images, batch_size)
   return batching.plan_epochs(key, jnp.arange(num_images), jnp.int32(num_images), 1, steps, batch_size)[0]
 
 
-def make_views(key: Key, step: Any, images: jax.Array, options: FinetuneOptions) -> jax.Array:
-  """Augments a batch (B, S, S, 3) uint8 by RandAugment; returns float32 in [0, 1].
+def make_views(
+    key: Key, step: Integer, images: UInt8[Array, 'B H W C'], options: FinetuneOptions) -> Float[Array, 'B H W C']:
+  """Augments a batch by RandAugment; returns float32 in [0, 1].
 
   Args:
     key: the epoch's.
     step: within the epoch, may be traced.
-    images: (B, S, S, 3) uint8.
+    images: of the batch.
     options: of which the flip probability is used.
   """
   return randaugment.rand_augment(jax.random.fold_in(key, step), images, options.flip_probability)
@@ -89,22 +90,23 @@ def init_params(params: Params, num_classes: int) -> Params:
           'head': {'kernel': jnp.zeros((width, num_classes)), 'bias': jnp.zeros(num_classes)}}
 
 
-def compute_logits(apply: Callable[[Params, Any], Any], trained: Params, images: jax.Array | np.ndarray) -> jax.Array:
-  """Returns logits (B, C) of images; the head's product is float32 at full precision on every device."""
+def compute_logits(apply: Apply, trained: Params, images: Shaped[Array | np.ndarray, 'B H W C']) -> Float[Array, 'B Y']:
+  """Returns logits for Y classes; the head's product is float32 at full precision on every device."""
   head = trained['head']
   return jnp.matmul(apply(trained['encoder'], images), head['kernel'], precision='highest') + head['bias']
 
 
 @functools.lru_cache(maxsize=2)
-def _make_epoch(apply: Callable[[Params, Any], Any], options: FinetuneOptions) -> Callable[..., Any]:
+def _make_epoch(apply: Apply, options: FinetuneOptions) -> Callable[..., Any]:
   """Builds (trained, optimizer state, seed key, epoch number, images, labels) -> (trained, state, mean loss)."""
 
-  def loss(trained, views, labels):
+  def loss(trained: Params, views: Float[Array, 'B H W C'], labels: Int[Array, ' B']) -> Scalar:
     logits = compute_logits(apply, trained, views)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
-  def epoch(trained, state, seed_key, epoch_num, images, labels):
+  def epoch(trained: Params, state: optax.OptState, seed_key: Key, epoch_num: Integer, images: Images,
+            labels: Int[Array, ' N']) -> tuple[Params, optax.OptState, Scalar]:
     adamw = make_optimizer(options, len(images))
     ids = plan_epoch(seed_key, epoch_num, len(images), min(options.batch_size, len(images)))
     key = rng.key(seed_key, rng.Stream.FINETUNE_AUGMENT, epoch_num)
@@ -124,14 +126,14 @@ def _make_epoch(apply: Callable[[Params, Any], Any], options: FinetuneOptions) -
 
 
 def train(
-    apply: Callable[[Params, Any], Any], params: Params, examples: tuple[np.ndarray, np.ndarray], num_classes: int,
-    seed: int, options: FinetuneOptions = FinetuneOptions()) -> tuple[Params, float]:
+    apply: Apply, params: Params, examples: tuple[UInt8[np.ndarray, 'N H W C'], Int[np.ndarray, ' N']],
+    num_classes: int, seed: int, options: FinetuneOptions = FinetuneOptions()) -> tuple[Params, float]:
   """Trains encoder and head on labeled images.
 
   Args:
     apply: (params, images) -> embeddings (B, D) float32, as `LoadedEncoder.apply`.
     params: the encoder's; not changed.
-    examples: images (N, S, S, 3) uint8, and labels (N,) int, 0 .. num_classes - 1.
+    examples: images, and labels 0 .. num_classes - 1.
     num_classes: outputs of the head.
     seed: of order and augmentation.
     options: the schedule.
@@ -148,10 +150,10 @@ def train(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _classify_batch(apply, trained, images):
+def _classify_batch(apply: Apply, trained: Params, images: UInt8[Array, 'B H W C']) -> Int[Array, ' B']:
   return compute_logits(apply, trained, images).argmax(axis=1)
 
 
-def classify(apply: Callable[[Params, Any], Any], trained: Params, images: np.ndarray) -> np.ndarray:
-  """Returns the predicted labels (N,) of images (N, S, S, 3)."""
+def classify(apply: Apply, trained: Params, images: UInt8[np.ndarray, 'N H W C']) -> Int[np.ndarray, ' N']:
+  """Returns the predicted labels of images."""
   return embeddings.in_batches(lambda batch: _classify_batch(apply, trained, batch), images)

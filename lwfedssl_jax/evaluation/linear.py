@@ -6,21 +6,23 @@ import numpy as np
 from sklearn import exceptions, linear_model, model_selection, pipeline, preprocessing
 
 from lwfedssl_jax import rng
+from lwfedssl_jax.base import Float, Int
 
 INVERSE_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 DEFAULT_INVERSE_PENALTY = 0.1
 VALIDATION_SHARE = 0.2
 
 
-def _fit(inverse_penalty: float, rows: np.ndarray, labels: np.ndarray) -> pipeline.Pipeline:
+def _fit(
+    inverse_penalty: float, rows: Float[np.ndarray, 'N D'], labels: Int[np.ndarray, ' N']) -> pipeline.Pipeline:
   classifier = linear_model.LogisticRegression(C=inverse_penalty, max_iter=300)
   with warnings.catch_warnings():
     warnings.simplefilter('ignore', exceptions.ConvergenceWarning)  # the weakest penalties need not converge
     return pipeline.make_pipeline(preprocessing.StandardScaler(), classifier).fit(rows, labels)
 
 
-def choose_inverse_penalty(rows: np.ndarray, labels: np.ndarray, seed: int) -> float:
-  """Returns the candidate that does best on a fifth of the rows (N, D), held out by class; ties go to the strongest.
+def choose_inverse_penalty(rows: Float[np.ndarray, 'N D'], labels: Int[np.ndarray, ' N'], seed: int) -> float:
+  """Returns the candidate that does best on a fifth of the rows, held out by class; ties go to the strongest.
 
   Where a class has fewer than five rows nothing can be held out, and the default is returned.
   """
@@ -34,17 +36,19 @@ def choose_inverse_penalty(rows: np.ndarray, labels: np.ndarray, seed: int) -> f
   return max(INVERSE_PENALTIES, key=score)
 
 
-def predict(rows: np.ndarray, labels: np.ndarray, queries: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
-  """Fits on rows (N, D) and labels (N,), the penalty chosen on a held-out part of them; classifies queries (Q, D).
+def predict(
+    rows: Float[np.ndarray, 'N D'], labels: Int[np.ndarray, ' N'], queries: Float[np.ndarray, 'Q D'], seed: int
+) -> tuple[Int[np.ndarray, ' Q'], float]:
+  """Fits on rows and labels, the penalty chosen on a held-out part of them; classifies queries.
 
   Args:
-    rows: float32 embeddings.
-    labels: int; at least two classes, or all queries get the one there is.
-    queries: float32 embeddings that take no part in any choice.
+    rows: embeddings.
+    labels: at least two classes, or all queries get the one there is.
+    queries: embeddings that take no part in any choice.
     seed: of the held-out part.
 
   Returns:
-    (Q,) predicted labels, and the inverse penalty C that was chosen.
+    The predicted labels, and the inverse penalty C that was chosen.
   """
   if len(np.unique(labels)) == 1:
     return np.full(len(queries), labels[0]), DEFAULT_INVERSE_PENALTY

@@ -3,9 +3,12 @@
 import numpy as np
 from sklearn import metrics
 
+from lwfedssl_jax.base import Int
 
-def classification_metrics(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> dict[str, float]:
-  """Compares predictions (N,) with labels (N,), both 0 .. num_classes - 1.
+
+def classification_metrics(
+    labels: Int[np.ndarray, ' N'], predicted: Int[np.ndarray, ' N'], num_classes: int) -> dict[str, float]:
+  """Compares predictions with labels, both 0 .. num_classes - 1.
 
   Returns:
     `accuracy`; `mean_per_class_accuracy` over the classes that occur among the labels; `macro_precision`,

@@ -6,7 +6,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lwfedssl_jax import rng
-from lwfedssl_jax.base import Encoder, Params
+from lwfedssl_jax.base import Encoder, Float, Int, Params, UInt8
 from lwfedssl_jax.config import RunConfig
 from lwfedssl_jax.data.sources import ImageDataset
 from lwfedssl_jax.evaluation import embeddings, knn
@@ -15,8 +15,8 @@ SAMPLE_IMAGES = 1000
 
 
 class _Subset(NamedTuple):
-  images: np.ndarray
-  labels: np.ndarray | None
+  images: UInt8[np.ndarray, 'N H W C']
+  labels: Int[np.ndarray, ' N'] | None
 
 
 class Monitor:
@@ -25,7 +25,7 @@ class Monitor:
   def __init__(self, encoder: Encoder, dataset: ImageDataset, config: RunConfig, mesh: Mesh | None = None):
     generator = rng.host_generator(0, rng.Stream.MONITOR_SUBSET)
 
-    def choose(images, labels, limit):
+    def choose(images: UInt8[np.ndarray, 'N H W C'], labels: Int[np.ndarray, ' N'] | None, limit: int) -> _Subset:
       ids = np.sort(generator.permutation(len(images))[:limit or None])
       return _Subset(images[ids], None if labels is None else labels[ids])
 
@@ -73,5 +73,8 @@ class Monitor:
     return {'trained': self._embed(params, images, depth), 'random': self._embed(random, images, depth),
             'labels': labels, 'class_names': np.array(self._class_names, np.str_)}
 
-  def _accuracy(self, bank: np.ndarray, test: np.ndarray) -> float:
-    return knn.knn_accuracy(bank, self._bank.labels, test, self._test.labels, len(self._class_names))
+  def _accuracy(self, bank: Float[np.ndarray, 'N D'], test: Float[np.ndarray, 'Q D']) -> float:
+    bank_labels, test_labels = self._bank.labels, self._test.labels
+    assert bank_labels is not None
+    assert test_labels is not None
+    return knn.knn_accuracy(bank, bank_labels, test, test_labels, len(self._class_names))

@@ -13,7 +13,7 @@ import numpy as np
 from sklearn import model_selection
 
 from lwfedssl_jax import rng
-from lwfedssl_jax.base import Params
+from lwfedssl_jax.base import Apply, Float, Int, Params, UInt8
 from lwfedssl_jax.data.sources import ImageDataset
 from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.evaluation import embeddings, finetune, knn, linear, metrics
@@ -24,10 +24,10 @@ VALIDATION_SHARE = 0.2
 
 
 class Labeled(NamedTuple):
-  """Images (N, S, S, 3) uint8 and labels (N,) int32."""
+  """Images and labels."""
 
-  images: np.ndarray
-  labels: np.ndarray
+  images: UInt8[np.ndarray, 'N H W C']
+  labels: Int[np.ndarray, ' N']
 
 
 class Task(NamedTuple):
@@ -58,20 +58,22 @@ def make_task(dataset: ImageDataset, split: str = 'test', max_train_images: int 
   if dataset.train_labels is None or (split == 'test' and not has_test):
     raise UsageError(f'--dataset={dataset.name}: expected labeled training and test images')
   ids = np.arange(len(dataset.train_images))
-  queries = None
   if split == 'validation':
     ids, held = model_selection.train_test_split(
         ids, test_size=VALIDATION_SHARE, stratify=dataset.train_labels,
         random_state=rng.host_seed(0, rng.Stream.VALIDATION_SPLIT))
     queries = Labeled(dataset.train_images[np.sort(held)], dataset.train_labels[np.sort(held)])
+  else:
+    assert dataset.test_labels is not None
+    queries = Labeled(dataset.test_images, dataset.test_labels)
   if max_train_images:
     ids = rng.host_generator(0, rng.Stream.EVALUATION_SUBSET).permutation(ids)[:max_train_images]
   ids = np.sort(ids)
   return Task(Labeled(dataset.train_images[ids], dataset.train_labels[ids]),
-              queries or Labeled(dataset.test_images, dataset.test_labels), dataset.class_names, dataset.name)
+              queries, dataset.class_names, dataset.name)
 
 
-def label_subset(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+def label_subset(labels: Int[np.ndarray, ' N'], fraction: float, seed: int) -> Int[np.ndarray, ' _']:
   """Returns sorted indices of a share of each class, rounded, at least one image a class; all of them if it is 1."""
   if fraction == 1:
     return np.arange(len(labels))
@@ -90,7 +92,7 @@ def result_name(protocol: str, dataset: str, label_fraction: float, *, split: st
 
 
 def evaluate(
-    apply: Callable[[Params, Any], Any],
+    apply: Apply,
     params_of: Callable[[int], Params],
     protocol: str,
     task: Task,
@@ -117,13 +119,14 @@ def evaluate(
   """
   embedded: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # by identity of the parameters
 
-  def rows_of(params):
+  def rows_of(params: Params) -> tuple[Float[np.ndarray, 'N D'], Float[np.ndarray, 'Q D']]:
     if id(params) not in embedded:
       embedded.clear()
-      embedded[id(params)] = tuple(embed(apply, params, images) for images in (task.train.images, task.queries.images))
+      embedded[id(params)] = embed(apply, params, task.train.images), embed(apply, params, task.queries.images)
     return embedded[id(params)]
 
-  runs, confusion = [], np.zeros((task.num_classes, task.num_classes), int)
+  runs: list[dict[str, Any]] = []
+  confusion = np.zeros((task.num_classes, task.num_classes), int)
   for seed in seeds:
     chosen, params = label_subset(task.train.labels, label_fraction, seed), params_of(seed)
     labels, extra = task.train.labels[chosen], {}
@@ -151,7 +154,7 @@ def evaluate(
   }
 
 
-def embed(apply: Callable[[Params, Any], Any], params: Params, images: np.ndarray) -> np.ndarray:
-  """Returns embeddings (N, D) float32 of images (N, S, S, 3), batch by batch."""
+def embed(apply: Apply, params: Params, images: UInt8[np.ndarray, 'N H W C']) -> Float[np.ndarray, 'N D']:
+  """Returns embeddings, float32, batch by batch."""
   compiled = embeddings.jitted(apply)
   return embeddings.in_batches(lambda batch: compiled(params, batch), images)

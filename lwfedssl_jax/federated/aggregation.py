@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from lwfedssl_jax import trees
-from lwfedssl_jax.base import Array, Bool, Float, Int, Params, Raveled, Scalar, Stacked
+from lwfedssl_jax.base import Array, Bool, Float, Int, Integer, Number, Params, Raveled, Scalar, Shaped, Stacked
 from lwfedssl_jax.catalog import AGGREGATIONS
 from lwfedssl_jax.config import MethodConfig
 from lwfedssl_jax.errors import UsageError
@@ -53,10 +53,10 @@ class Aggregator(NamedTuple):
 
   init: Callable[[Raveled, int], Any]
   add: Callable[[Any, Uploads, Any], Any]
-  finish: Callable[[Any, Array, Tally], Raveled]
+  finish: Callable[[Any, Bool[Array, ' K'], Tally], Raveled]
 
 
-def is_valid_update(params: Params, loss: Scalar, loss_limit: Scalar | float) -> Bool[Array, '']:
+def is_valid_update(params: Params, loss: Scalar, loss_limit: Number) -> Bool[Array, '']:
   """Whether a client's parameters are finite and its loss is finite and at most the limit."""
   finite = jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
   return finite & jnp.isfinite(loss) & (loss <= loss_limit)
@@ -72,7 +72,7 @@ def clip_update(client_params: Raveled, global_params: Raveled, max_norm: float)
   return jax.tree.map(lambda start, change: start + scale * change, global_params, delta)
 
 
-def _per_client(values: Array, leaf: Array) -> Array:
+def _per_client(values: Shaped[Array, ' K'], leaf: Float[Array, 'K ...']) -> Shaped[Array, 'K ...']:
   return values.reshape((-1,) + (1,) * (leaf.ndim - 1))
 
 
@@ -82,8 +82,8 @@ def weighted_sum(weights: Float[Array, ' K'], stacked: Stacked) -> Raveled:
       lambda leaf: jnp.where(_per_client(weights, leaf) > 0, _per_client(weights, leaf) * leaf, 0).sum(axis=0), stacked)
 
 
-def order_statistic(trim: Array, accepted: Bool[Array, ' K'], stacked: Stacked) -> Raveled:
-  """Mean of each coordinate over the accepted clients without the `trim` lowest and highest; `trim` () int."""
+def order_statistic(trim: Integer, accepted: Bool[Array, ' K'], stacked: Stacked) -> Raveled:
+  """Mean of each coordinate over the accepted clients without the `trim` lowest and highest."""
   count = accepted.sum()
 
   def leaf_statistic(leaf):
@@ -95,13 +95,13 @@ def order_statistic(trim: Array, accepted: Bool[Array, ' K'], stacked: Stacked) 
   return jax.tree.map(leaf_statistic, stacked)
 
 
-def median_trim(count: Array, config: MethodConfig) -> Array:
+def median_trim(count: Int[Array, ''], config: MethodConfig) -> Int[Array, '']:
   """Clients left out at either end by the median of `count`."""
   del config
   return (count - 1) // 2
 
 
-def trimmed_mean_trim(count: Array, config: MethodConfig) -> Array:
+def trimmed_mean_trim(count: Int[Array, ''], config: MethodConfig) -> Int[Array, '']:
   """Clients left out at either end by the trimmed mean: --trim_fraction of them, rounded down."""
   return jnp.floor(config.trim_fraction * count).astype(count.dtype)
 

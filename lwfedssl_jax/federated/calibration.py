@@ -4,13 +4,13 @@ Purpose and reach (all blocks that exist, with embedding, norm and heads) are th
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import optax
 
 from lwfedssl_jax import rng, stages
-from lwfedssl_jax.base import Images, Integer, Params
+from lwfedssl_jax.base import Images, Integer, Key, Params
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
 from lwfedssl_jax.federated import client_update
@@ -33,7 +33,7 @@ def plan_batches(config: Config, num_images: int) -> CalibrationBatches:
   return CalibrationBatches(batch_size, batching.steps_per_epoch(num_images, batch_size))
 
 
-def draw_keys(seed_key: Any, round_num: Integer) -> ClientKeys:
+def draw_keys(seed_key: Key, round_num: Integer) -> ClientKeys:
   """Draws the server's keys of a round."""
   streams = (rng.Stream.CALIBRATION_SHUFFLE, rng.Stream.CALIBRATION_AUGMENT)
   return client_update.draw_keys(seed_key, round_num, streams=streams)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from lwfedssl_jax import rng
-from lwfedssl_jax.base import Array, Images, Int, Integer, Key, Raveled
+from lwfedssl_jax.base import Array, Bool, Images, Int, Integer, Key, Raveled
 from lwfedssl_jax.config import AugmentConfig, Config
 from lwfedssl_jax.data import augment, batching
 from lwfedssl_jax.federated import training_step
@@ -124,7 +124,7 @@ class Batches(NamedTuple):
 
   images: Images
   ids: Int[Array, 'S B']
-  mask: Array
+  mask: Bool[Array, 'S B']
   key: Key
 
 

@@ -16,13 +16,13 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from lwfedssl_jax import stages, trees
-from lwfedssl_jax.base import Array, Bool, FederatedRound, Float, Function, Integer, Params
+from lwfedssl_jax.base import Array, Bool, FederatedRound, Float, Function, Integer, Params, Raveled
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
 from lwfedssl_jax.devices import AXIS
 from lwfedssl_jax.federated import aggregation, calibration, client_update, scheduling
 from lwfedssl_jax.federated.aggregation import Aggregator, Tally, Uploads
-from lwfedssl_jax.federated.client_update import ClientData, ClientUpdate
+from lwfedssl_jax.federated.client_update import ClientData, ClientKeys, ClientUpdate
 from lwfedssl_jax.federated.round_inputs import ClientSlots, Placement, RoundInputs, input_specs
 from lwfedssl_jax.federated.training_step import Losses
 from lwfedssl_jax.stages import StageParams, StageShape
@@ -73,7 +73,8 @@ def make_round(
   parts = parts or make_parts(config, image_size, placement)
   raveler, axis = parts.client_update.options.model.raveler, placement.axis
 
-  def body(shape: StageShape, params: Params, start, stop, inputs: RoundInputs):
+  def body(shape: StageShape, params: Params, start: Integer, stop: Integer, inputs: RoundInputs
+           ) -> tuple[Params, RoundMetrics]:
     global_params = stages.split(params, shape, start)
     received = raveler.ravel(global_params.active)
     state, losses, accepted, weights = _train_clients(config, parts, placement, global_params, inputs, client_steps)
@@ -107,7 +108,8 @@ def _train_clients(
   chunk = scheduling.run_layout(config, placement.num_devices).chunk
   weights = aggregation.client_weights(inputs.clients.num_images, inputs.clients.returned, placement.axis)
 
-  def upload(slot: ClientSlots, keys, num_steps):
+  def upload(slot: ClientSlots, keys: ClientKeys, num_steps: Integer
+             ) -> tuple[Raveled, Losses, Bool[Array, '']]:
     data = ClientData(inputs.images, slot.image_ids, slot.num_images)
     params, losses = parts.client_update.apply(global_params, data, keys, num_steps)
     params = aggregation.clip_update(params, received, config.method.client_update_clip)
@@ -142,8 +144,10 @@ def _shard(body: Function, placement: Placement) -> Function:
   if placement.mesh is None:
     return body
 
-  def run(shape, params, start, stop, inputs):
-    replicated, sharded = PartitionSpec(), PartitionSpec(AXIS)
+  def run(shape: StageShape, params: Params, start: Integer, stop: Integer, inputs: RoundInputs
+          ) -> tuple[Params, RoundMetrics]:
+    replicated: Any = PartitionSpec()
+    sharded: Any = PartitionSpec(AXIS)
     on_device = jax.shard_map(
         functools.partial(body, shape), mesh=placement.mesh,
         in_specs=(replicated, replicated, replicated, input_specs(placement)),

@@ -1,10 +1,10 @@
 """What a round reads besides the parameters, where it is, and how it is sharded over devices."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jax.sharding import Mesh, PartitionSpec
 
-from lwfedssl_jax.base import Array, Bool, Images, Int, Integer, Key, Scalar
+from lwfedssl_jax.base import Array, Bool, Images, Int, Integer, Key, Number
 from lwfedssl_jax.devices import AXIS
 
 
@@ -42,7 +42,7 @@ class RoundInputs(NamedTuple):
   images: Images
   clients: ClientSlots
   server_images: Images
-  loss_limit: Scalar
+  loss_limit: Number
 
 
 class Placement(NamedTuple):
@@ -68,7 +68,8 @@ class Placement(NamedTuple):
 
 def input_specs(placement: Placement) -> RoundInputs:
   """Returns how each of a round's inputs is sharded over the devices, a tree of PartitionSpecs."""
-  replicated, sharded = PartitionSpec(), PartitionSpec(AXIS)
+  replicated: Any = PartitionSpec()
+  sharded: Any = PartitionSpec(AXIS)
   clients = ClientSlots(*[sharded] * len(ClientSlots._fields))
   return RoundInputs(
       replicated, replicated, sharded if placement.streams else replicated, clients, replicated, replicated)

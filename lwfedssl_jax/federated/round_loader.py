@@ -2,13 +2,13 @@
 
 import concurrent.futures
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from lwfedssl_jax import devices
-from lwfedssl_jax.base import Images, Int
+from lwfedssl_jax.base import Images, Int, UInt8
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
@@ -48,7 +48,7 @@ class RoundLoader:
     self._client, self._data, self._participation, self._placement = config.client, data, participation, placement
     self._layout = scheduling.run_layout(config, placement.num_devices)
     self._sizes = np.array([len(ids) for ids in data.client_images], np.int32)
-    self._ahead: dict[int, concurrent.futures.Future] = {}
+    self._ahead: dict[int, concurrent.futures.Future[RoundBatch]] = {}
     self._copier = concurrent.futures.ThreadPoolExecutor(1, 'images') if placement.streams else None
     if placement.streams:
       self._capacity = self.max_device_images()
@@ -85,11 +85,11 @@ class RoundLoader:
     return max(int(self._images_in_slots(r).reshape(self._layout.num_devices, -1).sum(axis=1).max())
                for r in range(len(self._participation.client_ids)))
 
-  def _steps(self, round_num: int) -> np.ndarray:
+  def _steps(self, round_num: int) -> Int[np.ndarray, ' K']:
     sizes = self._sizes[self._participation.client_ids[round_num]]
     return self._client.local_epochs * np.maximum(1, sizes // self._client.batch_size)
 
-  def _images_in_slots(self, round_num: int) -> np.ndarray:
+  def _images_in_slots(self, round_num: int) -> Int[np.ndarray, ' S']:
     order = self.assign_slots(round_num)
     return np.where(order < 0, 0, self._sizes[self._participation.client_ids[round_num][order]])
 
@@ -103,18 +103,17 @@ class RoundLoader:
       if client >= 0:
         row[:self._sizes[client]] = self._data.client_images[client]
     images = self._stream(image_ids, num_images) if self._placement.streams else self._images
-    clients = ClientSlots(
-        np.maximum(client_ids, 0).astype(np.int32), image_ids, num_images.astype(np.int32),
-        filled & self._participation.returned[round_num][order])
+    clients = (np.maximum(client_ids, 0).astype(np.int32), image_ids, num_images.astype(np.int32),
+               filled & self._participation.returned[round_num][order])
     specs = input_specs(self._placement).clients
     put = lambda array, spec: devices.put(array, devices.sharding(self._placement.mesh, spec))
     return RoundBatch(images, ClientSlots(*map(put, clients, specs)), client_ids,
                       scheduling.padding_fraction(self._steps(round_num), order, self._layout))
 
-  def _stream(self, image_ids: np.ndarray, num_images: np.ndarray) -> jax.Array:
+  def _stream(self, image_ids: Int[np.ndarray, 'S M'], num_images: Int[np.ndarray, ' S']) -> Images:
     """Copies the images of the slots to their devices; afterwards `image_ids` count within the device's part."""
     per_device, source = len(num_images) // self._layout.num_devices, self._data.dataset.train_images
-    wanted = [[] for _ in range(self._layout.num_devices)]
+    wanted: list[list[np.ndarray]] = [[] for _ in range(self._layout.num_devices)]
     for slot, count in enumerate(num_images):
       part = wanted[slot // per_device]
       first = sum(map(len, part))
@@ -122,15 +121,15 @@ class RoundLoader:
       image_ids[slot] = 0
       image_ids[slot, :count] = first + np.arange(count)
 
-    def copy(index):
+    def copy(index: Any) -> UInt8[np.ndarray, 'N H W C']:
       chosen = np.concatenate(wanted[(index[0].start or 0) // self._capacity])
       images = np.zeros((self._capacity, *source.shape[1:]), np.uint8)
       np.take(source, chosen, axis=0, out=images[:len(chosen)])
       return images
 
     shape = (self._capacity * self._layout.num_devices, *source.shape[1:])
-    target = devices.sharding(self._placement.mesh, input_specs(self._placement).images)
-    return jax.make_array_from_callback(shape, target, copy)
+    spec: Any = input_specs(self._placement).images
+    return jax.make_array_from_callback(shape, devices.sharding(self._placement.mesh, spec), copy)
 
 
 def choose_placement(config: Config, data: FederatedDataset, participation: Participation) -> Placement:

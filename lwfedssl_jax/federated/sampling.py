@@ -7,25 +7,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from lwfedssl_jax import rng
+from lwfedssl_jax.base import Array, Bool, Int
 
 
 class Participation(NamedTuple):
   """Rounds R, clients a round K.
 
   Attributes:
-    client_ids: (R, K) int32, each row sorted and without repetition.
-    returned: (R, K) bool; a client that did not return has paid its download, not its upload.
+    client_ids: each row sorted and without repetition.
+    returned: a client that did not return has paid its download, not its upload.
   """
 
-  client_ids: np.ndarray
-  returned: np.ndarray
+  client_ids: Int[np.ndarray, 'R K']
+  returned: Bool[np.ndarray, 'R K']
 
 
 def plan_participation(
     seed: int, num_rounds: int, num_clients: int, clients_per_round: int, client_dropout: float) -> Participation:
   """Draws the participants of every round of a run, uniformly without replacement, and their returns."""
 
-  def one_round(round_num):
+  def one_round(round_num: Int[Array, '']) -> tuple[Int[Array, ' K'], Bool[Array, ' K']]:
     order = jax.random.permutation(rng.key(seed, rng.Stream.SAMPLING, round_num), num_clients)
     ids = jnp.sort(order[:clients_per_round])
     draw = jax.vmap(lambda client: jax.random.uniform(rng.key(seed, rng.Stream.DROPOUT, round_num, client)))

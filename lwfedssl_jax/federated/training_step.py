@@ -226,5 +226,7 @@ def train_step(
   gradients, losses = gradient(options, state, global_params, batch)
   updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
   params = optax.apply_updates(state.params, updates)
-  target = None if state.target is None else options.model.objective.update_target(state.target, params)
+  update_target, target = options.model.objective.update_target, state.target
+  if update_target is not None and target is not None:
+    target = update_target(target, params)
   return trees.select(batch.mask.any(), StepState(params, target, optimizer_state), state), losses

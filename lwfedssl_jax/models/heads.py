@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from lwfedssl_jax.base import Array, Float, Mask
+
 BATCH_NORM_EPSILON = 1e-5
 
 
-def masked_mean(values: jax.Array, mask: jax.Array, axis: int = -2) -> jax.Array:
-  """Mean over the valid samples of (..., B, F), kept as an axis of length 1; mask is (B,) bool."""
+def masked_mean(values: Float[Array, '... B F'], mask: Mask) -> Float[Array, '... 1 F']:
+  """Mean over the valid samples, kept as an axis of length 1."""
   weights = mask.astype(values.dtype)[:, None]
-  return (values * weights).sum(axis, keepdims=True) / jnp.maximum(weights.sum(), 1)
+  return (values * weights).sum(-2, keepdims=True) / jnp.maximum(weights.sum(), 1)
 
 
 class MaskedBatchNorm(nn.Module):
@@ -25,7 +27,7 @@ class MaskedBatchNorm(nn.Module):
   affine: bool = True
 
   @nn.compact
-  def __call__(self, x, mask):
+  def __call__(self, x: Float[Array, '... B F'], mask: Mask) -> Float[Array, '... B F']:
     x = x.astype(jnp.float32)
     centered = x - masked_mean(x, mask)
     x = centered * jax.lax.rsqrt(masked_mean(jnp.square(centered), mask) + BATCH_NORM_EPSILON)
@@ -43,7 +45,7 @@ class Head(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x, mask):
+  def __call__(self, x: Float[Array, '... B _'], mask: Mask) -> Float[Array, '... B _']:
     for index, width in enumerate((*self.hidden, self.output)):
       last = index == len(self.hidden)
       x = nn.Dense(width, use_bias=False, dtype=self.dtype, name=f'linear{index + 1}')(x)

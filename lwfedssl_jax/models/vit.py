@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from lwfedssl_jax.base import Encoder, EncoderFlops, Key, Params, PartFlops
+from lwfedssl_jax.base import Array, Encoder, EncoderFlops, Float, Function, Key, Params, PartFlops
 from lwfedssl_jax.catalog import VitTraits
 from lwfedssl_jax.models.blocks import stack_blocks
 
@@ -22,8 +22,8 @@ CHANNELS = 3
 KERNEL_INIT = nn.initializers.truncated_normal(0.02)
 
 
-def position_table(grid: int, width: int) -> np.ndarray:
-  """Returns (grid * grid, width) float32: sines and cosines of row and column, MoCo v3's frequencies."""
+def position_table(grid: int, width: int) -> Float[np.ndarray, 'T D']:
+  """Returns a table for grid * grid tokens, float32: sines and cosines of row and column, MoCo v3's frequencies."""
   quarter = (width + 3) // 4
   frequency = 1.0 / 10_000 ** (np.arange(quarter) / quarter)
   angle = np.arange(grid)[:, None] * frequency
@@ -44,7 +44,7 @@ class Linear(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: Float[Array, '... _']) -> Float[Array, '... _']:
     kernel = self.param('kernel', KERNEL_INIT, (x.shape[-1], self.width))
     bias = self.param('bias', nn.initializers.zeros, (self.width,))
     product = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)
@@ -60,7 +60,7 @@ class Embedding(nn.Module):
   sincos: bool = False
 
   @nn.compact
-  def __call__(self, images):
+  def __call__(self, images: Float[Array, 'B H W C']) -> Float[Array, 'B T D']:
     b, h, w, c = images.shape
     p = self.patch_size
     patches = images.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
@@ -79,7 +79,7 @@ class Attention(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
     b, t, d = x.shape
     linear = lambda width, name: Linear(width, self.dtype, name=name)
     qkv = linear(3 * d, 'qkv')(x).reshape(b, t, 3, self.num_heads, d // self.num_heads)
@@ -90,7 +90,7 @@ class Attention(nn.Module):
 
 
 @jax.custom_jvp
-def gelu(x: jax.Array) -> jax.Array:
+def gelu(x: Float[Array, '...']) -> Float[Array, '...']:
   """Exact GELU by erf, elementwise, float32 inside: 1 + erf(x) cancels for negative x, in bfloat16 visibly.
 
   Its derivative is written out, so that the forward pass keeps one array for the backward pass, of x's dtype.
@@ -100,12 +100,12 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 @gelu.defjvp
-def _gelu_jvp(primals, tangents):
+def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
   value, slope = _gelu_and_slope(*primals)
   return value, slope * tangents[0]
 
 
-def _gelu_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _gelu_and_slope(x: Float[Array, '...']) -> tuple[Float[Array, '...'], Float[Array, '...']]:
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   cumulative = 0.5 * (1 + jax.lax.erf(wide * 0.5**0.5))
   density = jnp.exp(-0.5 * jnp.square(wide)) * (2 * np.pi) ** -0.5
@@ -120,7 +120,7 @@ class Block(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
     norm = lambda name: nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name=name)
     linear = lambda width, name: Linear(width, self.dtype, name=name)
     x = x + Attention(self.num_heads, self.dtype, name='attention')(norm('norm1')(x))
@@ -144,9 +144,12 @@ def make_vit(
   embedding = Embedding(size.width, patch_size, dtype, sincos)
   block = Block(size.num_heads, size.mlp_ratio, dtype)
   norm = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=jnp.float32)
+  apply_embedding: Function = embedding.apply
+  apply_norm: Function = norm.apply
+  apply_block: Function = block.apply
   stack = stack_blocks(
       lambda key: block.init(key, jnp.zeros((1, 1, size.width), dtype))['params'],
-      lambda params, tokens: block.apply({'params': params}, tokens), size.depth, rematerialize)
+      lambda params, tokens: apply_block({'params': params}, tokens), size.depth, rematerialize)
 
   def init(key: Key) -> Params:
     images, token = jnp.zeros((1, image_size, image_size, CHANNELS)), jnp.zeros((1, 1, size.width), dtype)
@@ -157,11 +160,11 @@ def make_vit(
         'norm': norm.init(norm_key, token)['params'],
     }
 
-  def embed(params, images):
-    return embedding.apply({'params': params}, images)
+  def embed(params: Params, images: Float[Array, 'B H W C']) -> Float[Array, 'B T D']:
+    return apply_embedding({'params': params}, images)
 
-  def pool(params, tokens):
-    return norm.apply({'params': params}, tokens.astype(jnp.float32)).mean(axis=1)
+  def pool(params: Params, tokens: Float[Array, 'B T D']) -> Float[Array, 'B D']:
+    return apply_norm({'params': params}, tokens.astype(jnp.float32)).mean(axis=1)
 
   return Encoder(init, embed, stack.prefix, stack.blocks, pool, size.depth, size.width,
                  count_flops(size, image_size, patch_size))

@@ -5,13 +5,12 @@ The mechanism is LW-FedSSL's (arXiv 2401.11647 v1-v3); its form is our choice (d
 
 from collections.abc import Callable
 
-import jax
-
+from lwfedssl_jax.base import Mask, Projections, Scalar
 from lwfedssl_jax.objectives import losses
 
 
-def make_alignment(kind: str, temperature: float) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
-  """Builds the regularizer (local (2, B, P), received (2, B, P), mask (B,)) -> scalar float32.
+def make_alignment(kind: str, temperature: float) -> Callable[[Projections, Projections, Mask], Scalar]:
+  """Builds the regularizer (local, received, mask) -> scalar float32.
 
   Mean over the two views, each compared with the same view: InfoNCE for `contrastive`, 1 - cos for `cosine`.
   No gradient reaches the received projections.
@@ -21,7 +20,7 @@ def make_alignment(kind: str, temperature: float) -> Callable[[jax.Array, jax.Ar
       'cosine': losses.cosine_distance,
   }[kind]
 
-  def alignment(local, received, mask):
+  def alignment(local: Projections, received: Projections, mask: Mask) -> Scalar:
     return (pairwise(local[0], received[0], mask) + pairwise(local[1], received[1], mask)) / 2
 
   return alignment

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lwfedssl_jax import trees
-from lwfedssl_jax.base import Key, Objective, Params
+from lwfedssl_jax.base import Array, Float, Function, Key, Mask, Objective, Params, Projections, Raveled, Scalar
 from lwfedssl_jax.models.heads import Head
 
 
@@ -19,7 +19,7 @@ def make_predictive(
     name: str,
     projector: Head,
     predictor: Head,
-    pair_loss: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    pair_loss: Callable[[Float[Array, 'B P'], Float[Array, 'B P'], Mask], Scalar],
     target_decay: float,
 ) -> Objective:
   """Builds an objective in which each view's prediction meets the other view's target projection.
@@ -28,25 +28,28 @@ def make_predictive(
     name: as on the command line.
     projector: H, applied in both branches.
     predictor: P, applied in the online branch only.
-    pair_loss: (predictions (B, P), target projections (B, P), mask (B,)) -> scalar.
+    pair_loss: (predictions, target projections, mask) -> scalar.
     target_decay: mu of target <- mu * target + (1 - mu) * online, after each step.
   """
+  apply_projector: Function = projector.apply
+  apply_predictor: Function = predictor.apply
 
-  def init(key, width):
+  def init(key: Key, width: int) -> Params:
     return {
         'projector': init_head(projector, jax.random.fold_in(key, 0), width),
         'predictor': init_head(predictor, jax.random.fold_in(key, 1), projector.output),
     }
 
-  def project(heads, embeddings, mask):
-    return projector.apply({'params': heads['projector']}, embeddings, mask)
+  def project(heads: Params, embeddings: Float[Array, '2 B D'], mask: Mask) -> Projections:
+    return apply_projector({'params': heads['projector']}, embeddings, mask)
 
-  def loss(heads, projections, target_projections, mask):
-    predictions = predictor.apply({'params': heads['predictor']}, projections, mask)
+  def loss(heads: Params, projections: Projections, target_projections: Projections | None, mask: Mask) -> Scalar:
+    assert target_projections is not None
+    predictions = apply_predictor({'params': heads['predictor']}, projections, mask)
     return (pair_loss(predictions[0], target_projections[1], mask)
             + pair_loss(predictions[1], target_projections[0], mask))
 
-  def update_target(target: Params, online: Params) -> Params:
+  def update_target(target: Raveled, online: Raveled) -> Raveled:
     return trees.interpolate(target_decay, target, {name: online[name] for name in target})
 
   return Objective(name, init, project, loss, update_target, head_names=('projector', 'predictor'),

@@ -7,37 +7,41 @@ backend's default may be bfloat16 (TPU) or TF32 (GPU), which a temperature of 0.
 import jax
 import jax.numpy as jnp
 
+from lwfedssl_jax.base import Array, Bool, Float, Mask, Projections, Scalar
+
 NORM_EPSILON = 1e-12
 
 
-def l2_normalize(x: jax.Array) -> jax.Array:
-  """Scales rows (..., P) to unit length, in float32; a zero row stays zero, with a finite gradient."""
+def l2_normalize(x: Float[Array, '... P']) -> Float[Array, '... P']:
+  """Scales rows to unit length, in float32; a zero row stays zero, with a finite gradient."""
   x = x.astype(jnp.float32)
   return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), NORM_EPSILON))
 
 
-def mean_over(values: jax.Array, mask: jax.Array) -> jax.Array:
-  """Mean of values (B,) over the valid samples of mask (B,) bool; 0 if there is none."""
+def mean_over(values: Float[Array, ' B'], mask: Mask) -> Scalar:
+  """Mean over the valid samples; 0 if there is none."""
   return jnp.where(mask, values, 0).sum() / jnp.maximum(mask.sum(), 1)
 
 
-def _cross_entropy(logits: jax.Array, positives: jax.Array, excluded: jax.Array, mask: jax.Array) -> jax.Array:
+def _cross_entropy(
+    logits: Float[Array, 'R R'], positives: Float[Array, ' R'], excluded: Bool[Array, '#R R'], mask: Bool[Array, ' R']
+) -> Scalar:
   logits = jnp.where(excluded, -jnp.inf, logits)
   # A padded row may exclude everything: give it one finite entry, so that its (unused) gradient is finite.
   logits = jnp.where(mask[:, None], logits, 0)
   return mean_over(jax.nn.logsumexp(logits, axis=1) - positives, mask)
 
 
-def info_nce(queries: jax.Array, keys: jax.Array, temperature: float, mask: jax.Array) -> jax.Array:
+def info_nce(queries: Float[Array, 'B P'], keys: Float[Array, 'B P'], temperature: float, mask: Mask) -> Scalar:
   """-mean_i log softmax_j(q_i . k_j / temperature)[i], keys under stop-gradient.
 
   LW-FedSSL's Eq. 2 (arXiv 2401.11647): without the 2 * temperature factor of MoCo v3's code.
 
   Args:
-    queries: (B, P), normalized here.
-    keys: (B, P), normalized here.
+    queries: normalized here.
+    keys: normalized here.
     temperature: > 0.
-    mask: (B,) bool, the valid samples.
+    mask: the valid samples.
 
   Returns:
     Scalar float32.
@@ -47,13 +51,13 @@ def info_nce(queries: jax.Array, keys: jax.Array, temperature: float, mask: jax.
   return _cross_entropy(logits, jnp.diagonal(logits), ~mask[None, :], mask)
 
 
-def nt_xent(projections: jax.Array, temperature: float, mask: jax.Array) -> jax.Array:
+def nt_xent(projections: Projections, temperature: float, mask: Mask) -> Scalar:
   """SimCLR's loss (arXiv 2002.05709, Eq. 1) over 2B rows, each with 2B - 2 negatives.
 
   Args:
-    projections: (2, B, P), the two views; normalized here.
+    projections: of the two views; normalized here.
     temperature: > 0.
-    mask: (B,) bool.
+    mask: the valid samples.
 
   Returns:
     Scalar float32, mean over the 2B valid rows.
@@ -67,7 +71,7 @@ def nt_xent(projections: jax.Array, temperature: float, mask: jax.Array) -> jax.
   return _cross_entropy(logits, positives, ~row_mask[None, :] | (index[:, None] == index), row_mask)
 
 
-def cosine_distance(x: jax.Array, y: jax.Array, mask: jax.Array) -> jax.Array:
-  """Mean of 1 - cos(x_i, y_i) over the valid rows of (B, P), y under stop-gradient."""
+def cosine_distance(x: Float[Array, 'B P'], y: Float[Array, 'B P'], mask: Mask) -> Scalar:
+  """Mean of 1 - cos(x_i, y_i) over the valid rows, y under stop-gradient."""
   cosine = (l2_normalize(x) * l2_normalize(jax.lax.stop_gradient(y))).sum(-1)
   return mean_over(1 - cosine, mask)

@@ -20,12 +20,13 @@ MUTED = '#5a5958'  # stands for the page's muted text color
 SIZE = (4.7, 3.5)  # inches; with FONT_POINTS text is 12 pixels high on a screen 390 pixels wide
 FONT_POINTS = 11.5
 LEGEND_CHARACTERS, Y_LABEL_CHARACTERS = 44, 24  # that fit beside an axis
-_STYLE = {
+_STYLE: Any = {  # matplotlib types the keys one by one
     'text.color': INK, 'axes.labelcolor': INK, 'axes.edgecolor': INK, 'xtick.color': INK, 'ytick.color': INK,
     'axes.facecolor': 'none', 'figure.facecolor': 'none', 'font.size': FONT_POINTS, 'axes.labelsize': FONT_POINTS,
     'xtick.labelsize': FONT_POINTS, 'ytick.labelsize': FONT_POINTS, 'legend.fontsize': FONT_POINTS,
     'legend.frameon': False,
     'legend.handlelength': 1.8, 'legend.columnspacing': 1.2, 'axes.spines.top': False, 'axes.spines.right': False}
+Values = Sequence[float] | np.ndarray
 
 
 class Series(NamedTuple):
@@ -41,10 +42,10 @@ class Series(NamedTuple):
   """
 
   label: str
-  x: Sequence[float]
-  y: Sequence[float]
-  low: Sequence[float] | None = None
-  high: Sequence[float] | None = None
+  x: Values
+  y: Values
+  low: Values | None = None
+  high: Values | None = None
   style: int | None = None
 
 
@@ -71,7 +72,7 @@ class Plot(NamedTuple):
 
 def _styled(draw: Callable[..., Plot]) -> Callable[..., Plot]:
   @functools.wraps(draw)
-  def styled(*args, **kwargs):
+  def styled(*args: Any, **kwargs: Any) -> Plot:
     import matplotlib
 
     with matplotlib.rc_context(_STYLE):
@@ -104,7 +105,7 @@ def _set_log_scale(axes: Any, which: str, values: np.ndarray) -> None:
 
 def _describe_mark(series: Series, index: int, names: Axes) -> str:
   text = f'{series.label}: {names.y_label} {series.y[index]:.4g}'
-  if series.low is not None:
+  if series.low is not None and series.high is not None:
     text += f' ({series.low[index]:.4g} to {series.high[index]:.4g})'
   return f'{text}; {names.x_label} {series.x[index]:.4g}'
 

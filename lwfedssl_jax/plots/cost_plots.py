@@ -19,7 +19,7 @@ def _draw(path: str, found: Sequence[MethodCost], lengths: Callable[[StageCost],
     edges, values = [0], [value(stage) for stage in cost.stages]
     for stage in cost.stages:
       edges.append(edges[-1] + lengths(stage))
-    style = {'linestyle': ('-', '--', '-.', ':')[index % 4], 'linewidth': 1.5 + index % 3}
+    style: dict[str, Any] = {'linestyle': ('-', '--', '-.', ':')[index % 4], 'linewidth': 1.5 + index % 3}
     axes.stairs(values, edges, baseline=None, label=cost.method, color=f'C{index}', **style)
   axes.set_xlabel(x_label)
   axes.set_ylabel(y_label)

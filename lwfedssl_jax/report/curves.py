@@ -33,7 +33,7 @@ def numbers(caption: str, series: Sequence[Series], names: Axes) -> Table:
   rows = [['method', names.x_label, names.y_label, *(['least', 'greatest'] if banded else [])]]
   for one in series:
     for index in range(len(one.x)):
-      edges = ['-', '-'] if one.low is None else [f'{one.low[index]:.4g}', f'{one.high[index]:.4g}']
+      edges = ['-', '-'] if one.low is None or one.high is None else [f'{one.low[index]:.4g}', f'{one.high[index]:.4g}']
       rows.append([one.label, f'{one.x[index]:.4g}', f'{one.y[index]:.4g}', *(edges if banded else [])])
   return Table(caption, rows)
 
@@ -50,8 +50,8 @@ def _measured(group: Group, metric: str, x_of: Callable[[FinishedRun], np.ndarra
     return None
   x = np.mean([x_of(run)[picked[0]] for run in group.runs], axis=0)
   y = np.array([[run.rows[index][metric] for index in picked[0]] for run in group.runs])
-  band = (y.min(0), y.max(0)) if len(y) > 1 else (None, None)
-  return Series(group.name, x, y.mean(0), *band, style)
+  low, high = (y.min(0), y.max(0)) if len(y) > 1 else (None, None)
+  return Series(group.name, x, y.mean(0), low, high, style)
 
 
 def line(name: str, caption: str, found: Sequence[Series | None], names: Axes, **options: Any) -> Chart | None:
@@ -84,8 +84,8 @@ def accuracy_against_memory(entries: Sequence[Entry], levels: dict[str, float]) 
   series = []
   for place, entry in enumerate(entries):
     if (found := accuracy(entry)) is not None:
-      band = (None, None) if found.std is None else ([found.low], [found.high])
-      series.append(Series(entry.name, [memory(entry).mean / 1e6], [found.mean], *band, place))
+      low, high = (None, None) if found.std is None else ([found.low], [found.high])
+      series.append(Series(entry.name, [memory(entry).mean / 1e6], [found.mean], low, high, place))
   if not series:
     return None
   names = Axes('peak memory of a client step, MB', 'kNN accuracy', log_x=True)
@@ -96,8 +96,8 @@ def accuracy_against_memory(entries: Sequence[Entry], levels: dict[str, float]) 
                alternative, numbers(caption, series, names))
 
 
-def per_stage(name: str, label: str, entries: Sequence[Entry], value: Callable[[Any], float]) -> Chart:
-  """Returns a figure of each stage (`value` of its cost) over the rounds, as steps."""
+def per_stage(name: str, label: str, entries: Sequence[Entry], value: Callable[[Any], float]) -> Chart | None:
+  """Returns a figure of each stage (`value` of its cost) over the rounds, as steps; None without entries."""
   series = []
   for place, entry in enumerate(entries):
     stages = entry.actual.stages
@@ -109,10 +109,14 @@ def per_stage(name: str, label: str, entries: Sequence[Entry], value: Callable[[
               Axes('rounds done', label, log_y=True))
 
 
+def _from_summary(name: str) -> Callable[[FinishedRun], float | None]:
+  return lambda run: run.summary[name]
+
+
 def reference_levels(groups: Sequence[Group]) -> dict[str, float]:
   """Returns the accuracies of random weights and raw pixels where all groups share a dataset and encoder."""
   if len({(group.dataset, group.config.model) for group in groups}) > 1:
     return {}
   names = {'random_init_knn_accuracy': 'random weights', 'raw_pixel_knn_accuracy': 'raw pixels'}
-  found = {text: over_seeds(groups[0], lambda run, name=name: run.summary[name]) for name, text in names.items()}
+  found = {text: over_seeds(groups[0], _from_summary(name)) for name, text in names.items()}
   return {text: value.mean for text, value in found.items() if value is not None}

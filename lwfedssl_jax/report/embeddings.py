@@ -42,7 +42,8 @@ def make_key(labels: np.ndarray, names: Sequence[str]) -> Key:
 
 def _dataset_items(groups: Sequence[Group]) -> list[Key | Chart]:
   """Returns the key and the scatter plots of groups on one dataset."""
-  found, every = [], []
+  found: list[Key | Chart] = []
+  every: list[np.ndarray] = []
   for group in groups:
     with np.load(group.runs[0].embeddings_path, allow_pickle=False) as archive:
       labels = archive['labels'][:SCATTER_POINTS]

@@ -30,12 +30,18 @@ def _pick(entries: Sequence[Entry], rank: Callable[[Entry], Any]) -> tuple[Entry
   return lead, counterpart[0] if counterpart else max(others, key=rank, default=None)
 
 
+def _rank(entry: Entry) -> tuple[float, float]:
+  found = accuracy(entry)
+  assert found is not None
+  return round(found.mean, 3), -memory(entry).mean
+
+
 def _sentence(entries: Sequence[Entry]) -> str:
   measured = [entry for entry in entries if accuracy(entry) is not None]
   if not measured:
     compared = filter(None, _pick(entries, lambda entry: -memory(entry).mean))
     return '; '.join(map(_costs, compared)) + ' (no labels, so no accuracy).'
-  lead, other = _pick(measured, lambda entry: (round(accuracy(entry).mean, 3), -memory(entry).mean))
+  lead, other = _pick(measured, _rank)
   text = f'{lead.name} reaches {show(accuracy(lead))} with {_megabytes(memory(lead))} of client memory'
   if other is not None:
     text += f', {other.name} {show(accuracy(other))} with {_megabytes(memory(other))}'

@@ -4,7 +4,7 @@ import base64
 import html
 import importlib.resources
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lwfedssl_jax.plots import charts
@@ -61,7 +61,7 @@ def _key(key: Key) -> str:
   return f'<ul class="key" aria-label="Signs of the classes">{entries}</ul>'
 
 
-_RENDER = {Table: _table, Folded: _folded, Chart: _chart, Image: _image, Key: _key}
+_RENDER: dict[type, Callable[[Any], str]] = {Table: _table, Folded: _folded, Chart: _chart, Image: _image, Key: _key}
 
 
 def _items(items: Sequence[Any]) -> str:

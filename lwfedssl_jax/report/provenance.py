@@ -26,7 +26,8 @@ def settings_section(groups: Sequence[Group]) -> Section:
   rest = [['flag', 'default'], *([name, _show(value)] for name, value in shared.items() if name not in chosen)]
   flags = [['flag', 'value', 'default'], *([name, _show(value), _show(defaults[name])]
                                            for name, value in chosen.items())]
-  items = [Table('Runs, what differs between them, and the digest of their parameters', rows, is_text=True)]
+  items: list[Table | Folded] = [
+      Table('Runs, what differs between them, and the digest of their parameters', rows, is_text=True)]
   if chosen:
     items.append(Table('Shared settings that are not the default', flags, is_text=True))
   items.append(Folded(f'{len(rest) - 1} settings at their defaults', Table('Settings at their defaults', rest,

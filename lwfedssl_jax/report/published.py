@@ -47,6 +47,7 @@ def published_section(groups: Sequence[Group]) -> Section:
   matching = [group for group in groups if _is_published(group.config) and not differences(group.config)]
   for method, (gflops, gigabytes, memory) in PUBLISHED.items():
     cost = costs.method_cost(configs.with_values(_SETTING, {'method': method}), IMAGE_SIZE, 'paper_v4')
+    assert cost.total_flops is not None
     found = [group.name for group in matching if group.config.method.method == method]
     rows.append([method, gflops, f'{cost.total_flops / 1e9:.0f}', gigabytes,
                  f'{cost.total_bytes / costs.gb_bytes("paper_v4"):.2f}', memory, ', '.join(found) or 'none'])

@@ -83,8 +83,9 @@ def stat(values: Sequence[float | None]) -> Stat | None:
   """Returns the statistic of values; None if there are none or one is missing."""
   if not values or any(value is None for value in values):
     return None
-  return Stat(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None,
-              float(min(values)), float(max(values)))
+  present = [value for value in values if value is not None]
+  return Stat(float(np.mean(present)), float(np.std(present, ddof=1)) if len(present) > 1 else None,
+              float(min(present)), float(max(present)))
 
 
 def over_seeds(group: Group, value: Callable[[FinishedRun], float | None]) -> Stat | None:

@@ -48,15 +48,16 @@ def overview(entries: Sequence[Entry]) -> Section:
   """Returns accuracy against bytes and memory, and one row for each method."""
   groups = [entry.group for entry in entries]
   levels = curves.reference_levels(groups)
+  comparison = tables.comparison(entries)
   items = [
-      tables.comparison(entries),
+      comparison,
       curves.metric(
           'knn_accuracy', 'Accuracy at the end of each stage against what a client has sent and received by then.'
           + _band_text(groups), groups, curves.exchanged_megabytes,
           Axes('MB a client has exchanged, down and up', 'kNN accuracy', log_x=True), levels=levels,
           file='accuracy_against_bytes'),
       curves.accuracy_against_memory(entries, levels)]
-  best = ' The best value of a column is bold.' if items[0].best else ''
+  best = ' The best value of a column is bold.' if comparison.best else ''
   text = (f'{_describe_runs(groups)}. kNN: cosine, k = 200, on the pooled embedding.{_spread_text(groups)}{best}'
           f'{_reference_text(entries)} Costs in convention "actual": bytes of a client over all rounds, as really '
           'exchanged; memory of the compiled client step; FLOPs of an image over all local epochs, all branches and '
@@ -116,13 +117,16 @@ def costs_section(entries: Sequence[Entry]) -> Section:
            'GFLOPs (actual)', 'client memory, MB (actual)']]
   for entry in entries:
     actual, paper = entry.actual, entry.paper
+    assert paper.total_flops is not None
+    assert actual.total_flops is not None
     rows.append([entry.name, f'{paper.total_bytes / costs.gb_bytes("paper_v4"):.3f}', f'{paper.total_flops / 1e9:.2f}',
                  f'{actual.total_bytes / costs.gb_bytes("actual"):.3f}', f'{actual.total_flops / 1e9:.2f}',
-                 f'{actual.peak_memory_bytes / 1e6:.0f}'])
+                 f'{tables.memory(entry).mean / 1e6:.0f}'])
   return Section(
       'What a client pays', 'Each column is in one named convention; figures of two are not comparable. '
       'paper_v4: GB = 1000 MiB, one view and the online branch, a multiply-add counts 1. actual: GB = 10^9 bytes '
-      'really exchanged, all that is executed, a multiply-add counts 2.', [*items, Table('Costs by convention', rows)])
+      'really exchanged, all that is executed, a multiply-add counts 2.',
+      [*filter(None, items), Table('Costs by convention', rows)])
 
 
 def data_section(groups: Sequence[Group]) -> Section:

@@ -71,9 +71,11 @@ def _exchanged(*names: str) -> Callable[[Entry], Stat | None]:
       entry.group, lambda run: sum(run.summary[name] for name in names) if run.config.is_federated else None)
 
 
-def memory(entry: Entry) -> Stat | None:
+def memory(entry: Entry) -> Stat:
   """Peak memory of a client step, bytes."""
-  return stat([entry.actual.peak_memory_bytes])
+  found = stat([entry.actual.peak_memory_bytes])
+  assert found is not None
+  return found
 
 
 def _flops(entry: Entry) -> Stat | None:
@@ -85,7 +87,7 @@ accuracy, exchanged = _summary('final_knn_accuracy'), _exchanged('download_bytes
 
 def _ratio(value: Callable[[Entry], Stat | None]) -> Callable[[Entry], Stat | None]:
   """How many times less an entry needs than its reference."""
-  def ratio(entry):
+  def ratio(entry: Entry) -> Stat | None:
     own, other = value(entry), entry.reference and value(entry.reference)
     return None if own is None or other is None else stat([other.mean / own.mean])
 
@@ -115,7 +117,7 @@ def columns_with_values(entries: Sequence[Entry]) -> list[Column]:
 
 
 def best_rows(groups: Sequence[Group], stats: Sequence[Stat | None], form: str, scale: float,
-              choose: Callable[..., float] | None) -> set[int]:
+              choose: Callable[..., Any] | None) -> set[int]:
   """Returns the rows whose figure is the best, ties as shown included; none where all are alike.
 
   Args:
@@ -127,10 +129,11 @@ def best_rows(groups: Sequence[Group], stats: Sequence[Stat | None], form: str, 
   """
   found: set[int] = set()
   for dataset in {group.dataset for group in groups}:
-    shown = {index: form.format(value.mean / scale) for index, (group, value) in enumerate(zip(groups, stats))
+    means = {index: value.mean for index, (group, value) in enumerate(zip(groups, stats))
              if value is not None and group.dataset == dataset}
+    shown = {index: form.format(mean / scale) for index, mean in means.items()}
     if choose is not None and len(set(shown.values())) > 1:
-      best = choose(shown, key=lambda index: stats[index].mean)
+      best = choose(means, key=means.__getitem__)
       found |= {index for index, text in shown.items() if text == shown[best]}
   return found
 
@@ -153,7 +156,8 @@ def comparison(entries: Sequence[Entry]) -> Table:
 
 def records(entries: Sequence[Entry]) -> list[dict[str, Any]]:
   """Returns the main table as numbers in base units: means, and deviations where there are several seeds."""
-  found = [{'method': entry.name, 'dataset': entry.group.dataset, 'seeds': entry.group.seeds} for entry in entries]
+  found: list[dict[str, Any]] = [
+      {'method': entry.name, 'dataset': entry.group.dataset, 'seeds': entry.group.seeds} for entry in entries]
   for column in columns_with_values(entries):
     stats = [column.value(entry) for entry in entries]
     several = any(value and value.std is not None for value in stats)

@@ -7,7 +7,7 @@ branches and views, a multiply-add counting 2), and the peak memory of the compi
 the bytes, which are the mean over all seeds. Figures of other pairs of conventions are not comparable.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from lwfedssl_jax.stages import StagePlan, make_plans, required_components
 
 PARTS = ('embedding', 'blocks', 'norm', 'heads')
 OWN_GB_BYTES = 10**9
+Traffic = tuple[dict[str, float], dict[str, float]]  # {component: bytes} that a client receives and sends in a stage
 
 
 class StageCost(NamedTuple):
@@ -68,12 +69,12 @@ class MethodCost(NamedTuple):
   @property
   def total_flops(self) -> float | None:
     """Per image, over all local epochs of all rounds."""
-    return None if self.stages[0].flops is None else sum(s.flops for s in self.stages)
+    return None if self.stages[0].flops is None else sum(s.flops or 0 for s in self.stages)
 
   @property
   def peak_memory_bytes(self) -> int | None:
     """Of the most demanding stage."""
-    return None if self.stages[0].peak_memory_bytes is None else max(s.peak_memory_bytes for s in self.stages)
+    return None if self.stages[0].peak_memory_bytes is None else max(s.peak_memory_bytes or 0 for s in self.stages)
 
 
 def gb_bytes(convention: str) -> int:
@@ -83,20 +84,20 @@ def gb_bytes(convention: str) -> int:
 
 def by_part(components: dict[str, float]) -> dict[str, float]:
   """Sums {component: bytes} into the four PARTS."""
-  parts = dict.fromkeys(PARTS, 0)
+  parts: dict[str, float] = dict.fromkeys(PARTS, 0)
   for name, count in components.items():
     parts['blocks' if name.startswith('block_') else name if name in parts else 'heads'] += count
   return parts
 
 
-def _paper_bytes(config: Config, image_size: int, convention: str, worst_case: bool) -> list[tuple[dict, dict]]:
+def _paper_bytes(config: Config, image_size: int, convention: str, worst_case: bool) -> list[Traffic]:
   scaled = lambda sizes, rounds: {name: rounds * size for name, size in sizes.items()}
   stages = communication.stage_traffic(config, image_size, convention, worst_case_download=worst_case)
   return [(scaled(s.round_downloads, s.num_rounds), scaled(s.round_uploads, s.num_rounds)) for s in stages]
 
 
-def _actual_bytes(config: Config, image_size: int, plans: tuple[StagePlan, ...], worst_case: bool
-                  ) -> list[tuple[dict, dict]]:
+def _actual_bytes(
+    config: Config, image_size: int, plans: tuple[StagePlan, ...], worst_case: bool) -> list[Traffic]:
   """Mean over the federation of what the run's own participation exchanges."""
   payload = communication.make_payload(config, image_size)
   rounds = [plan for plan in plans for _ in range(plan.num_rounds)]
@@ -115,8 +116,8 @@ def _actual_bytes(config: Config, image_size: int, plans: tuple[StagePlan, ...],
   return [(named(d), named(u)) for d, u in zip(down, up)]
 
 
-def _expected_bytes(config: Config, image_size: int, plans: tuple[StagePlan, ...], worst_case: bool
-                    ) -> list[tuple[dict, dict]]:
+def _expected_bytes(
+    config: Config, image_size: int, plans: tuple[StagePlan, ...], worst_case: bool) -> list[Traffic]:
   payload = communication.make_payload(config, image_size)
   found = communication.expected_traffic(config, image_size)
   named = lambda row: dict(zip(payload.sizes_bytes, row.tolist()))
@@ -154,7 +155,9 @@ def method_cost(
     UsageError: the convention is not one of catalog.CONVENTIONS, or the patch size does not divide the image.
   """
   plans, epochs = make_plans(config), config.client.local_epochs
-  operations = server = memories = [None] * len(plans)
+  memories: Sequence[memory.StepMemory | None] = [None] * len(plans)
+  operations: Sequence[float | None] = [None] * len(plans)
+  server: Sequence[float | None] = operations
   if convention in OWN_CONVENTIONS:
     expected = convention == 'expected'
     traffic = (_expected_bytes if expected else _actual_bytes)(config, image_size, plans, worst_case_download)
@@ -209,7 +212,7 @@ def _totals(found: Sequence[MethodCost]) -> list[list[str]]:
   """Headings, then a row a method; ratios say how much less than end to end."""
   reference = next((cost for cost in found if cost.method == 'end_to_end'), None)
 
-  def cells(cost, value, scale, digits):
+  def cells(cost: MethodCost, value: Callable[[MethodCost], float | None], scale: float, digits: int) -> list[str]:
     mine, other = value(cost), reference and value(reference)
     return [_number(mine, scale, digits), f'{other / mine:.2f}x' if mine and other else '-']
 

@@ -12,7 +12,7 @@ import sys
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.errors import UsageError
-from lwfedssl_jax.stages import make_plans
+from lwfedssl_jax.stages import StageShape, make_plans
 
 # What the allocator, the thread pools and XLA's matrix products hold beside the step; measured, docs/performance.md.
 OVERHEAD_BYTES = 96 * 2**20
@@ -84,7 +84,7 @@ def measure_stage(config: Config, image_size: int, stage: int) -> dict[str, int]
 
 def measure_stages(config: Config, image_size: int) -> list[dict[str, int]]:
   """Measures the first stage of each shape: all layer-wise stages after the first are alike."""
-  first = {}
+  first: dict[StageShape, int] = {}
   for plan in make_plans(config):
     first.setdefault(plan.shape, plan.stage)
   return [{'stage': stage, **measure_stage(config, image_size, stage)} for stage in first.values()]

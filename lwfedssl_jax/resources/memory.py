@@ -49,8 +49,9 @@ def lower_client_step(config: Config, image_size: int, plan: StagePlan, num_step
   global_params = jax.eval_shape(lambda params, start: stages.split(params, plan.shape, start), params, start)
   state = jax.eval_shape(lambda params: init_step_state(options, params), global_params)
   steps = (num_steps,) if num_steps > 1 else ()
-  batch = Batch(jax.ShapeDtypeStruct((*steps, 2, batch_size, image_size, image_size, 3), jnp.float32),
-                jax.ShapeDtypeStruct((*steps, batch_size), jnp.bool_))
+  struct: Any = jax.ShapeDtypeStruct  # stands for an array
+  batch = Batch(struct((*steps, 2, batch_size, image_size, image_size, 3), jnp.float32),
+                struct((*steps, batch_size), jnp.bool_))
   return jax.jit(make_steps(options, num_steps), donate_argnums=0).lower(state, global_params, batch)
 
 

@@ -97,7 +97,7 @@ def with_chunk(config: Config, data: FederatedDataset) -> Config:
   total = devices.total_bytes()
   if not chunk and total is None:
     chunk = scheduling.default_chunk()
-  elif not chunk:
+  elif not chunk and total is not None:
     budget = config.run.device_data_budget_mb * round_loader.MEGABYTE
     images = data.dataset.train_images.nbytes
     chunk = planner.choose_chunk(config, data.image_size, total - int(min(images, budget or images)))

@@ -14,7 +14,7 @@ from lwfedssl_jax import options
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching, federated_dataset, sources
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
-from lwfedssl_jax.errors import UsageError
+from lwfedssl_jax.errors import StorageError, UsageError
 from lwfedssl_jax.federated import calibration
 from lwfedssl_jax.resources import flops
 from lwfedssl_jax.stages import make_plans
@@ -119,7 +119,7 @@ def operations(config: Config, data: FederatedDataset, first_round: int = 0) -> 
   """Counts the operations of a run's matrix products from a round on: clients' and calibration's, 2 a multiply-add."""
   sizes = [len(ids) for ids in data.client_images]
   batch, total = config.client.batch_size, 0.0
-  steps = config.client.local_epochs * sum(batching.steps_per_epoch(size, batch) for size in sizes)
+  steps: float = config.client.local_epochs * sum(batching.steps_per_epoch(size, batch) for size in sizes)
   steps *= config.effective_clients_per_round / config.effective_num_clients * (1 - config.client.client_dropout)
   for stage in make_plans(config):
     rounds = stage.num_rounds - min(max(first_round - stage.first_round, 0), stage.num_rounds)
@@ -161,7 +161,7 @@ def run_all(runs: Sequence[SweepRun]) -> Outcome:
       if summary.get('stopped_by'):
         return outcome._replace(stopped_by=summary['stopped_by'])
       outcome.finished.append(run.workdir)
-    except UsageError as error:
+    except (StorageError, UsageError) as error:
       outcome.failed[run.workdir] = str(error)
     except Exception as error:  # one broken run must not take the others with it
       traceback.print_exc()

@@ -15,7 +15,7 @@ from lwfedssl_jax.base import Params
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import federated_dataset, sources
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
-from lwfedssl_jax.errors import LostPeerError, TrainingError, UsageError
+from lwfedssl_jax.errors import LostPeerError, StorageError, TrainingError, UsageError
 from lwfedssl_jax.plots import run_plots
 from lwfedssl_jax.resources import communication
 from lwfedssl_jax.stages import StagePlan
@@ -42,6 +42,7 @@ def train(config: Config, data: FederatedDataset | None = None,
 
   Raises:
     UsageError: a mistake in the configuration, the data or the workdir, found before anything is written.
+    StorageError: the workdir's disk is full or fails; what was saved before is whole.
     TrainingError: two attempts at a round in a row gave no update that could be used; the state before it is saved.
     LostPeerError: another process of the run is gone; checkpoints stay.
     Interrupted: a second signal; complete checkpoints stay.
@@ -80,12 +81,12 @@ def train(config: Config, data: FederatedDataset | None = None,
 @contextlib.contextmanager
 def _claim_workdir(config: Config) -> Iterator[str]:
   """As run_dir.claim_workdir, by the first process for all of them."""
-  refused = None
+  refused: Exception | None = None
   with contextlib.ExitStack() as stack:
     if devices.is_first_process():
       try:
         stack.enter_context(run_dir.claim_workdir(config))
-      except UsageError as error:
+      except (StorageError, UsageError) as error:
         refused = error
     if devices.any_process(refused is not None):
       raise refused or UsageError('--workdir: expected a folder that the first process can use, see what it says')

@@ -17,8 +17,11 @@ from absl import logging
 from lwfedssl_jax import devices, trees
 from lwfedssl_jax.base import Params
 from lwfedssl_jax.errors import UsageError
+from lwfedssl_jax.workdir import storage
 
-FOLDER = 'checkpoints'
+FOLDER = storage.CHECKPOINTS
+# What orbax, its JSON and tensorstore raise for damaged files: missing, cut, and well-formed JSON of a wrong kind.
+_DAMAGE = (OSError, ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError)
 _ONE_AT_A_TIME = threading.Lock()  # what several threads save or restore meets in orbax's global state
 
 
@@ -43,7 +46,8 @@ class Checkpoints:
       sharding: of the parameters that are restored, whatever they were saved from; None: the first device.
 
     Raises:
-      UsageError: with `read_only`, there are none.
+      UsageError: with `read_only`, there are none; or orbax cannot read the folder.
+      StorageError: the folder cannot be written.
     """
     import orbax.checkpoint as ocp  # half a second to import; only runs that save need it
 
@@ -59,11 +63,15 @@ class Checkpoints:
     self._last = 0  # the newest save that was started
 
   def _open(self, path: str, **options: Any) -> Any:
-    """Opens orbax's manager, without the checkpoints' metadata if these are what it cannot bear."""
-    manager = lambda: self._ocp.CheckpointManager(path, options=self._ocp.CheckpointManagerOptions(**options))
+    """Opens orbax's manager, without the checkpoints' metadata if these are what it cannot read."""
+
+    def manager() -> Any:
+      with contextlib.nullcontext() if self._read_only else storage.writing(path):
+        return self._ocp.CheckpointManager(path, options=self._ocp.CheckpointManagerOptions(**options))
+
     try:
       return manager()
-    except Exception as error:  # orbax raises many types for one damaged file
+    except _DAMAGE as error:
       refused = UsageError(
           f'{path}: expected a folder of checkpoints that can be read ({_one_line(error)}); a checkpoint may lack '
           f'its _CHECKPOINT_METADATA, but not have a wrong one')
@@ -75,7 +83,7 @@ class Checkpoints:
         for name, kept in aside:  # times and versions, for people; what is restored is checked by our own digest
           os.replace(name, kept)
         opened = manager()
-      except Exception as again:  # they are not to blame
+      except _DAMAGE as again:  # the metadata are sound
         for name, kept in aside:
           if os.path.exists(kept):
             os.replace(kept, name)
@@ -87,10 +95,14 @@ class Checkpoints:
       return opened
 
   def save(self, params: Params, rounds_done: int) -> None:
-    """Starts saving; returns once the parameters may change."""
+    """Starts saving; returns once the parameters may change.
+
+    Raises:
+      StorageError: this save, or the one before it in the background, found no room or no permission.
+    """
     args, self._last = self._ocp.args, rounds_done
     meta = {'rounds_done': rounds_done, 'params_sha256': trees.sha256(params)}
-    with self._room_for(rounds_done), _ONE_AT_A_TIME:
+    with self._writing(rounds_done), _ONE_AT_A_TIME:
       saved = self._manager.save(
           rounds_done, args=args.Composite(params=args.StandardSave(params), meta=args.JsonSave(meta)))
     if not saved:
@@ -107,12 +119,7 @@ class Checkpoints:
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
     for step in steps:
-      try:
-        restored = self._restore(step, like)
-      except Exception as error:  # orbax raises many types for damaged files, bare Exception among them
-        restored, reason = None, _one_line(error)[:200]
-      else:
-        reason = 'its digest does not match'
+      restored, reason = self._restore(step, like)
       if restored is not None:
         for damaged in (s for s in steps if s > step and not self._read_only):
           self._manager.delete(damaged)
@@ -122,34 +129,36 @@ class Checkpoints:
       raise UsageError(f'{self._manager.directory}: expected a sound checkpoint, all {len(steps)} are damaged')
     return None
 
-  def _restore(self, step: int, like: Params) -> Restored | None:
+  def _restore(self, step: int, like: Params) -> tuple[Restored | None, str]:
+    """Returns a checkpoint if it is sound, else None and the reason why it is not."""
     args = self._ocp.args
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding), like)
-    with _ONE_AT_A_TIME:
-      out = self._manager.restore(
-          step, args=args.Composite(params=args.StandardRestore(abstract), meta=args.JsonRestore()))
-    sound = trees.sha256(out['params']) == out['meta']['params_sha256'] and out['meta']['rounds_done'] == step
-    return Restored(out['params'], step) if sound else None
-
-  @contextlib.contextmanager
-  def _room_for(self, rounds_done: int | str) -> Iterator[None]:
-    """Says in one line that a save failed, this one or the one before it in the background."""
+    request = args.Composite(params=args.StandardRestore(abstract), meta=args.JsonRestore())
     try:
-      yield
-    except Exception as error:  # orbax passes on what its threads and tensorstore raise, of many types
-      if devices.is_lost_peer(error):
+      with _ONE_AT_A_TIME:
+        saved = self._manager.restore(step, args=request)
+    except Exception as error:
+      # Of an array that cannot be read orbax raises no type of its own. Every other error is a bug, not damage.
+      if not isinstance(error, _DAMAGE) and type(error) is not Exception:
         raise
-      raise UsageError(
-          f'{self._manager.directory}: expected room for checkpoint {rounds_done} in a folder that can be written; '
-          f'earlier ones are whole ({_one_line(error)[:300]})') from error
+      return None, _one_line(error)[:200]
+    if saved['meta'] != {'rounds_done': step, 'params_sha256': trees.sha256(saved['params'])}:
+      return None, 'its digest does not match'
+    return Restored(saved['params'], step), ''
+
+  def _writing(self, rounds_done: int) -> contextlib.AbstractContextManager[None]:
+    """Names a save that finds no room, this one or the one before it in the background."""
+    folder = str(self._manager.directory)
+    return storage.writing(f'checkpoint {rounds_done} to {folder}', os.path.dirname(folder))
 
   def close(self) -> None:
     """Waits for saves under way and stops the background threads."""
     try:
-      with self._room_for(self._last):
+      with self._writing(self._last):
         self._manager.wait_until_finished()
     finally:
-      self._manager.close()
+      with self._writing(self._last):
+        self._manager.close()
 
   def __enter__(self) -> 'Checkpoints':
     return self

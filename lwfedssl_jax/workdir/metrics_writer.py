@@ -8,6 +8,7 @@ from typing import Any
 from absl import logging
 
 from lwfedssl_jax.errors import UsageError
+from lwfedssl_jax.workdir import storage
 
 METRICS = 'metrics.jsonl'
 
@@ -68,22 +69,24 @@ class MetricsWriter(MetricsReader):
 
   def __init__(self, workdir: str, rounds_done: int, num_rounds: int):
     super().__init__(workdir, rounds_done, num_rounds)
-    self._path = os.path.join(workdir, METRICS)
+    self._workdir, self._path = workdir, os.path.join(workdir, METRICS)
     temporary = f'{self._path}.tmp'
-    with open(temporary, 'w', encoding='utf-8') as file:
-      file.writelines(json.dumps(row) + '\n' for row in self.rows)
-    os.replace(temporary, self._path)
-    self._file = open(self._path, 'a', encoding='utf-8')  # noqa: SIM115 (closed in close)
+    with storage.writing(self._path, workdir):
+      with open(temporary, 'w', encoding='utf-8') as file:
+        file.writelines(json.dumps(row) + '\n' for row in self.rows)
+      os.replace(temporary, self._path)
+      self._file = open(self._path, 'a', encoding='utf-8')  # noqa: SIM115 (closed in close)
     self._events = _event_writer(workdir, rounds_done)
     self._num_rounds = num_rounds
     self._bar = _progress_bar(rounds_done, num_rounds)
 
   def write(self, row: dict[str, Any]) -> None:
-    """Appends a round's row; it is on disk when this returns."""
+    """Appends a round's row; it is on disk when this returns. Raises StorageError."""
     super().write(row)
-    self._file.write(json.dumps(row) + '\n')
-    self._file.flush()
-    os.fsync(self._file.fileno())
+    with storage.writing(self._path, self._workdir):
+      self._file.write(json.dumps(row) + '\n')
+      self._file.flush()
+      os.fsync(self._file.fileno())
     if self._events is not None:
       for name, value in row.items():
         if isinstance(value, (int, float)) and name not in ('round', 'stage'):

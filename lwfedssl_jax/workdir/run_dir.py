@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import errno
 import importlib.metadata
 import json
 import os
@@ -11,7 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import filelock
 import jax
@@ -21,9 +20,9 @@ from lwfedssl_jax import config as configs
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.version import __version__
+from lwfedssl_jax.workdir import storage
 
 FORMAT = 1
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 CONFIG, SUMMARY, LOCK = 'config.json', 'summary.json', '.lock'
 EMBEDDINGS = 'embeddings.npz'
 # Fields that do not decide a run's result, so that a resumed run may change them.
@@ -34,24 +33,27 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 def write_json(path: str, value: Any) -> None:
-  """Writes a JSON file whole or not at all."""
-  temporary = f'{path}.tmp'
-  with open(temporary, 'w', encoding='utf-8') as file:
+  """Writes a JSON file whole or not at all. Raises StorageError."""
+  with _whole_file(path, 'w', encoding='utf-8') as file:
     json.dump(value, file, indent=2)
     file.write('\n')
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
 
 
 def write_arrays(path: str, arrays: dict[str, np.ndarray]) -> None:
-  """Writes an .npz file whole or not at all."""
-  temporary = f'{path}.tmp'
-  with open(temporary, 'wb') as file:
+  """Writes an .npz file whole or not at all. Raises StorageError."""
+  with _whole_file(path, 'wb') as file:
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # no array is named allow_pickle
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _whole_file(path: str, mode: str, **options: Any) -> Iterator[IO[Any]]:
+  temporary = f'{path}.tmp'
+  with storage.writing(path, os.path.dirname(path)):
+    with open(temporary, mode, **options) as file:
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def read_json(path: str) -> Any:
@@ -165,29 +167,25 @@ def claim_workdir(config: Config) -> Iterator[str]:
 
   Raises:
     UsageError: as `check_workdir`; or the folder cannot be written.
+    StorageError: no room, now or while the folder is held.
   """
   check_workdir(config)
   workdir = config.run.workdir
   path = os.path.join(workdir, CONFIG)
-  with _locked(workdir):
+  with _locked(workdir), storage.writing(workdir, workdir, storage.NO_ROOM):
     if not os.path.exists(path):
       write_json(path, {'format': FORMAT, 'config': configs.flatten(config), **describe_environment()})
-    try:
-      yield workdir
-    except OSError as error:
-      if error.errno not in _NO_ROOM:
-        raise
-      raise UsageError(
-          f'--workdir: expected room to write in {workdir}: {error.strerror}; what was saved is whole') from error
+    yield workdir
 
 
 @contextlib.contextmanager
 def _locked(workdir: str) -> Iterator[None]:
-  """Holds a folder's lock, which the system takes back from a process that dies. Raises UsageError."""
+  """Holds a folder's lock, which the system takes back from a process that dies. Raises UsageError, StorageError."""
   lock = filelock.FileLock(os.path.join(workdir, LOCK))
   try:
-    os.makedirs(workdir, exist_ok=True)
-    lock.acquire(blocking=False)
+    with storage.writing(workdir, kinds=storage.NO_ROOM):
+      os.makedirs(workdir, exist_ok=True)
+      lock.acquire(blocking=False)
   except filelock.Timeout as error:
     raise UsageError(f'--workdir: expected a folder that no other process uses, {workdir} is in use') from error
   except OSError as error:
