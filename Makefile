@@ -6,7 +6,7 @@ PIP_INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 DEMO ?= runs/demo
 METHODS := lw_fedssl,layerwise,prog_fedssl,end_to_end
 
-.PHONY: demo test lint dist requirements clean
+.PHONY: demo test quick coverage lint dist requirements clean
 
 # Installed once per change of the packaging files; a half-made environment is made anew.
 $(VENV)/installed: setup.cfg pyproject.toml
@@ -32,8 +32,18 @@ lint: $(VENV)/installed-for-tests
 	$(VENV)/bin/lint-imports
 	$(RUN) -m mypy
 
+# Two workers, on two cores; they share what is compiled.
+PYTEST := $(RUN) -m pytest --numprocesses=2 --dist=loadgroup --no-loadscope-reorder
+
 test: lint
-	$(RUN) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered --durations=15
+	$(PYTEST) --durations=15
+
+# Without the files that train and compile most.
+quick: lint
+	$(PYTEST) -m 'not slow'
+
+coverage: $(VENV)/installed-for-tests
+	$(PYTEST) --cov --cov-report=term:skip-covered
 
 # The wheel and the source distribution, checked, in dist/.
 dist: $(VENV)/installed-for-dist

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 from absl import flags as absl_flags
 from absl import logging
 
-from lwfedssl_jax.errors import LostPeerError, StorageError, TrainingError, UsageError
+from lwfedssl_jax.errors import LostPeerError, MeasurementError, StorageError, TrainingError, UsageError
 from lwfedssl_jax.training.signals import Interrupted
 
 from . import flags, presets, usage
@@ -121,7 +121,7 @@ def execute(command: Command, argv: Sequence[str]) -> int:
   except StorageError as error:
     _print_error(str(error))
     return STORAGE_EXIT_CODE
-  except TrainingError as error:
+  except (TrainingError, MeasurementError) as error:
     _print_error(str(error))
     return FAILURE_EXIT_CODE
   except LostPeerError as error:

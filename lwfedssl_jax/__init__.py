@@ -22,6 +22,8 @@ if TYPE_CHECKING:
   from lwfedssl_jax.data.sources import ImageDataset
   from lwfedssl_jax.data.sources import load as load_dataset
   from lwfedssl_jax.export import export_encoder
+  from lwfedssl_jax.federated.aggregation import register_aggregator
+  from lwfedssl_jax.models import register_encoder
   from lwfedssl_jax.objectives import register_objective
   from lwfedssl_jax.pretrained import LoadedEncoder, load_encoder
   from lwfedssl_jax.report.files import write_report
@@ -40,6 +42,8 @@ _LAZY = {
     'evaluate_run': ('run_evaluation', 'evaluate_run'),
     'export_encoder': ('export', 'export_encoder'),
     'write_report': ('report.files', 'write_report'),
+    'register_aggregator': ('federated.aggregation', 'register_aggregator'),
+    'register_encoder': ('models', 'register_encoder'),
     'register_objective': ('objectives', 'register_objective'),
     'method_cost': ('resources.costs', 'method_cost'),
 }
@@ -47,7 +51,7 @@ _LAZY = {
 __all__ = [
     'Config', 'ConfigFields', 'ImageDataset', 'LoadedEncoder', 'UsageError', '__version__', 'configure',
     'evaluate_run', 'export_encoder', 'load_dataset', 'load_encoder', 'method_cost', 'partition_dataset',
-    'register_method', 'register_objective', 'train', 'write_report']
+    'register_aggregator', 'register_encoder', 'register_method', 'register_objective', 'train', 'write_report']
 
 
 if not TYPE_CHECKING:  # a type checker that sees a module's __getattr__ accepts every name

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # jaxtyping's PyTree is anything to a type checker
   Params = dict[str, Any]
   Labels = dict[str, Any]
 else:
-  Params = PyTree[Float[Array, '...']]  # a tree of parameters, float32
+  Params = PyTree[Float[Array | np.ndarray, '...']]  # a tree of parameters, float32
   Labels = PyTree[Int[Array, '...']]  # ABSENT, FROZEN or ACTIVE, see stages.py
 Raveled = dict[str, Float[Array, ' _']]  # a tree as a few vectors, see trees.py
 Stacked = dict[str, Float[Array, 'K _']]  # those of K clients
@@ -29,9 +29,45 @@ Function = Callable[..., Any]
 Apply = Callable[[Params, Any], Float[Array, 'B D']]  # parameters, images (B, H, W, C) -> embeddings
 
 __all__ = [
-    'Apply', 'Array', 'Bool', 'Encoder', 'FederatedRound', 'Float', 'Function', 'Images', 'Int', 'Integer', 'Key',
-    'Labels', 'Mask', 'Number', 'Objective', 'Params', 'Projections', 'PyTree', 'Raveled', 'Scalar', 'Shaped',
-    'Stacked', 'UInt8']
+    'Apply', 'Array', 'Bool', 'Encoder', 'EncoderFlops', 'ExportedEncoder', 'FederatedRound', 'Float', 'Function',
+    'Images', 'Int', 'Integer', 'Key', 'Labels', 'Mask', 'Number', 'Objective', 'Params', 'PartFlops', 'Projections',
+    'PyTree', 'Raveled', 'Scalar', 'Shaped', 'Stacked', 'UInt8']
+
+
+class PartFlops(NamedTuple):
+  """What a part of an encoder computes in one image's forward pass.
+
+  Attributes:
+    products: multiply-adds of its matrix products, each counted once.
+    norm_elements: elements that its layer norms normalize; only the paper's convention counts them.
+  """
+
+  products: int
+  norm_elements: int = 0
+
+
+class EncoderFlops(NamedTuple):
+  """What the parts of an encoder compute for one image: embedding, one block, pool.
+
+  The first product of the embedding takes the image, whose gradient nobody needs; it is counted as its only one. All
+  other products have two products in the backward pass.
+  """
+
+  embedding: PartFlops
+  block: PartFlops
+  pool: PartFlops
+
+
+class ExportedEncoder(NamedTuple):
+  """An encoder for another library.
+
+  Attributes:
+    tensors: {that library's name: float32 array}.
+    description: what builds the model there: at least `model` and `arguments`; JSON.
+  """
+
+  tensors: dict[str, np.ndarray]
+  description: dict[str, Any]
 
 
 class Encoder(NamedTuple):
@@ -50,6 +86,9 @@ class Encoder(NamedTuple):
     pool: (norm parameters, tokens) -> embeddings (B, D), float32.
     depth: number of blocks L.
     width: embedding width D.
+    flops: what each part computes, for images of the side that the encoder is built for.
+    export: parameters, of which `blocks` may hold the first few -> ExportedEncoder. None: parameters are exported
+      under the names of this tree.
   """
 
   init: Callable[[Key], Params]
@@ -59,6 +98,8 @@ class Encoder(NamedTuple):
   pool: Callable[[Params, Array], Array]
   depth: int
   width: int
+  flops: EncoderFlops
+  export: Callable[[Params], ExportedEncoder] | None = None
 
 
 class Objective(NamedTuple):
@@ -72,8 +113,8 @@ class Objective(NamedTuple):
       scalar float32, mean over the valid samples.
     update_target: (target, online) -> target, after a step; None where the objective has no target
       branch. Both are raveled active parameters, the target without the online-only heads'.
-    head_names: the heads that are trained and exchanged.
-    online_only: those of them that the target branch does not have.
+    head_names: the heads that are trained and exchanged. Every matrix in them is used once per image and view.
+    online_only: those of them that run in the online branch alone; the target branch does not have them.
   """
 
   name: str

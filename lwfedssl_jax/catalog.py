@@ -1,5 +1,6 @@
 """What there is to choose from, as data: methods, objectives, encoders, protocols, conventions. Imports no jax."""
 
+import dataclasses
 import typing
 from collections.abc import Callable
 
@@ -24,17 +25,13 @@ class MethodTraits(typing.NamedTuple):
 
 
 class ObjectiveTraits(typing.NamedTuple):
-  """What costs and memory depend on in an objective.
+  """What costs depend on in an objective, beside its heads and its target branch.
 
   Attributes:
-    has_predictor: a predictor P is trained and exchanged.
-    has_target: a target branch runs beside the online one.
     similarity_products: products of (B, P) by (P, B) that a step executes, forward and backward.
     paper_views: views that the paper's count of operations includes.
   """
 
-  has_predictor: bool
-  has_target: bool
   similarity_products: int
   paper_views: int = 1
 
@@ -53,27 +50,41 @@ METHODS = {
 # info_nce has a constant side: a product for each of two views, forward and one gradient. NT-Xent compares all 2B
 # projections with each other, four times the entries, and has both gradients. BYOL's distance is row by row.
 OBJECTIVES = {
-    'moco_v3': ObjectiveTraits(has_predictor=True, has_target=True, similarity_products=4),
-    'byol': ObjectiveTraits(has_predictor=True, has_target=True, similarity_products=0),
-    'simclr': ObjectiveTraits(has_predictor=False, has_target=False, similarity_products=12, paper_views=2),
+    'moco_v3': ObjectiveTraits(similarity_products=4),
+    'byol': ObjectiveTraits(similarity_products=0),
+    'simclr': ObjectiveTraits(similarity_products=12, paper_views=2),
 }
-AGGREGATIONS = ('mean', 'median', 'trimmed_mean')
+AGGREGATIONS = ['mean', 'median', 'trimmed_mean']  # federated.aggregation.register_aggregator adds to them
 REMATERIALIZE = ('none', 'elementwise', 'all')  # ever less is kept
 
 
-class EncoderSize(typing.NamedTuple):
-  """Sizes of a vision transformer: token width, blocks, attention heads, MLP expansion."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderTraits:
+  """What a configuration depends on in an encoder.
+
+  Attributes:
+    depth: blocks, of which a stage adds `blocks_per_stage`.
+    whole_patches: the patch size must divide the image size.
+  """
+
+  depth: int
+  whole_patches: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VitTraits(EncoderTraits):
+  """A vision transformer: token width, attention heads, MLP expansion."""
 
   width: int
-  depth: int
   num_heads: int
   mlp_ratio: int
+  whole_patches: bool = True
 
 
 # vit_tiny: the paper's encoder (arXiv 2401.11647). vit_micro: ours, for CPUs and tests.
-ENCODER_SIZES = {
-    'vit_tiny': EncoderSize(width=192, depth=12, num_heads=3, mlp_ratio=4),
-    'vit_micro': EncoderSize(width=64, depth=4, num_heads=2, mlp_ratio=4),
+ENCODERS: dict[str, EncoderTraits] = {
+    'vit_tiny': VitTraits(width=192, depth=12, num_heads=3, mlp_ratio=4),
+    'vit_micro': VitTraits(width=64, depth=4, num_heads=2, mlp_ratio=4),
 }
 
 # How costs are counted (resources/costs.py): as in versions 4 and 1 of the paper, or as this program does.
@@ -81,7 +92,7 @@ PAPER_CONVENTIONS = ('paper_v4', 'paper_v1')
 OWN_CONVENTIONS = ('actual', 'expected')
 CONVENTIONS = (*PAPER_CONVENTIONS, *OWN_CONVENTIONS)
 
-PROTOCOLS = ('knn', 'knn_centred', 'linear', 'finetune')  # of evaluation
+PROTOCOLS = ('knn', 'knn_centered', 'linear', 'finetune')  # of evaluation
 SPLITS = ('test', 'validation')  # of evaluation
 
 # Widths of projector and predictor (192-512-512-256 and 256-512-256 for ViT-Tiny, as in MoCo v3's shape).

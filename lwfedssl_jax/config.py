@@ -21,10 +21,10 @@ MOST_PIXELS = 4096  # a side; beyond, a slip of the finger would ask for terabyt
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Validated):
-  encoder: str = option('vit_micro', 'encoder architecture', choices=tuple(catalog.ENCODER_SIZES))
+  encoder: str = option('vit_micro', 'encoder architecture', choices=catalog.ENCODERS)
   image_size: int = option(
       0, 'side of the square images, pixels; 0: as the data set has them', at_least=0, at_most=MOST_PIXELS)
-  patch_size: int = option(4, 'side of a patch, pixels; divides the image size', at_least=1)
+  patch_size: int = option(4, 'side of a patch, pixels; a ViT\'s divides the image size', at_least=1)
   position_init: str = option(
       'random', 'initial position table, learned from there: normal of deviation 0.02, or 2-D sines and cosines',
       choices=('random', 'sincos'))
@@ -33,8 +33,13 @@ class ModelConfig(Validated):
       choices=('float32', 'bfloat16'))
 
   @property
-  def size(self) -> catalog.EncoderSize:
-    return catalog.ENCODER_SIZES[self.encoder]
+  def traits(self) -> catalog.EncoderTraits:
+    return catalog.ENCODERS[self.encoder]
+
+  def check_image_size(self, image_size: int, named: str) -> None:
+    """Raises UsageError where the encoder takes no images of that side, pixels; the message calls it `named`."""
+    if self.traits.whole_patches and image_size % self.patch_size:
+      raise UsageError(f'--patch_size: expected a divisor of {named}, got {self.patch_size}')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +50,7 @@ class ObjectiveConfig(Validated):
   representation_alignment: bool | None = option(
       None, 'keep local projections near the received global model\'s; unset: on for lw_fedssl')
   alignment_kind: str = option(
-      'contrastive', 'form of the alignment regulariser', choices=('contrastive', 'cosine'))
+      'contrastive', 'form of the alignment regularizer', choices=('contrastive', 'cosine'))
   alignment_weight: float = option(1.0, 'weight of the alignment term', at_least=0)
 
   @property
@@ -178,7 +183,7 @@ class RunConfig(Validated):
   device_data_budget_mb: float = option(
       0.0, 'megabytes (10^6 bytes) of training images that a device may hold; where there are more, they stay in files '
       'and each round\'s are copied a round ahead; 0: no limit', at_least=0)
-  knn_bank_images: int = option(10_000, 'labelled training images the kNN monitor searches; 0: all', at_least=0)
+  knn_bank_images: int = option(10_000, 'labeled training images the kNN monitor searches; 0: all', at_least=0)
   knn_test_images: int = option(10_000, 'test images the kNN monitor classifies; 0: all', at_least=0)
 
 
@@ -196,13 +201,11 @@ class Config:
   run: RunConfig = RunConfig()
 
   def __post_init__(self) -> None:
-    size, model = self.model.size, self.model
-    if model.image_size and model.image_size % model.patch_size:
+    model, depth = self.model, self.model.traits.depth
+    model.check_image_size(model.image_size, f'--image_size={model.image_size}')
+    if depth % self.method.blocks_per_stage:
       raise UsageError(
-          f'--patch_size: expected a divisor of --image_size={model.image_size}, got {model.patch_size}')
-    if size.depth % self.method.blocks_per_stage:
-      raise UsageError(
-          f'--blocks_per_stage: expected a divisor of the {size.depth} blocks of {model.encoder}, '
+          f'--blocks_per_stage: expected a divisor of the {depth} blocks of {model.encoder}, '
           f'got {self.method.blocks_per_stage}')
     if self.client.micro_batch_size and self.client.batch_size % self.client.micro_batch_size:
       raise UsageError(

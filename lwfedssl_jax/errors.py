@@ -13,5 +13,9 @@ class LostPeerError(RuntimeError):
   """Another process of the run is gone; the checkpoints are whole."""
 
 
+class MeasurementError(RuntimeError):
+  """A measurement contradicts what is physically possible. The message is one line."""
+
+
 class TrainingError(RuntimeError):
   """A run cannot continue; the last valid state is saved. The message is one line."""

@@ -1,62 +1,32 @@
-"""Takes an encoder to PyTorch: safetensors with the names and layout of timm's VisionTransformer."""
+"""Takes an encoder to other libraries: safetensors, a ViT's with the names and layout of timm's VisionTransformer."""
 
+import dataclasses
 import json
 import os
-from typing import Any
 
+import jax
 import numpy as np
 
+from lwfedssl_jax import trees
+from lwfedssl_jax.base import ExportedEncoder
 from lwfedssl_jax.errors import UsageError
-from lwfedssl_jax.models.vit import LAYER_NORM_EPSILON
 from lwfedssl_jax.pretrained import LoadedEncoder
 
-# Ours, below a block -> timm's, below blocks.N.
-_BLOCK_NAMES = {
-    'norm1': 'norm1', 'norm2': 'norm2', 'attention/qkv': 'attn.qkv', 'attention/projection': 'attn.proj',
-    'mlp1': 'mlp.fc1', 'mlp2': 'mlp.fc2'}
 
+def convert(loaded: LoadedEncoder) -> ExportedEncoder:
+  """Names an encoder's tensors and describes its model: as the encoder does, or by the paths of its own tree.
 
-def _layer(name: str, params: Any) -> dict[str, np.ndarray]:
-  """Renames a linear layer or norm; timm keeps kernels as (out, in)."""
-  if 'scale' in params:
-    return {f'{name}.weight': np.asarray(params['scale']), f'{name}.bias': np.asarray(params['bias'])}
-  return {f'{name}.weight': np.asarray(params['kernel']).T, f'{name}.bias': np.asarray(params['bias'])}
-
-
-def _patch_weight(kernel: np.ndarray, patch_size: int) -> np.ndarray:
-  """(p * p * C, D), pixels before channels -> a convolution's (D, C, p, p)."""
-  return kernel.reshape(patch_size, patch_size, -1, kernel.shape[1]).transpose(3, 2, 0, 1)
-
-
-def timm_tensors(loaded: LoadedEncoder) -> dict[str, np.ndarray]:
-  """Returns {timm's name: float32 array}, a whole state dict."""
-  params, patch = loaded.params, loaded.params['embedding']['patch']
-  tensors = {
-      'pos_embed': np.asarray(params['embedding']['position'])[None],
-      'patch_embed.proj.weight': _patch_weight(np.asarray(patch['kernel']), loaded.config.model.patch_size),
-      'patch_embed.proj.bias': np.asarray(patch['bias']),
-      **_layer('norm', params['norm']),
-  }
-  for index in range(loaded.depth):
-    for ours, theirs in _BLOCK_NAMES.items():
-      layer = params['blocks']
-      for part in ours.split('/'):
-        layer = layer[part]
-      tensors |= _layer(f'blocks.{index}.{theirs}', {name: leaf[index] for name, leaf in layer.items()})
-  return {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
-
-
-def timm_arguments(loaded: LoadedEncoder) -> dict[str, Any]:
-  """Returns the arguments of timm.models.vision_transformer.VisionTransformer that make the same encoder.
-
-  timm's default for mean pooling normalises after the pooling; `fc_norm=False` keeps our order, norm then mean.
+  Where the encoder has no export of its own, blocks stay stacked, and `arguments` are the fields of ModelConfig.
   """
-  model = loaded.config.model
-  return {
-      'img_size': model.image_size, 'patch_size': model.patch_size, 'in_chans': 3, 'num_classes': 0,
-      'embed_dim': model.size.width, 'depth': loaded.depth, 'num_heads': model.size.num_heads,
-      'mlp_ratio': model.size.mlp_ratio, 'qkv_bias': True, 'class_token': False, 'global_pool': 'avg',
-      'fc_norm': False}
+  if loaded.encoder.export is not None:
+    found = loaded.encoder.export(loaded.params)
+  else:
+    leaves = jax.tree_util.tree_leaves_with_path(loaded.params)
+    found = ExportedEncoder({trees.path_name(path): leaf for path, leaf in leaves}, {
+        'model': f'lwfedssl_jax, encoder {loaded.config.model.encoder}',
+        'arguments': dataclasses.asdict(loaded.config.model)})
+  tensors = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in found.tensors.items()}
+  return ExportedEncoder(tensors, found.description)
 
 
 def export_encoder(loaded: LoadedEncoder, path: str) -> str:
@@ -71,11 +41,10 @@ def export_encoder(loaded: LoadedEncoder, path: str) -> str:
     from safetensors.numpy import save_file
   except ImportError as error:
     raise UsageError('--output: expected the package safetensors (pip install safetensors)') from error
+  tensors, built = convert(loaded)
   description = {
-      'model': 'timm.models.vision_transformer.VisionTransformer',
-      'arguments': timm_arguments(loaded),
+      **built,
       'normalization': {'mean': [0.5] * 3, 'std': [0.5] * 3, 'of': 'RGB pixels in [0, 1]'},
-      'layer_norm_epsilon': LAYER_NORM_EPSILON,
       'rounds_done': loaded.rounds_done,
       'method': loaded.config.method.method,
       'dataset': loaded.config.data.dataset,
@@ -83,7 +52,7 @@ def export_encoder(loaded: LoadedEncoder, path: str) -> str:
   json_path = path.removesuffix('.safetensors') + '.json'
   try:
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    save_file(timm_tensors(loaded), path + '.tmp', metadata={'format': 'pt'})
+    save_file(tensors, path + '.tmp', metadata={'format': 'pt'})
     os.replace(path + '.tmp', path)
     with open(json_path, 'w', encoding='utf-8') as file:
       json.dump(description, file, indent=2)

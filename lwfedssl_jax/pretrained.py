@@ -57,7 +57,7 @@ def _of(params: Params, config: Config, depth: int, rounds_done: int) -> LoadedE
 
 def random_encoder(config: Config, seed: int) -> LoadedEncoder:
   """Returns the configured encoder with the random weights that a run of that seed starts from."""
-  return _of(jax.jit(_model(config).init_params)(rng.key(seed, rng.Stream.INIT)), config, config.model.size.depth, 0)
+  return _of(jax.jit(_model(config).init_params)(rng.key(seed, rng.Stream.INIT)), config, config.model.traits.depth, 0)
 
 
 def load_encoder(workdir: str) -> LoadedEncoder:

@@ -31,8 +31,8 @@ def evaluate_run(
 
   Args:
     workdir: of the run.
-    protocol: `knn`, `knn_centred`, `linear` or `finetune`.
-    dataset: labelled, images of the run's size.
+    protocol: `knn`, `knn_centered`, `linear` or `finetune`.
+    dataset: labeled, images of the run's size.
     label_fraction: in (0, 1].
     seeds: at least one, one result each; with `from_scratch` also of the weights.
     split: `test` or `validation`.

@@ -55,7 +55,7 @@ def make_plans(config: Config) -> tuple[StagePlan, ...]:
 
   All methods run the same number of rounds in all: depth / blocks_per_stage * rounds_per_stage.
   """
-  method, depth = config.method.traits, config.model.size.depth
+  method, depth = config.method.traits, config.model.traits.depth
   step = config.method.blocks_per_stage if method.staged else depth
   rounds = config.method.rounds_per_stage * (step // config.method.blocks_per_stage)
   plans = []

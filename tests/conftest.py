@@ -2,129 +2,33 @@
 
 import functools
 import os
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from lwfedssl_jax import catalog, objectives, stages
+from lwfedssl_jax import catalog, models, objectives, stages
 from lwfedssl_jax import config as configs
-from lwfedssl_jax.data import augment
-from lwfedssl_jax.federated import aggregation, calibration, client_update
-from lwfedssl_jax.federated import round as rounds
+from lwfedssl_jax.federated import aggregation
 from lwfedssl_jax.federated.model import make_model
-from lwfedssl_jax.federated.round_inputs import ClientSlots, Placement, RoundInputs
-from tests import typecheck  # noqa: F401 (named in setup.cfg; must be imported before the library)
+from lwfedssl_jax.federated.round_inputs import ClientSlots, RoundInputs
+from tests import tiny
 
-TINY = catalog.EncoderSize(width=8, depth=4, num_heads=2, mlp_ratio=2)
-IMAGE_SIZE = 8
-
-# Images of the clients of a round: two batches of 6 and a rest, one, three and a rest, and less than one. Over two or
-# three samples that happen to be alike, batch normalization would divide by next to nothing and amplify rounding.
-CLIENT_SIZES = (13, 6, 20, 5)
-SERVER_IMAGES = 15  # two batches of 7 and a rest
-
-# Numbers far from the defaults, so that each of them shows in the result: a weight of 1, one epoch or a decay of
-# nearly 1 would hide that it is ignored. The step is small and the temperature high, so that a round of seven steps on
-# batches of three or four does not amplify rounding.
-VALUES = {
-    'num_clients': 9, 'clients_per_round': 4, 'batch_size': 6, 'local_epochs': 2, 'rounds_per_stage': 2,
-    'learning_rate': 0.1, 'weight_decay': 0.5, 'temperature': 0.5, 'target_decay': 0.6, 'alignment_weight': 0.7,
-    'calibration_epochs': 2, 'calibration_batch_size': 7, 'calibration_learning_rate': 0.15}
-
-# What the rounds of an objective run with, beside VALUES. A round is told what to train by the stage plan, and nothing
-# else by the method; so only moco_v3 builds (and compiles) a round for each method. For the other two, all methods'
-# plans run on one round, of which `layerwise` is only the name.
-OBJECTIVE_VALUES = {
-    'byol': {'client_chunk': 4, 'representation_alignment': True},
-    'simclr': {
-        'client_chunk': 2, 'representation_alignment': True, 'alignment_kind': 'cosine',
-        'block_learning_rate_decay': 0.5, 'server_calibration': False},
-}
-METHOD_VALUES = {
-    ('end_to_end', 'moco_v3'): {},
-    ('layerwise', 'moco_v3'): {'client_chunk': 2},
-    ('lw_fedssl', 'moco_v3'): {},
-    ('prog_fedssl', 'moco_v3'): {'representation_alignment': True, 'alignment_kind': 'cosine'},
-    ('centralized', 'moco_v3'): {'clients_per_round': 0},
-    ('lw_fedssl', 'byol'): {'server_calibration': False},
-    ('layerwise', 'simclr'): {'blocks_per_stage': 2},
-    ('lw_fedssl', 'simclr'): {'blocks_per_stage': 2},
-    ('centralized', 'byol'): {'clients_per_round': 0},
-    ('centralized', 'simclr'): {'clients_per_round': 0},
-}
-
-# Stage of each case, 0-based, of 4 (layer-wise stages of simclr: of 2). A method of one stage has stage 0.
-STAGES = {
-    ('layerwise', 'moco_v3'): 1, ('lw_fedssl', 'moco_v3'): 2, ('prog_fedssl', 'moco_v3'): 1,
-    ('layerwise', 'byol'): 0, ('lw_fedssl', 'byol'): 0, ('prog_fedssl', 'byol'): 3,
-    ('layerwise', 'simclr'): 1, ('lw_fedssl', 'simclr'): 1, ('prog_fedssl', 'simclr'): 3,
-}
-
-# Adam divides by |gradient| + epsilon. With 1e-8 an element whose gradient is rounding noise moves by a full step in
-# a random direction, and no two correct programs agree on it. With 0.1 (gradients here are of order 1) the update is a
-# smooth function of the gradient, so rounding stays rounding. test_naive_round also runs the library's own epsilon.
-SMOOTH_EPSILON = 0.1
-
-
-class TinyRound(NamedTuple):
-  config: configs.Config
-  plans: tuple[stages.StagePlan, ...]
-  stage: int  # the one of this method and objective that is tested
-  init: Any  # seed -> params
-  apply: Any  # as FederatedRound.apply, but keeps the parameters that are passed in
-  round: Any  # FederatedRound
-  traces: list[Any]  # grows when a client update is traced
-  epsilon: float  # Adam's
-
-
-def cheap_two_views(key, images, config, piece=None):
-  """Stands in for `augment.two_views`, a third of what there is to compile: random gains and offsets."""
-  del config
-  draws = jax.random.uniform(key, (2, 2, images.shape[0], 1, 1, 3))
-  views = jnp.clip(augment.to_float(images) * (0.5 + draws[0]) + 0.4 * (draws[1] - 0.5), 0, 1)
-  return views if piece is None else jax.lax.dynamic_slice_in_dim(views, *piece, axis=1)
-
-
-CHEAP_PIPELINE = client_update.Pipeline(two_views=cheap_two_views)
-
-
-def make_parts(config, epsilon=SMOOTH_EPSILON, placement=Placement(), pipeline=CHEAP_PIPELINE):
-  """Builds a round's parts with a cheap pipeline and an Adam that does not amplify rounding."""
-  scale = optax.scale_by_adam(eps=epsilon)
-  calibrate = None
-  if config.uses_calibration:
-    calibrate = calibration.make_calibration(config, IMAGE_SIZE, placement, pipeline, scale)
-  return rounds.RoundParts(client_update.make_client_update(config, IMAGE_SIZE, pipeline, scale),
-                           aggregation.make_aggregator(config.method, placement.axis), calibrate)
-
-
-def make_round(config, epsilon=SMOOTH_EPSILON, placement=Placement(), client_steps=0, pipeline=CHEAP_PIPELINE,
-               traces=None):
-  """Builds a round of `make_parts`; `traces` grows with every trace of its client update."""
-  parts = make_parts(config, epsilon, placement, pipeline)
-  update = parts.client_update
-
-  def apply(*arguments):
-    if traces is not None:
-      traces.append(arguments)
-    return update.apply(*arguments)
-
-  parts = parts._replace(client_update=update._replace(apply=apply))
-  return rounds.make_round(config, IMAGE_SIZE, placement, client_steps, parts)
-
-
-# Files that take minutes start first, so that two workers end together.
-LONG = ('test_training.py', 'test_naive_round.py', 'test_cli.py', 'test_micro_batching.py', 'test_extending.py',
-        'test_kill.py', 'test_cluster.py', 'test_devices.py', 'test_contract.py',
+# Files that train or compile for more than a few seconds, the longest first, so that two workers end together.
+SLOW = ('test_training.py', 'test_contract.py', 'test_naive_round.py', 'test_by_hand.py', 'test_cli.py',
+        'test_micro_batching.py', 'test_extending.py', 'test_kill.py', 'test_cluster.py', 'test_devices.py',
         'test_scaling.py')
+ROUNDS = ('test_contract.py', 'test_naive_round.py', 'test_by_hand.py')  # the same rounds: one worker compiles them
 
 
 def pytest_collection_modifyitems(items):
-  items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+  """Marks slow tests; a worker takes a file at a time, or all of ROUNDS."""
+  items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
+  for item in items:
+    item.add_marker(pytest.mark.xdist_group('rounds' if item.path.name in ROUNDS else str(item.path)))
+    if item.path.name in SLOW:
+      item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope='module')
@@ -137,11 +41,15 @@ def fully_optimized():
 
 @pytest.fixture(scope='session', autouse=True)
 def compilation(tmp_path_factory):
-  """Halves the time XLA takes to compile, and keeps a session's compiled programs and decoded images together.
+  """Halves the time XLA takes to compile; the workers of a session share compiled programs and decoded images.
 
   JAX_COMPILATION_CACHE_DIR, where it is set, keeps the programs for the next session.
   """
-  root = str(tmp_path_factory.mktemp('cache'))
+  session = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    session = session.parent
+  (session / 'cache').mkdir(exist_ok=True)
+  root = str(session / 'cache')
   compiled = os.environ.get('JAX_COMPILATION_CACHE_DIR', root)
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('XDG_CACHE_HOME', root)
@@ -154,11 +62,25 @@ def compilation(tmp_path_factory):
     yield
 
 
+@pytest.fixture
+def registries():
+  """Forgets, after a test, what it registers."""
+  tables = (catalog.METHODS, catalog.OBJECTIVES, catalog.ENCODERS, objectives.BUILDERS, models.BUILDERS,
+            aggregation.BUILDERS)
+  kept, rules = [(table, dict(table)) for table in tables], list(catalog.AGGREGATIONS)
+  yield
+  for table, before in kept:
+    table.clear()
+    table.update(before)
+  catalog.AGGREGATIONS[:] = rules
+  make_model.cache_clear()
+
+
 @pytest.fixture(scope='module')
 def tiny_library():
   """Shrinks `vit_micro` and the heads while a module's tests run."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(catalog.ENCODER_SIZES, 'vit_micro', TINY)
+    patch.setitem(catalog.ENCODERS, 'vit_micro', tiny.TINY)
     patch.setattr(objectives, 'HEAD_HIDDEN', 12)
     patch.setattr(objectives, 'PROJECTION_SIZE', 8)
     make_model.cache_clear()
@@ -166,47 +88,21 @@ def tiny_library():
   make_model.cache_clear()
 
 
-@functools.cache
-def _shapes(objective: str) -> Any:
-  config = configs.with_values(configs.Config(), {'objective': objective})
-  return jax.eval_shape(make_model(config.model, config.objective, IMAGE_SIZE).init_params, jax.random.key(0))
-
-
-def random_params(shapes: Any, seed: int) -> Any:
-  """Draws parameters none of which is zero or one, of a size that keeps activations near 1."""
-  generator = np.random.default_rng(seed)
-
-  def draw(path, leaf):
-    name = path[-1].key
-    noise = generator.normal(size=leaf.shape)
-    value = {'kernel': lambda: noise / np.sqrt(leaf.shape[-2]), 'scale': lambda: 1 + 0.2 * noise}.get(
-        name, lambda: 0.2 * noise)()
-    return jnp.asarray(value, jnp.float32)
-
-  return jax.tree_util.tree_map_with_path(draw, shapes)
-
-
-@functools.cache
-def _build(epsilon: float, pipeline: Any, values: tuple[tuple[str, Any], ...]) -> Any:
-  traces, config = [], configs.with_values(configs.Config(), dict(values))
-  return make_round(config, epsilon, pipeline=pipeline, traces=traces), traces
-
-
 @pytest.fixture(scope='module')
 def tiny_round(tiny_library):
   """A builder (method, objective, field=value, ...) -> TinyRound; equal settings give the same, compiled round."""
   del tiny_library
 
-  def build(method, objective, epsilon=SMOOTH_EPSILON, pipeline=CHEAP_PIPELINE, **changes):
-    values = {**VALUES, 'objective': objective, **OBJECTIVE_VALUES.get(objective, {}), **changes}
-    own = {'method': method, **METHOD_VALUES.get((method, objective), {})}
+  def build(method, objective, epsilon=tiny.SMOOTH_EPSILON, pipeline=tiny.CHEAP_PIPELINE, **changes):
+    values = {**tiny.VALUES, 'objective': objective, **tiny.OBJECTIVE_VALUES.get(objective, {}), **changes}
+    own = {'method': method, **tiny.METHOD_VALUES.get((method, objective), {})}
     config = configs.with_values(configs.Config(), {**values, **own, **changes})
-    shared = {'method': 'layerwise'} if objective in OBJECTIVE_VALUES else own
-    built, traces = _build(epsilon, pipeline, tuple(sorted({**values, **shared, **changes}.items())))
-    init = functools.partial(random_params, _shapes(objective))
+    shared = {'method': 'layerwise'} if objective in tiny.OBJECTIVE_VALUES else own
+    built, traces = tiny.build_round(epsilon, pipeline, tuple(sorted({**values, **shared, **changes}.items())))
+    init = functools.partial(tiny.random_params, tiny.param_shapes(objective))
     apply = lambda params, plan, inputs: built.apply(jax.tree.map(jnp.array, params), plan, inputs)
-    stage = STAGES.get((method, objective), 0)
-    return TinyRound(config, stages.make_plans(config), stage, init, apply, built, traces, epsilon)
+    stage = tiny.STAGES.get((method, objective), 0)
+    return tiny.TinyRound(config, stages.make_plans(config), stage, init, apply, built, traces, epsilon)
 
   return build
 
@@ -215,18 +111,20 @@ def tiny_round(tiny_library):
 def tiny_inputs():
   """Inputs of a round: clients 1, 3, 4, 8 with CLIENT_SIZES images; client 3 does not return."""
   generator = np.random.default_rng(0)
-  held, count = sum(CLIENT_SIZES) + 1, sum(CLIENT_SIZES) + 1 + SERVER_IMAGES
+  held, count = sum(tiny.CLIENT_SIZES) + 1, sum(tiny.CLIENT_SIZES) + 1 + tiny.SERVER_IMAGES
   coarse = generator.uniform(0, 255, (count, 3, 3, 3))
-  images = np.kron(coarse, np.ones((1, 3, 3, 1)))[:, :IMAGE_SIZE, :IMAGE_SIZE]
+  images = np.kron(coarse, np.ones((1, 3, 3, 1)))[:, :tiny.IMAGE_SIZE, :tiny.IMAGE_SIZE]
   images = np.clip(images + generator.normal(0, 20, images.shape), 0, 255).astype(np.uint8)
   shuffled = generator.permutation(held).astype(np.int32)
 
   def build(method='layerwise', objective='moco_v3', round_num=5):
-    sizes, returned = CLIENT_SIZES, (True, False, True, True)
+    sizes, returned = tiny.CLIENT_SIZES, (True, False, True, True)
     if method == 'centralized':  # one client; where the round is shared with other methods, the others do not return
-      sizes, returned = (CLIENT_SIZES[2:3], (True,)) if objective == 'moco_v3' else (sizes, (False, False, True, False))
+      sizes, returned = sizes, (False, False, True, False)
+      if objective == 'moco_v3':
+        sizes, returned = sizes[2:3], (True,)
     # Padding points to a real image, which must not be seen.
-    image_ids = np.full((len(sizes), max(CLIENT_SIZES)), held - 1, np.int32)
+    image_ids = np.full((len(sizes), max(tiny.CLIENT_SIZES)), held - 1, np.int32)
     begin = 0
     for row, size in zip(image_ids, sizes):
       row[:size] = shuffled[begin:begin + size]

@@ -18,18 +18,18 @@ from lwfedssl_jax.federated.model import make_model
 from lwfedssl_jax.federated.round_inputs import RoundInputs
 from lwfedssl_jax.federated.round_loader import RoundLoader
 from lwfedssl_jax.resources import collectives
-from tests import conftest
+from tests import tiny
 
 VALUES = {
     'dataset': 'digits', 'image_size': 8, 'patch_size': 4, 'num_clients': 9, 'clients_per_round': 6, 'batch_size': 4,
     'max_train_images': 160, 'client_size_sigma': 0.7, 'auxiliary_fraction': 0.1, 'local_epochs': 2,
     'client_dropout': 0.2, 'learning_rate': 0.05, 'temperature': 0.5, 'client_chunk': 2,
-    'calibration_epochs': 1, 'calibration_batch_size': 8}  # batch normalisation over few samples amplifies rounding
+    'calibration_epochs': 1, 'calibration_batch_size': 8}  # batch normalization over few samples amplifies rounding
 
 
 def _shrink():
   """As the fixture tiny_library, with an optimizer that does not amplify rounding."""
-  catalog.ENCODER_SIZES['vit_micro'] = catalog.EncoderSize(width=8, depth=2, num_heads=2, mlp_ratio=2)
+  catalog.ENCODERS['vit_micro'] = catalog.VitTraits(width=8, depth=2, num_heads=2, mlp_ratio=2)
   objectives.HEAD_HIDDEN, objectives.PROJECTION_SIZE = 12, 8
 
 
@@ -39,9 +39,10 @@ def _run(values, num_devices, budget_mb):
   dataset = sources.load('digits', image_size=8)
   data = federated_dataset.partition_dataset(dataset, config)
   plan = stages.make_plans(config)[-1]
-  participation = sampling.plan_participation(0, 4, config.effective_num_clients, config.effective_clients_per_round, 0.2)
+  participation = sampling.plan_participation(
+      0, 4, config.effective_num_clients, config.effective_clients_per_round, 0.2)
   placement = round_loader.choose_placement(config, data, participation)
-  made, model = conftest.make_round(config, placement=placement), make_model(config.model, config.objective, 8)
+  made, model = tiny.make_round(config, placement=placement), make_model(config.model, config.objective, 8)
   whole = devices.sharding(placement.mesh)
   params = jax.jit(lambda: model.init_params(rng.key(0, rng.Stream.INIT)), out_shardings=whole)()
   seed_key = jax.jit(lambda: jax.random.key(0), out_shardings=whole)()

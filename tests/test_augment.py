@@ -174,8 +174,8 @@ STRONG = {
 
 @functools.cache
 def strong_views():
-  """Augments black, white, gray, primary colours and noise, 40 times over."""
-  flat = [np.full((8, 8, 3), colour) for colour in
+  """Augments black, white, gray, primary colors and noise, 40 times over."""
+  flat = [np.full((8, 8, 3), color) for color in
           [(0, 0, 0), (255, 255, 255), (128, 128, 128), (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]]
   noise = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3))
   images = np.concatenate([np.stack(flat), noise]).astype(np.uint8)

@@ -12,7 +12,7 @@ from lwfedssl_jax import stages
 from lwfedssl_jax.data import batching
 from lwfedssl_jax.federated import aggregation, calibration, client_update
 from lwfedssl_jax.federated.client_update import ClientData
-from tests import conftest
+from tests.tiny import make_parts
 
 pytestmark = pytest.mark.usefixtures('tiny_library')
 
@@ -58,7 +58,7 @@ def test_loops_over_the_parts_give_the_simulator_s_parameters(tiny_round, tiny_i
   plan, inputs, params = tiny.plans[tiny.stage], tiny_inputs(), tiny.init(0)
   expected, metrics = tiny.apply(params, plan, inputs)
   assert metrics.accepted.sum() == 3
-  found = round_by_hand(tiny.config, conftest.make_parts(tiny.config), params, plan, inputs)
+  found = round_by_hand(tiny.config, make_parts(tiny.config), params, plan, inputs)
   largest_move = max(float(np.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (expected, params))))
   assert largest_move > 1e-3
   # Two programs round differently, and batch normalization over three samples amplifies it to 7e-5 of the move.

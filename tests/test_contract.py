@@ -14,14 +14,14 @@ from lwfedssl_jax.federated import optimizer, training_step
 from lwfedssl_jax.federated.client_update import make_step_options
 from lwfedssl_jax.federated.training_step import Batch
 from lwfedssl_jax.stages import ABSENT, ACTIVE, FROZEN
-from tests import conftest
+from tests.tiny import cheap_two_views, make_round
 
 pytestmark = pytest.mark.usefixtures('tiny_library')
 
 METHODS = ('end_to_end', 'layerwise', 'lw_fedssl', 'prog_fedssl', 'centralized')
 OBJECTIVES = ('moco_v3', 'byol', 'simclr')
 
-# A vector added to every final norm is taken out again by the batch normalisation behind it: exactly no gradient.
+# A vector added to every final norm is taken out again by the batch normalization behind it: exactly no gradient.
 WITHOUT_GRADIENT = 'norm/bias'
 
 
@@ -113,7 +113,7 @@ def step(request, tiny_round, tiny_inputs):
   state = training_step.init_state(options, optimizer, online)
   if state.target is not None:
     state = state._replace(target=trees.without_online_only(options.model.raveler.ravel(other.active)))
-  views = conftest.cheap_two_views(jax.random.key(0), images[:4], tiny.config.augment)
+  views = cheap_two_views(jax.random.key(0), images[:4], tiny.config.augment)
   return options, optimizer, state, global_params, views
 
 
@@ -283,7 +283,7 @@ def test_a_loop_of_known_length_takes_the_same_steps(tiny_round, tiny_inputs):
   inputs = tiny_inputs()
   alike = inputs._replace(clients=inputs.clients._replace(num_images=jnp.full(4, 13, jnp.int32)))
   unknown, known, shorter = (
-      conftest.make_round(tiny.config, client_steps=steps).apply(
+      make_round(tiny.config, client_steps=steps).apply(
           tiny.init(0), tiny.plans[1], alike)[1].client_losses for steps in (0, 2 * 2, 3))  # epochs, batches
   np.testing.assert_allclose(known, unknown, rtol=1e-5)
   assert np.abs(shorter / unknown - 1).min() > 1e-3

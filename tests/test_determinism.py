@@ -78,7 +78,8 @@ def test_no_two_tensors_start_alike():
 
 
 def held(**values):
-  return federated_dataset.partition_dataset(DATASET, configs.configure(num_clients=6, batch_size=4, auxiliary_fraction=0.2, **values))
+  config = configs.configure(num_clients=6, batch_size=4, auxiliary_fraction=0.2, **values)
+  return federated_dataset.partition_dataset(DATASET, config)
 
 
 def equal(some, others):

@@ -70,3 +70,18 @@ ENTRY %main (a: f32[3]) -> f32[3] {
   found = collectives.read_collectives(text)
   assert found == [('all-gather', 32, True), ('all-reduce', 44, False), ('all-reduce', 20, False)]
   assert collectives.once_a_round(found) == 64
+
+
+def test_asynchronous_collectives_of_a_gpu_program_count_their_results_alone():
+  """Lines of an H100 program: the shape of a -start is the operands and then the results."""
+  text = '''
+ENTRY %main (a: f32[3]) -> f32[3] {
+  %all-gather-start = (bf16[64,768]{1,0}, bf16[512,768]{1,0}) all-gather-start(%x), channel_id=1, dimensions={0}
+  %all-gather-start.1 = ((f32[2]{0}, f32[4,2]{1,0}), (f32[16]{0}, f32[32,2]{1,0})) all-gather-start(%y, %z)
+  %reduce-scatter-start = ((f32[196608]{0}), f32[24576]{0}) reduce-scatter-start(%g), to_apply=%add
+  %collective-permute-start = (f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%h)
+}
+'''
+  found = collectives.read_collectives(text)
+  assert found == [('all-gather', 2 * 512 * 768, False), ('all-gather', 4 * (16 + 64), False),
+                   ('reduce-scatter', 98_304, False), ('collective-permute', 32, False)]

@@ -38,8 +38,8 @@ def vision_transformer(tensors, arguments, x):
   linear = lambda name, x: x @ tensors[f'{name}.weight'].T + tensors[f'{name}.bias']
 
   def norm(name, x):
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * tensors[f'{name}.weight'] + tensors[f'{name}.bias']
+    centered = x - x.mean(-1, keepdims=True)
+    return centered / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * tensors[f'{name}.weight'] + tensors[f'{name}.bias']
 
   p, heads = arguments['patch_size'], arguments['num_heads']
   batch, channels, height, width = x.shape
@@ -94,7 +94,7 @@ def test_the_model_is_described_as_it_was_exported(loaded, tmp_path):
   assert {name: description[name] for name in ('rounds_done', 'method', 'dataset', 'layer_norm_epsilon')} == {
       'rounds_done': 7, 'method': part.config.method.method, 'dataset': part.config.data.dataset,
       'layer_norm_epsilon': 1e-6}
-  assert {name.split('.')[1] for name in export.timm_tensors(part) if name.startswith('blocks')} == {'0', '1', '2'}
+  assert {name.split('.')[1] for name in export.convert(part).tensors if name.startswith('blocks')} == {'0', '1', '2'}
 
 
 def test_random_weights_follow_the_seed(loaded):

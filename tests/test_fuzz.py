@@ -235,7 +235,7 @@ def run_folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp('sound') / 'run'
   config = configs.configure(**CONFIG, workdir=str(folder))
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(catalog.ENCODER_SIZES, 'vit_micro', catalog.EncoderSize(8, 4, 2, 2))
+    patch.setitem(catalog.ENCODERS, 'vit_micro', catalog.VitTraits(width=8, depth=4, num_heads=2, mlp_ratio=2))
     with run_dir.claim_workdir(config):
       shapes = jax.eval_shape(make_model(config.model, config.objective, 8).init_params, jax.random.key(0))
       params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, leaf.dtype), shapes)
@@ -274,7 +274,7 @@ READERS = {
 
 
 def read_or_refused(read, folder):
-  """Returns what was read, or REFUSED where a line says why not; either way the folder and its neighbours stay."""
+  """Returns what was read, or REFUSED where a line says why not; either way the folder and its neighbors stay."""
   before, found = listing(folder.parent), REFUSED
   try:
     found = read(folder)

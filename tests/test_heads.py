@@ -1,4 +1,4 @@
-"""Heads: masked batch normalisation against NumPy, padding, shapes, no biases."""
+"""Heads: masked batch normalization against NumPy, padding, shapes, no biases."""
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +40,8 @@ def shaken(params, seed=1):
 @pytest.mark.parametrize('mask', MASKS)
 def test_masked_mean(mask):
   x, mask = draw(2, 5, 3), np.array(mask, bool)
-  actual = masked_mean(jnp.asarray(x), jnp.asarray(mask))
-  np.testing.assert_allclose(actual, x[:, mask].mean(1, keepdims=True), rtol=1e-5)
+  found = masked_mean(jnp.asarray(x), jnp.asarray(mask))
+  np.testing.assert_allclose(found, x[:, mask].mean(1, keepdims=True), rtol=1e-5)
 
 
 def test_masked_mean_of_nothing_is_zero():
@@ -122,7 +122,7 @@ def test_statistics_of_a_bfloat16_batch_are_float32():
 
 @pytest.mark.parametrize('objective', ['moco_v3', 'byol', 'simclr'])
 def test_paper_s_heads(objective):
-  """H is 192-512-512-256 and P 256-512-256; linear layers have no bias, the last normalisation no parameters."""
+  """H is 192-512-512-256 and P 256-512-256; linear layers have no bias, the last normalization no parameters."""
   built = make_objective(ObjectiveConfig(objective=objective))
   heads = jax.eval_shape(lambda key: built.init(key, 192), jax.random.key(0))
   shapes = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape

@@ -119,7 +119,7 @@ def test_zero_rows_have_a_finite_gradient(loss, zeros):
 
 
 @pytest.mark.parametrize('loss', LOSSES)
-def test_rows_are_normalised(loss):
+def test_rows_are_normalized(loss):
   views, mask = jnp.asarray(draw(4)), jnp.ones(4, bool)
   scale = jnp.array([[0.1, 1, 10, 100], [3, 2, 1, 0.5]])[..., None]
   np.testing.assert_allclose(loss(views * scale, mask), loss(views, mask), rtol=1e-5)

@@ -60,7 +60,7 @@ def relative_error(found, exact):
   return np.linalg.norm(np.float64(found) - exact) / np.linalg.norm(exact)
 
 
-@pytest.mark.parametrize('module, shape, leaf', [
+@pytest.mark.parametrize(('module', 'shape', 'leaf'), [
     (vit.Linear(16, BFLOAT16), (4096, 8), ('bias',)),
     (vit.Embedding(16, 4, BFLOAT16), (512, 8, 8, 3), ('position',)),
     (vit.Embedding(16, 4, BFLOAT16), (512, 8, 8, 3), ('patch', 'bias')),

@@ -51,10 +51,10 @@ def test_a_configuration_is_valid_or_one_line_says_why(values):
   assert configs.from_flat(configs.flatten(config)) == config
   plans = make_plans(config)
   assert sum(plan.num_rounds for plan in plans) == (
-      config.model.size.depth // config.method.blocks_per_stage * config.method.rounds_per_stage)
-  assert plans[-1].stop == config.model.size.depth
+      config.model.traits.depth // config.method.blocks_per_stage * config.method.rounds_per_stage)
+  assert plans[-1].stop == config.model.traits.depth
   trained = {block for plan in plans for block in range(plan.start, plan.stop)}
-  assert trained == set(range(config.model.size.depth))
+  assert trained == set(range(config.model.traits.depth))
 
 
 DATASET = ImageDataset(

@@ -32,7 +32,7 @@ def test_every_client_has_one_slot_and_little_is_wasted(steps, limit, num_device
     assert wasted == 0
 
 
-def test_devices_get_alike_much_and_neighbours_are_alike():
+def test_devices_get_alike_much_and_neighbors_are_alike():
   steps = np.array([1, 9, 2, 8, 3, 7, 4, 6])
   layout = scheduling.make_layout(8, 2, 2)
   order = scheduling.assign_slots(steps, layout)

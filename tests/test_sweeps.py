@@ -47,7 +47,7 @@ def test_what_cannot_vary(text):
 def test_finished_runs_are_skipped_and_failures_do_not_stop_the_rest(tmp_path, monkeypatch, capsys):
   trained = []
 
-  def train(config, data):
+  def stand_in(config, data):
     trained.append(os.path.basename(config.run.workdir))
     assert data.image_size == 16
     if config.method.method == 'lw_fedssl' and config.run.seed == 0:
@@ -56,7 +56,7 @@ def test_finished_runs_are_skipped_and_failures_do_not_stop_the_rest(tmp_path, m
       raise ZeroDivisionError('by zero')
     return {'finished': True}
 
-  monkeypatch.setattr(train, 'train', train)
+  monkeypatch.setattr(train, 'train', stand_in)
   done = plan(tmp_path)[0].workdir
   os.makedirs(done)
   run_dir.write_json(os.path.join(done, run_dir.SUMMARY), {})
@@ -91,7 +91,7 @@ def test_estimate_follows_who_takes_part_and_how_often_the_server_trains(tmp_pat
   """Clients that do not return count as work not done, as little as those not sampled."""
   def count(method='layerwise', **values):
     config = configs.with_values(BASE, {'method': method, 'client_size_sigma': 0.0, **values})
-    return sweep.operations(config, sweep.deal(config))
+    return sweep.operations(config, sweep.load_data(config))
 
   assert count(client_dropout=0.25) == pytest.approx(0.75 * count())
   assert count(clients_per_round=1) == pytest.approx(count() / 3)

@@ -121,7 +121,7 @@ def test_encoder_is_loaded_in_one_line_and_gives_the_run_s_embeddings(finished):
 
 def _monitored_test_images(dataset):
   """The monitor's choice: the second draw of its generator."""
-  generator = np.random.Generator(np.random.Philox(key=[0, 8]))
+  generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(0, spawn_key=(15,))))
   generator.permutation(len(dataset.train_images))
   return generator.permutation(len(dataset.test_images))[:TINY['knn_test_images']]
 

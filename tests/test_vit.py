@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from scipy.special import erf, softmax
 
-from lwfedssl_jax.catalog import ENCODER_SIZES, EncoderSize
+from lwfedssl_jax.catalog import ENCODERS, VitTraits
 from lwfedssl_jax.config import ModelConfig
-from lwfedssl_jax.models.vit import Attention, make_encoder, make_vit, position_table
+from lwfedssl_jax.models import make_encoder
+from lwfedssl_jax.models.vit import Attention, make_vit, position_table
 
-SIZE = EncoderSize(width=8, depth=3, num_heads=2, mlp_ratio=2)
+SIZE = VitTraits(width=8, depth=3, num_heads=2, mlp_ratio=2)
 
 
 @pytest.fixture(scope='module')
@@ -123,7 +124,7 @@ def test_the_only_block_may_be_left_out_too(encoder, params, images):
 
 
 def test_vit_tiny_has_the_paper_s_parameters():
-  encoder = make_vit(ENCODER_SIZES['vit_tiny'], image_size=32, patch_size=4)
+  encoder = make_vit(ENCODERS['vit_tiny'], image_size=32, patch_size=4)
   shapes = jax.eval_shape(encoder.init, jax.random.key(0))
   leaves = jax.tree.leaves(shapes['blocks'])
   assert all(leaf.shape[0] == 12 for leaf in leaves)

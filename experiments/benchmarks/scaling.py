@@ -56,13 +56,13 @@ class Scaled(NamedTuple):
 def _federation(config: Config, server_images: int) -> FederatedDataset:
   """A federation of random images in which clients share a pool.
 
-  They are mosaics of colours: a fresh encoder tells pictures of pixel noise hardly apart, and batch normalisation of
+  They are mosaics of colors: a fresh encoder tells pictures of pixel noise hardly apart, and batch normalization of
   embeddings that are nearly the same would show rounding instead of what is compared.
   """
   generator = np.random.default_rng(0)
   side = next(tiles for tiles in (4, 2, 1) if config.model.image_size % tiles == 0)
-  colours = generator.integers(0, 256, (POOL_IMAGES, side, side, 3), np.uint8)
-  pool = colours.repeat(config.model.image_size // side, axis=1).repeat(config.model.image_size // side, axis=2)
+  colors = generator.integers(0, 256, (POOL_IMAGES, side, side, 3), np.uint8)
+  pool = colors.repeat(config.model.image_size // side, axis=1).repeat(config.model.image_size // side, axis=2)
   dataset = ImageDataset('synthetic', pool, None, pool[:0], None, ())
   owned = [np.sort(generator.choice(POOL_IMAGES, IMAGES_A_CLIENT, replace=False))
            for _ in range(config.effective_num_clients)]

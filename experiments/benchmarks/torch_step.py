@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lwfedssl_jax.catalog import HEAD_HIDDEN, PROJECTION_SIZE
+from lwfedssl_jax.catalog import HEAD_HIDDEN, PROJECTION_SIZE, VitTraits
 from lwfedssl_jax.config import Config
+from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.stages import StagePlan
 
 
@@ -58,12 +59,20 @@ def _head(*widths: int) -> nn.Sequential:
   return nn.Sequential(*layers)
 
 
+def _sizes(config: Config) -> tuple[int, int, int]:
+  """Returns token width, attention heads and MLP expansion of the configured vision transformer. Raises UsageError."""
+  traits = config.model.traits
+  if not isinstance(traits, VitTraits):
+    raise UsageError(f'--encoder: expected a vision transformer to compare with PyTorch, got {config.model.encoder}')
+  return traits.width, traits.num_heads, traits.mlp_ratio
+
+
 class Active(nn.Module):
   """What is trained, but for the predictor: the embedding where it is, the active blocks, norm and projector."""
 
   def __init__(self, config: Config, plan: StagePlan):
     super().__init__()
-    d, _, heads, ratio = config.model.size
+    d, heads, ratio = _sizes(config)
     self.embedding = Embedding(d, config.model.image_size, config.model.patch_size) if plan.trains_embedding else None
     self.blocks = nn.Sequential(*(Block(d, heads, ratio) for _ in range(plan.stop - plan.start)))
     self.norm = nn.LayerNorm(d, eps=1e-6)
@@ -82,7 +91,7 @@ def _info_nce(queries, keys, temperature):
 
 def make_step(config: Config, plan: StagePlan) -> Callable[[], Any]:
   """Builds a MoCo v3 step on random views (2B, 3, H, W) of its own; calling it takes one optimizer step."""
-  d, _, heads, ratio = config.model.size
+  d, heads, ratio = _sizes(config)
   size, client = config.model.image_size, config.client
   prefix = nn.Sequential(Embedding(d, size, config.model.patch_size), *(Block(d, heads, ratio)
                                                                          for _ in range(plan.start)))

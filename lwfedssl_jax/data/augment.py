@@ -30,14 +30,14 @@ Image = Float[Array, 'H W C']
 HIGHEST = jax.lax.Precision.HIGHEST  # a TPU otherwise rounds the operands of a product to bfloat16
 
 
-def to_float(images: UInt8[Array, '... H W C']) -> Float[Array, '... H W C']:
+def to_float(images: UInt8[Array | np.ndarray, '... H W C']) -> Float[Array, '... H W C']:
   """uint8 -> float32 in [0, 1]."""
-  return images.astype(jnp.float32) / 255
+  return jnp.asarray(images).astype(jnp.float32) / 255
 
 
-def normalize(images: Float[Array, '...']) -> Float[Array, '...']:
+def normalize(images: Float[Array | np.ndarray, '...']) -> Float[Array, '...']:
   """Float [0, 1] -> what the encoder sees: mean 0.5 and standard deviation 0.5 taken out, [-1, 1]."""
-  return (images - 0.5) / 0.5
+  return (jnp.asarray(images) - 0.5) / 0.5
 
 
 def crop_matrix(size: int, offset: Number, length: Number, flip: Bool[Array, '']) -> Float[Array, '{size} {size}']:

@@ -47,12 +47,10 @@ def partition_dataset(dataset: ImageDataset, config: Config, auxiliary: np.ndarr
     auxiliary: the server's images (A, S, S, 3) uint8 from elsewhere; then none are taken from the data set.
 
   Raises:
-    UsageError: the images cannot be partitioned or cut into patches or batches as asked.
+    UsageError: the images cannot be partitioned, cut into batches or taken by the encoder as asked.
   """
   size = dataset.train_images.shape[1]
-  if size % config.model.patch_size:
-    raise UsageError(f'--patch_size: expected a divisor of the image size {size} of {dataset.name}, '
-                     f'got {config.model.patch_size}')
+  config.model.check_image_size(size, f'the image size {size} of {dataset.name}')
   count, limit = len(dataset.train_images), config.data.max_train_images
   used = rng.host_generator(0, rng.Stream.TRAIN_SUBSET).permutation(count)[:limit or None]
   num_server = 0 if auxiliary is not None else round(config.data.auxiliary_fraction * len(used))

@@ -108,10 +108,10 @@ def _with_classes_of(train: _Listing, test: _Listing, folder: str) -> _Listing:
   return test._replace(labels=labels)
 
 
-def _to_split(listing: _Listing, labelled: bool) -> images.Split:
+def _to_split(listing: _Listing, labeled: bool) -> images.Split:
   paths, labels = listing.paths, listing.labels
   return images.Split(
-      len(paths), lambda indices: [(paths[i], labels[i]) for i in indices], lambda i: _shown(paths[i]), labelled)
+      len(paths), lambda indices: [(paths[i], labels[i]) for i in indices], lambda i: _shown(paths[i]), labeled)
 
 
 def _shown(path: str) -> str:
@@ -139,16 +139,16 @@ def open_folder(argument: str, data_dir: str) -> images.Source:
     raise UsageError(f'--dataset=folder:{argument}: expected images (png, jpg, ...) in {train_folder}, found none')
   listed = [(folder, _list(folder)) for folder in test_folders]
   listed = sorted((item for item in listed if item[1].paths), key=lambda item: not item[1].class_names)
-  labelled = bool(train.class_names)
+  labeled = bool(train.class_names)
   if listed:
     folder, test = listed[0]
     test = _with_classes_of(train, test, folder)
-    test_labelled = labelled and bool(test.class_names)
+    test_labeled = labeled and bool(test.class_names)
   else:
     train, test = _hold_out(train)
-    test_labelled = labelled
+    test_labeled = labeled
   opened = images.Opened(
-      _to_split(train, labelled), _to_split(test, test_labelled), train.class_names, UNREADABLE_SHARE)
+      _to_split(train, labeled), _to_split(test, test_labeled), train.class_names, UNREADABLE_SHARE)
   return images.Source((*train.paths, *test.paths), lambda: opened)
 
 

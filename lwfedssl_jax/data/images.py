@@ -36,13 +36,13 @@ class Split(NamedTuple):
     size: number of images.
     read: consecutive indices -> [(raw image, label)]; any label where the split has none. Called from threads.
     where: index -> the file (or record) of that image, for messages.
-    labelled: whether labels mean something. A negative label makes the whole split unlabelled.
+    labeled: whether labels mean something. A negative label makes the whole split unlabeled.
   """
 
   size: int
   read: Callable[[Sequence[int]], list[tuple[RawImage, int]]]
   where: Callable[[int], str]
-  labelled: bool
+  labeled: bool
 
 
 class Opened(NamedTuple):
@@ -135,7 +135,7 @@ def decode_image(raw: RawImage, image_size: int = 0) -> np.ndarray:
   Args:
     raw: a path, the bytes of a file, or pixels.
     image_size: 0 for the image as it is; else the shorter side is resized to it (bicubic, antialiased) and the
-      centre is cut out.
+      center is cut out.
 
   Returns:
     uint8 (H, W, 3).
@@ -259,7 +259,7 @@ def _decode_split(name: str, split: Split, side: int, resize: bool, allocate: Al
     for to, source in enumerate(kept):  # in place: the array may be a file larger than memory
       images[to] = images[source]
     images, labels = images[:len(kept)], labels[kept]
-  return images, (labels if split.labelled and not (labels < 0).any() else None)
+  return images, (labels if split.labeled and not (labels < 0).any() else None)
 
 
 def decode_all(opened: Opened, side: int, resize: bool, allocate: Allocate) -> Decoded:

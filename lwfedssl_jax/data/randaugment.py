@@ -24,8 +24,8 @@ def affine(image: Image, matrix: Float[Array, '2 3']) -> Image:
     matrix: output (x, y, 1), in pixels from the center -> input (x, y).
   """
   size = image.shape[0]
-  centred = jnp.arange(size) - (size - 1) / 2
-  y, x = jnp.meshgrid(centred, centred, indexing='ij')
+  centered = jnp.arange(size) - (size - 1) / 2
+  y, x = jnp.meshgrid(centered, centered, indexing='ij')
   grid = jnp.stack([x, y, jnp.ones_like(x)])
   source = jnp.einsum('ij,jhw->ihw', matrix, grid, precision=augment.HIGHEST) + (size - 1) / 2
   sample = lambda channel: jax.scipy.ndimage.map_coordinates(channel, [source[1], source[0]], order=1)

@@ -42,7 +42,7 @@ def load(spec: str, *, data_dir: str = '', cache_dir: str = '', image_size: int 
     spec: `digits`, `tfds:NAME`, `folder:PATH` or `npz:PATH`.
     data_dir: folder of prepared TFDS data sets; empty for TFDS's default.
     cache_dir: where decoded images are kept; empty for the user's cache folder.
-    image_size: side of the images, pixels: shorter side resized to it, centre cut out. 0: as the data has them,
+    image_size: side of the images, pixels: shorter side resized to it, center cut out. 0: as the data has them,
       which must then be one square size.
 
   Raises:
@@ -74,8 +74,8 @@ def _to_dataset(spec: str, decoded: images.Decoded, class_names: tuple[str, ...]
   for array in decoded:
     if array is not None:
       array.flags.writeable = False
-  labelled = decoded.train_labels is not None or decoded.test_labels is not None
-  return ImageDataset(spec, *decoded, class_names if labelled else ())
+  labeled = decoded.train_labels is not None or decoded.test_labels is not None
+  return ImageDataset(spec, *decoded, class_names if labeled else ())
 
 
 def describe(dataset: ImageDataset) -> str:

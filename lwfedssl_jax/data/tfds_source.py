@@ -201,7 +201,7 @@ def _to_split(tfds: Any, builder: Any, name: str, image_key: str, label_key: str
 
 
 def _example_parser(image_key: str, label_key: str | None) -> Any:
-  """Returns a function: serialised tf.train.Example -> (encoded image, label)."""
+  """Returns a function: serialized tf.train.Example -> (encoded image, label)."""
   from tensorflow_datasets.proto import tf_example_pb2
 
   def parse(record: bytes) -> tuple[bytes, int]:

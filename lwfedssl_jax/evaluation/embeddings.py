@@ -56,10 +56,10 @@ def spread(embeddings: Float[np.ndarray, 'N D']) -> dict[str, float]:
   """Collapse metrics of embeddings.
 
   Returns:
-    `embedding_std`: mean over dimensions of the standard deviation of the l2-normalised rows, times sqrt(D): near 1
+    `embedding_std`: mean over dimensions of the standard deviation of the l2-normalized rows, times sqrt(D): near 1
       for directions spread evenly, 0 for a collapse to one point (SimSiam, arXiv 2011.10566).
-    `effective_rank`: exp of the entropy of the normalised singular values of the centred rows, between 1 and D
-      (RankMe, arXiv 2210.02885, on centred rows).
+    `effective_rank`: exp of the entropy of the normalized singular values of the centered rows, between 1 and D
+      (RankMe, arXiv 2210.02885, on centered rows).
   """
   rows = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
   singular = np.linalg.svd(embeddings - embeddings.mean(axis=0), compute_uv=False)

@@ -23,7 +23,7 @@ class FinetuneOptions(NamedTuple):
   """Schedule of a finetuning.
 
   Attributes:
-    epochs: over the labelled images.
+    epochs: over the labeled images.
     warmup_epochs: of them, with a linearly rising rate.
     batch_size: at most; a smaller set is one batch.
     learning_rate: base, per 256 images.
@@ -90,7 +90,7 @@ def init_params(params: Params, num_classes: int) -> Params:
           'head': {'kernel': jnp.zeros((width, num_classes)), 'bias': jnp.zeros(num_classes)}}
 
 
-def compute_logits(apply: Apply, trained: Params, images: Shaped[Array, 'B H W C']) -> Float[Array, 'B Y']:
+def compute_logits(apply: Apply, trained: Params, images: Shaped[Array | np.ndarray, 'B H W C']) -> Float[Array, 'B Y']:
   """Returns logits for Y classes; the head's product is float32 at full precision on every device."""
   head = trained['head']
   return jnp.matmul(apply(trained['encoder'], images), head['kernel'], precision='highest') + head['bias']
@@ -128,7 +128,7 @@ def _make_epoch(apply: Apply, options: FinetuneOptions) -> Callable[..., Any]:
 def train(
     apply: Apply, params: Params, examples: tuple[UInt8[np.ndarray, 'N H W C'], Int[np.ndarray, ' N']],
     num_classes: int, seed: int, options: FinetuneOptions = FinetuneOptions()) -> tuple[Params, float]:
-  """Trains encoder and head on labelled images.
+  """Trains encoder and head on labeled images.
 
   Args:
     apply: (params, images) -> embeddings (B, D) float32, as `LoadedEncoder.apply`.

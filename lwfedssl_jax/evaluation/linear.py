@@ -1,4 +1,4 @@
-"""Linear probe: multinomial logistic regression on frozen, standardised embeddings."""
+"""Linear probe: multinomial logistic regression on frozen, standardized embeddings."""
 
 import warnings
 

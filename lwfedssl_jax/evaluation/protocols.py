@@ -2,7 +2,7 @@
 
 The protocol is part of a result's name. Nothing is chosen on the images that are reported.
 
-`knn_centred` takes the mean embedding of the training images out first. Heads that normalise over the batch cannot see
+`knn_centered` takes the mean embedding of the training images out first. Heads that normalize over the batch cannot see
 what all embeddings have in common, so training leaves it as it comes; cosine is blinded by it (docs/results.md).
 """
 
@@ -18,12 +18,12 @@ from lwfedssl_jax.data.sources import ImageDataset
 from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.evaluation import embeddings, finetune, knn, linear, metrics
 
-PROTOCOLS = ('knn', 'knn_centred', 'linear', 'finetune')
+PROTOCOLS = ('knn', 'knn_centered', 'linear', 'finetune')
 SPLITS = ('test', 'validation')
 VALIDATION_SHARE = 0.2
 
 
-class Labelled(NamedTuple):
+class Labeled(NamedTuple):
   """Images and labels."""
 
   images: UInt8[np.ndarray, 'N H W C']
@@ -33,8 +33,8 @@ class Labelled(NamedTuple):
 class Task(NamedTuple):
   """What is learned from and what is asked: `train` and `queries`, class names, and a name for results."""
 
-  train: Labelled
-  queries: Labelled
+  train: Labeled
+  queries: Labeled
   class_names: tuple[str, ...]
   name: str
 
@@ -47,7 +47,7 @@ def make_task(dataset: ImageDataset, split: str = 'test', max_train_images: int 
   """Cuts a data set for evaluation.
 
   Args:
-    dataset: labelled.
+    dataset: labeled.
     split: `test`; or `validation`, a fixed fifth of the training images, by class, for choosing settings.
     max_train_images: use so many training images, drawn by a fixed seed; 0: all.
 
@@ -56,20 +56,20 @@ def make_task(dataset: ImageDataset, split: str = 'test', max_train_images: int 
   """
   has_test = dataset.test_labels is not None and len(dataset.test_labels) > 0
   if dataset.train_labels is None or (split == 'test' and not has_test):
-    raise UsageError(f'--dataset={dataset.name}: expected labelled training and test images')
+    raise UsageError(f'--dataset={dataset.name}: expected labeled training and test images')
   ids = np.arange(len(dataset.train_images))
   if split == 'validation':
     ids, held = model_selection.train_test_split(
         ids, test_size=VALIDATION_SHARE, stratify=dataset.train_labels,
         random_state=rng.host_seed(0, rng.Stream.VALIDATION_SPLIT))
-    queries = Labelled(dataset.train_images[np.sort(held)], dataset.train_labels[np.sort(held)])
+    queries = Labeled(dataset.train_images[np.sort(held)], dataset.train_labels[np.sort(held)])
   else:
     assert dataset.test_labels is not None
-    queries = Labelled(dataset.test_images, dataset.test_labels)
+    queries = Labeled(dataset.test_images, dataset.test_labels)
   if max_train_images:
     ids = rng.host_generator(0, rng.Stream.EVALUATION_SUBSET).permutation(ids)[:max_train_images]
   ids = np.sort(ids)
-  return Task(Labelled(dataset.train_images[ids], dataset.train_labels[ids]),
+  return Task(Labeled(dataset.train_images[ids], dataset.train_labels[ids]),
               queries, dataset.class_names, dataset.name)
 
 
@@ -139,7 +139,7 @@ def evaluate(
       if protocol == 'linear':
         predicted, extra['inverse_penalty'] = linear.predict(rows[chosen], labels, queries, seed)
       else:
-        origin = rows.mean(axis=0) if protocol == 'knn_centred' else np.float32(0)
+        origin = rows.mean(axis=0) if protocol == 'knn_centered' else np.float32(0)
         predicted = knn.knn_predict(rows[chosen] - origin, labels, queries - origin, task.num_classes)
     found = metrics.classification_metrics(task.queries.labels, predicted, task.num_classes)
     np.add.at(confusion, (task.queries.labels, predicted), 1)

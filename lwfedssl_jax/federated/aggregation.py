@@ -3,7 +3,7 @@
 FedAvg's mean weighted by images (arXiv 1602.05629) adds one client at a time. The coordinate-wise median and trimmed
 mean (arXiv 1803.01498) are robust to Byzantine clients, are unweighted, and hold all of a round's parameters at once.
 
-An aggregator is `init`, `add` and `finish`; a further rule is one entry of AGGREGATORS (docs/extending.md).
+An aggregator is `init`, `add` and `finish`; `register_aggregator` adds a further rule (docs/extending.md).
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,9 @@ import jax.numpy as jnp
 
 from lwfedssl_jax import trees
 from lwfedssl_jax.base import Array, Bool, Float, Int, Integer, Number, Params, Raveled, Scalar, Shaped, Stacked
+from lwfedssl_jax.catalog import AGGREGATIONS
 from lwfedssl_jax.config import MethodConfig
+from lwfedssl_jax.errors import UsageError
 
 
 class Uploads(NamedTuple):
@@ -146,17 +148,31 @@ def make_order_statistic(config: MethodConfig, axis: str | None, trim: Callable[
   return Aggregator(init, add, finish)
 
 
+Builder = Callable[[MethodConfig, str | None], Aggregator]
+
 # (configuration, name of the mesh axis over which clients are sharded or None) -> aggregator
-AGGREGATORS: dict[str, Callable[[MethodConfig, str | None], Aggregator]] = {
+BUILDERS: dict[str, Builder] = {
     'mean': make_mean,
     'median': lambda config, axis: make_order_statistic(config, axis, median_trim),
     'trimmed_mean': lambda config, axis: make_order_statistic(config, axis, trimmed_mean_trim),
 }
 
 
+def register_aggregator(name: str, builder: Builder) -> None:
+  """Adds a rule of aggregation under a new name, before a configuration or flags name it (docs/extending.md).
+
+  Raises:
+    UsageError: the name is taken.
+  """
+  if name in AGGREGATIONS:
+    raise UsageError(f'--aggregation: expected a new name, {name!r} is taken')
+  AGGREGATIONS.append(name)
+  BUILDERS[name] = builder
+
+
 def make_aggregator(config: MethodConfig, axis: str | None = None) -> Aggregator:
   """Builds the configured aggregator."""
-  return AGGREGATORS[config.aggregation](config, axis)
+  return BUILDERS[config.aggregation](config, axis)
 
 
 def tally_clients(weights: Float[Array, ' K'], accepted: Bool[Array, ' K'], axis: str | None = None) -> Tally:

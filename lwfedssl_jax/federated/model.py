@@ -8,7 +8,7 @@ import jax
 from lwfedssl_jax import trees
 from lwfedssl_jax.base import Encoder, Key, Objective, Params
 from lwfedssl_jax.config import ModelConfig, ObjectiveConfig
-from lwfedssl_jax.models.vit import make_encoder
+from lwfedssl_jax.models import make_encoder
 from lwfedssl_jax.objectives import make_objective
 
 
@@ -40,8 +40,8 @@ def make_model(
     model: encoder and compute dtype.
     objective: objective and heads.
     image_size: side of the images, pixels.
-    rematerialize: see `models.vit.make_vit`.
+    rematerialize: see `models.blocks.stack_blocks`.
   """
   built = make_objective(objective, model.compute_dtype)
-  return Model(make_encoder(model, image_size, rematerialize=rematerialize), built,
+  return Model(make_encoder(model, image_size, rematerialize), built,
                trees.make_raveler(built.online_only))

@@ -1,0 +1,50 @@
+"""Encoders by name: what an image becomes; whoever trains one knows it as an `Encoder` alone."""
+
+import functools
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from lwfedssl_jax.base import Encoder
+from lwfedssl_jax.catalog import ENCODERS, EncoderTraits, VitTraits
+from lwfedssl_jax.config import ModelConfig
+from lwfedssl_jax.errors import UsageError
+from lwfedssl_jax.models import vit, vit_export
+
+Builder = Callable[[ModelConfig, int, str], Encoder]
+
+
+def build_vit(config: ModelConfig, image_size: int, rematerialize: str) -> Encoder:
+  """Builds the vision transformer of a configuration; exported, it has timm's names."""
+  size = config.traits
+  if not isinstance(size, VitTraits):
+    raise TypeError(f'{config.encoder} is no vision transformer')
+  encoder = vit.make_vit(
+      size, image_size, config.patch_size, jnp.dtype(config.compute_dtype),
+      sincos=config.position_init == 'sincos', rematerialize=rematerialize)
+  return encoder._replace(export=functools.partial(vit_export.export_timm, size, image_size, config.patch_size))
+
+
+# (configuration, side of the images in pixels, rematerialize as in `blocks.stack_blocks`) -> encoder
+BUILDERS: dict[str, Builder] = {'vit_tiny': build_vit, 'vit_micro': build_vit}
+
+
+def register_encoder(name: str, traits: EncoderTraits, builder: Builder) -> None:
+  """Adds an encoder under a new name, before a configuration or flags name it (docs/extending.md).
+
+  Raises:
+    UsageError: the name is taken.
+  """
+  if name in ENCODERS:
+    raise UsageError(f'--encoder: expected a new name, {name!r} is taken')
+  ENCODERS[name], BUILDERS[name] = traits, builder
+
+
+def make_encoder(config: ModelConfig, image_size: int, rematerialize: str = 'none') -> Encoder:
+  """Builds the configured encoder for images of a given side, in pixels.
+
+  Raises:
+    UsageError: it takes no images of that side.
+  """
+  config.check_image_size(image_size, f'the image size {image_size}')
+  return BUILDERS[config.encoder](config, image_size, rematerialize)

@@ -1,6 +1,6 @@
-"""Projector and predictor: MLPs with batch normalisation over the client's own batch.
+"""Projector and predictor: MLPs with batch normalization over the client's own batch.
 
-MoCo v3 (arXiv 2104.02057), with LW-FedSSL's widths. Linear layers have no bias; the last normalisation
+MoCo v3 (arXiv 2104.02057), with LW-FedSSL's widths. Linear layers have no bias; the last normalization
 has neither scale nor bias. The heads are thrown away after training, so batch statistics are the only ones.
 """
 
@@ -22,15 +22,15 @@ def masked_mean(values: Float[Array, '... B F'], mask: Mask) -> Float[Array, '..
 
 
 class MaskedBatchNorm(nn.Module):
-  """Normalises (..., B, F) by the mean and (biased) variance of the valid samples; float32."""
+  """Normalizes (..., B, F) by the mean and (biased) variance of the valid samples; float32."""
 
   affine: bool = True
 
   @nn.compact
   def __call__(self, x: Float[Array, '... B F'], mask: Mask) -> Float[Array, '... B F']:
     x = x.astype(jnp.float32)
-    centred = x - masked_mean(x, mask)
-    x = centred * jax.lax.rsqrt(masked_mean(jnp.square(centred), mask) + BATCH_NORM_EPSILON)
+    centered = x - masked_mean(x, mask)
+    x = centered * jax.lax.rsqrt(masked_mean(jnp.square(centered), mask) + BATCH_NORM_EPSILON)
     if self.affine:
       x = x * self.param('scale', nn.initializers.ones, x.shape[-1:])
       x = x + self.param('bias', nn.initializers.zeros, x.shape[-1:])

@@ -5,7 +5,6 @@ Dosovitskiy et al. 2021 (arXiv 2010.11929), pre-norm; sizes of DeiT-Tiny (arXiv 
 The position table is learned; it starts random, as timm's does, or as 2-D sines and cosines, as MoCo v3's.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -13,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from lwfedssl_jax.base import Array, Encoder, Float, Function, Integer, Key, Params
-from lwfedssl_jax.catalog import EncoderSize
-from lwfedssl_jax.config import ModelConfig
+from lwfedssl_jax.base import Array, Encoder, EncoderFlops, Float, Function, Key, Params, PartFlops
+from lwfedssl_jax.catalog import VitTraits
+from lwfedssl_jax.models.blocks import stack_blocks
 
 LAYER_NORM_EPSILON = 1e-6
 POSITION_DEVIATION = 0.02
+CHANNELS = 3
 KERNEL_INIT = nn.initializers.truncated_normal(0.02)
 
 
@@ -129,7 +129,7 @@ class Block(nn.Module):
 
 
 def make_vit(
-    size: EncoderSize, image_size: int, patch_size: int, dtype: Any = jnp.float32, sincos: bool = False,
+    size: VitTraits, image_size: int, patch_size: int, dtype: Any = jnp.float32, sincos: bool = False,
     rematerialize: str = 'none') -> Encoder:
   """Builds a vision transformer.
 
@@ -139,63 +139,44 @@ def make_vit(
     patch_size: side of a patch, pixels.
     dtype: type of activations and products; parameters are float32.
     sincos: start the position table as sines and cosines.
-    rematerialize: what of a block that is differentiated is computed again when it is needed: 'none'; 'elementwise',
-      all but the results of matrix products, which are kept; 'all', of which only the input is kept.
+    rematerialize: see `stack_blocks`.
   """
   embedding = Embedding(size.width, patch_size, dtype, sincos)
   block = Block(size.num_heads, size.mlp_ratio, dtype)
   norm = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=jnp.float32)
   apply_embedding: Function = embedding.apply
   apply_norm: Function = norm.apply
-  block_apply: Function = block.apply
+  apply_block: Function = block.apply
+  stack = stack_blocks(
+      lambda key: block.init(key, jnp.zeros((1, 1, size.width), dtype))['params'],
+      lambda params, tokens: apply_block({'params': params}, tokens), size.depth, rematerialize)
 
   def init(key: Key) -> Params:
-    images, token = jnp.zeros((1, image_size, image_size, 3)), jnp.zeros((1, 1, size.width), dtype)
+    images, token = jnp.zeros((1, image_size, image_size, CHANNELS)), jnp.zeros((1, 1, size.width), dtype)
     embedding_key, blocks_key, norm_key = (jax.random.fold_in(key, i) for i in range(3))
-    block_keys = jax.vmap(lambda i: jax.random.fold_in(blocks_key, i))(jnp.arange(size.depth))
     return {
         'embedding': embedding.init(embedding_key, images)['params'],
-        'blocks': jax.vmap(lambda k: block.init(k, token)['params'])(block_keys),
+        'blocks': stack.init(blocks_key),
         'norm': norm.init(norm_key, token)['params'],
     }
 
   def embed(params: Params, images: Float[Array, 'B H W C']) -> Float[Array, 'B T D']:
     return apply_embedding({'params': params}, images)
 
-  def apply_block(params: Params, tokens: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
-    return block_apply({'params': params}, tokens)
-
-  def prefix(stacked: Params, tokens: Float[Array, 'B T D'], count: Integer) -> Float[Array, 'B T D']:
-    body = lambda i, x: apply_block(jax.tree.map(lambda leaf: leaf[i], stacked), x)
-    return jax.lax.fori_loop(0, count, body, tokens)
-
-  run_block = apply_block
-  if rematerialize != 'none':
-    policies = jax.checkpoint_policies
-    kept = {'elementwise': policies.dots_saveable, 'all': policies.nothing_saveable}[rematerialize]
-    run_block = jax.checkpoint(apply_block, policy=kept)
-
-  def blocks(stacked: Params, tokens: Float[Array, 'B T D'], depth: Integer | None = None) -> Float[Array, 'B T D']:
-    def body(x, scanned):
-      params, index = scanned
-      if depth is None:
-        return run_block(params, x), None
-      return jax.lax.cond(index < depth, run_block, lambda _, y: y, params, x), None
-
-    length = jax.tree.leaves(stacked)[0].shape[0]
-    if length == 1 and depth is None:
-      return run_block(jax.tree.map(lambda leaf: leaf[0], stacked), tokens)
-    return jax.lax.scan(body, tokens, (stacked, jnp.arange(length)))[0]
-
   def pool(params: Params, tokens: Float[Array, 'B T D']) -> Float[Array, 'B D']:
     return apply_norm({'params': params}, tokens.astype(jnp.float32)).mean(axis=1)
 
-  return Encoder(init, embed, prefix, blocks, pool, size.depth, size.width)
+  return Encoder(init, embed, stack.prefix, stack.blocks, pool, size.depth, size.width,
+                 count_flops(size, image_size, patch_size))
 
 
-@functools.lru_cache(maxsize=16)
-def make_encoder(config: ModelConfig, image_size: int, *, rematerialize: str = 'none') -> Encoder:
-  """Builds the configured encoder for images of a given side, in pixels."""
-  return make_vit(
-      config.size, image_size, config.patch_size, jnp.dtype(config.compute_dtype),
-      sincos=config.position_init == 'sincos', rematerialize=rematerialize)
+def count_flops(size: VitTraits, image_size: int, patch_size: int) -> EncoderFlops:
+  """Counts the products of an image's forward pass: linear layers, attention scores, weighted sums of values."""
+  tokens, width = (image_size // patch_size)**2, size.width
+  linear = tokens * (4 + 2 * size.mlp_ratio) * width * width
+  attention = 2 * tokens * tokens * width  # the same for any number of heads
+  normalized = tokens * width
+  return EncoderFlops(
+      embedding=PartFlops(tokens * CHANNELS * patch_size**2 * width),
+      block=PartFlops(linear + attention, 2 * normalized),
+      pool=PartFlops(0, normalized))

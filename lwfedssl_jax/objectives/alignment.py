@@ -10,7 +10,7 @@ from lwfedssl_jax.objectives import losses
 
 
 def make_alignment(kind: str, temperature: float) -> Callable[[Projections, Projections, Mask], Scalar]:
-  """Builds the regulariser (local, received, mask) -> scalar float32.
+  """Builds the regularizer (local, received, mask) -> scalar float32.
 
   Mean over the two views, each compared with the same view: InfoNCE for `contrastive`, 1 - cos for `cosine`.
   No gradient reaches the received projections.

@@ -11,7 +11,7 @@ from lwfedssl_jax.models.heads import Head
 
 
 def init_head(head: Head, key: Key, width: int) -> Params:
-  """Initialises a head for inputs of a given width."""
+  """Initializes a head for inputs of a given width."""
   return head.init(key, jnp.zeros((2, width)), jnp.ones((2,), bool))['params']
 
 

@@ -1,4 +1,4 @@
-"""Pairwise losses on l2-normalised rows; every reduction honours a sample mask.
+"""Pairwise losses on l2-normalized rows; every reduction honors a sample mask.
 
 No (B, B, P) tensor is ever built: similarities come from one matrix product. It asks for float32 (`HIGHEST`), since a
 backend's default may be bfloat16 (TPU) or TF32 (GPU), which a temperature of 0.05 magnifies twentyfold.

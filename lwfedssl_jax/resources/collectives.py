@@ -1,5 +1,6 @@
-"""What the devices of a mesh tell each other in a round, read off the compiled program."""
+"""What the devices of a mesh exchange in a round, read off the compiled program."""
 
+import itertools
 import math
 import re
 from typing import NamedTuple
@@ -7,7 +8,8 @@ from typing import NamedTuple
 _BYTES = {'f64': 8, 's64': 8, 'u64': 8, 'f32': 4, 's32': 4, 'u32': 4, 'bf16': 2, 'f16': 2, 'u16': 2, 's16': 2,
           'pred': 1, 's8': 1, 'u8': 1}
 _OPERATION = re.compile(
-    r'= (?P<shapes>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(')
+    r'= (?P<shapes>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)'
+    r'(?P<start>-start)?\(')
 _ARRAY = re.compile(r'(\w+)\[([\d,]*)\]')
 
 
@@ -32,10 +34,20 @@ def read_collectives(hlo_text: str) -> list[Collective]:
     if line.endswith('{') and not line.startswith(' '):
       in_entry = line.startswith('ENTRY')
     elif match := _OPERATION.search(line):
+      shapes = match['shapes']
+      if match['start'] and match['kind'] != 'all-reduce':  # (operands, results, ...); an all-reduce has results alone
+        shapes = _tuple_elements(shapes)[1]
       sizes = [_BYTES.get(dtype, 0) * math.prod(int(n) for n in shape.split(',') if n)
-               for dtype, shape in _ARRAY.findall(match['shapes'])]
+               for dtype, shape in _ARRAY.findall(shapes)]
       found.append(Collective(match['kind'], sum(sizes), not in_entry))
   return found
+
+
+def _tuple_elements(shapes: str) -> list[str]:
+  """Splits the text of a tuple shape, '((f32[8]), f32[2])', at its own commas."""
+  depths = itertools.accumulate({'(': 1, '[': 1, '{': 1, ')': -1, ']': -1, '}': -1}.get(letter, 0) for letter in shapes)
+  commas = [place for place, (letter, depth) in enumerate(zip(shapes, depths)) if letter == ',' and depth == 1]
+  return [shapes[first + 1:last] for first, last in itertools.pairwise([0, *commas, len(shapes) - 1])]
 
 
 def once_a_round(found: list[Collective]) -> int:

@@ -11,25 +11,23 @@ that it needs and lacks; `expected` is its mean over all draws. Bytes are those 
 transport's framing is not included.
 """
 
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from lwfedssl_jax.catalog import HEAD_HIDDEN, PAPER_CONVENTIONS, PROJECTION_SIZE
+from lwfedssl_jax.catalog import PAPER_CONVENTIONS
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.errors import UsageError
+from lwfedssl_jax.resources.parameters import component_params, trace_shapes
 from lwfedssl_jax.stages import (
   StagePlan,
-  block_name,
   make_plans,
   modified_components,
   required_components,
   uploaded_components,
 )
 
-CHANNELS = 3
 BYTES_PER_PARAM = 4  # float32, whatever the compute type
 PAPER_GB_BYTES = 1000 * 2**20  # the paper's "GB" is 1000 MiB: only so do its numbers come out
 
@@ -37,56 +35,6 @@ PAPER_GB_BYTES = 1000 * 2**20  # the paper's "GB" is 1000 MiB: only so do its nu
 def paper_gb(num_bytes: int) -> float:
   """Converts bytes to the paper's GB of 1000 MiB."""
   return num_bytes / PAPER_GB_BYTES
-
-
-def num_tokens(config: Config, image_size: int) -> int:
-  """Returns the patch tokens of an image of `image_size` pixels a side; there is no class token.
-
-  Raises:
-    UsageError: the patch size does not divide the image size.
-  """
-  if image_size % config.model.patch_size:
-    raise UsageError(
-        f'--patch_size: expected a divisor of the image size {image_size}, got {config.model.patch_size}')
-  return (image_size // config.model.patch_size) ** 2
-
-
-def head_widths(config: Config) -> dict[str, tuple[int, ...]]:
-  """Returns the widths of each head, from input to output: {'projector': (D, ..), 'predictor': ..}."""
-  widths: dict[str, tuple[int, ...]] = {
-      'projector': (config.model.size.width, HEAD_HIDDEN, HEAD_HIDDEN, PROJECTION_SIZE)}
-  if config.objective.traits.has_predictor:
-    widths['predictor'] = (PROJECTION_SIZE, HEAD_HIDDEN, PROJECTION_SIZE)
-  return widths
-
-
-def head_names(config: Config) -> tuple[str, ...]:
-  """Returns the heads that are trained and exchanged."""
-  return tuple(head_widths(config))
-
-
-def component_params(config: Config, image_size: int) -> dict[str, int]:
-  """Counts the parameters of each component.
-
-  Args:
-    config: the run.
-    image_size: side of the images, pixels; it sets the length of the position table.
-
-  Returns:
-    {component: parameters}: 'embedding', 'block_00' .. , 'norm', and the heads.
-  """
-  d, _, _, mlp_ratio = config.model.size
-  patch = CHANNELS * config.model.patch_size**2
-  attention = (d + 1) * 3 * d + (d + 1) * d
-  mlp = (d + 1) * mlp_ratio * d + (mlp_ratio * d + 1) * d
-  norm = 2 * d
-  params = {'embedding': (patch + 1) * d + num_tokens(config, image_size) * d}
-  params |= {block_name(i): attention + mlp + 2 * norm for i in range(config.model.size.depth)}
-  params['norm'] = norm
-  for name, widths in head_widths(config).items():
-    linear = sum(a * b for a, b in itertools.pairwise(widths))
-    params[name] = linear + 2 * sum(widths[1:-1])  # scale and bias of every batch norm but the last
-  return params
 
 
 class Payload(NamedTuple):
@@ -106,7 +54,7 @@ def make_payload(config: Config, image_size: int) -> Payload:
   """Builds the payload of a run; `image_size` in pixels."""
   per_param = BYTES_PER_PARAM if config.is_federated else 0
   sizes = {name: per_param * count for name, count in component_params(config, image_size).items()}
-  return Payload(sizes, head_names(config))
+  return Payload(sizes, trace_shapes(config, image_size).model.objective.head_names)
 
 
 # The paper's conventions.
@@ -199,7 +147,7 @@ class Ledger(NamedTuple):
 
   Attributes:
     held: int64 (clients, components), the version that each client holds; -1: none.
-    version: int64 (components,), the global model's version; 0 as initialised.
+    version: int64 (components,), the global model's version; 0 as initialized.
   """
 
   held: np.ndarray
@@ -238,8 +186,8 @@ def _is_among(payload: Payload, names: Sequence[str]) -> np.ndarray:
 
 
 def charge_round(
-    ledger: Ledger, payload: Payload, plan: StagePlan, client_ids: np.ndarray, returned: np.ndarray
-) -> tuple[Ledger, RoundTraffic]:
+    ledger: Ledger, payload: Payload, plan: StagePlan, client_ids: Sequence[int] | np.ndarray,
+    returned: Sequence[bool] | np.ndarray) -> tuple[Ledger, RoundTraffic]:
   """Accounts for one round.
 
   A sampled client downloads those components it needs whose global version is not the one it holds; from then on it

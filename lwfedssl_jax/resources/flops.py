@@ -5,39 +5,33 @@ one image, one view (SimCLR: both), online branch only, a multiply-add counts 1.
 products of one training step, all branches and views, a multiply-add counting 2.
 """
 
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lwfedssl_jax.catalog import OBJECTIVES, PROJECTION_SIZE
+from lwfedssl_jax.base import PartFlops
+from lwfedssl_jax.catalog import OBJECTIVES
 from lwfedssl_jax.config import Config
-from lwfedssl_jax.resources.communication import CHANNELS, head_widths, num_tokens
+from lwfedssl_jax.resources.parameters import Shapes, trace_shapes
 from lwfedssl_jax.stages import StagePlan, make_plans
 
 LAYER_NORM_OPERATIONS = 5  # per element, paper convention
 
 
+class _Heads(NamedTuple):
+  """Multiply-adds of the heads for one image and view."""
 
-class _Products(NamedTuple):
-  """Multiply-adds of one image's forward pass, by component."""
-
-  embedding: int
-  block: int
-  projector: int
-  predictor: int  # 0 where the objective has none
+  shared: int  # in every branch
+  online_only: int
 
 
-def _products(config: Config, image_size: int) -> _Products:
-  d, _, _, mlp_ratio = config.model.size
-  tokens = num_tokens(config, image_size)
-  linear = tokens * (4 + 2 * mlp_ratio) * d * d
-  attention = 2 * tokens * tokens * d  # scores, and the weighted sum of values; the same for any number of heads
-  heads = {name: sum(a * b for a, b in itertools.pairwise(w)) for name, w in head_widths(config).items()}
-  return _Products(
-      embedding=tokens * CHANNELS * config.model.patch_size**2 * d,
-      block=linear + attention,
-      projector=heads['projector'],
-      predictor=heads.get('predictor', 0))
+def _count_heads(shapes: Shapes) -> _Heads:
+  objective = shapes.model.objective
+  count = lambda names: sum(shapes.count_products(name) for name in names)
+  return _Heads(count(set(objective.head_names) - set(objective.online_only)), count(objective.online_only))
+
+
+def _paper_count(part: PartFlops) -> int:
+  return part.products + LAYER_NORM_OPERATIONS * part.norm_elements
 
 
 # The paper's convention.
@@ -77,20 +71,19 @@ def paper_stage_flops(config: Config, image_size: int, *, depth_dropout_keep: in
     depth_dropout_keep: blocks that a client keeps at most under depth dropout, the newest among them (Guo et al. 2023);
       0: all.
   """
-  products = _products(config, image_size)
-  layer_norm = LAYER_NORM_OPERATIONS * num_tokens(config, image_size) * config.model.size.width
-  block = products.block + 2 * layer_norm
-  ends = layer_norm + products.projector + products.predictor
+  shapes = trace_shapes(config, image_size)
+  embedding, block, pool = map(_paper_count, shapes.model.encoder.flops)
+  ends = pool + sum(_count_heads(shapes))
   views = config.objective.traits.paper_views
   stages = []
   for plan in make_plans(config):
     kept = min(plan.stop, depth_dropout_keep or plan.stop)
-    trained = min(plan.stop - plan.start, kept) * block + ends + plan.trains_embedding * products.embedding
+    trained = min(plan.stop - plan.start, kept) * block + ends + plan.trains_embedding * embedding
     stages.append(
         StageFlops(
             stage=plan.stage,
             epochs=plan.num_rounds * config.client.local_epochs,
-            forward_flops=views * (products.embedding + kept * block + ends),
+            forward_flops=views * (embedding + kept * block + ends),
             backward_flops=views * 2 * trained,
         ))
   return tuple(stages)
@@ -109,14 +102,14 @@ class StepFlops(NamedTuple):
 
   Attributes:
     prefix_flops: frozen embedding and blocks, once per view, shared by all branches.
-    online_forward_flops: active blocks, and the embedding where it is trained.
+    online_forward_flops: active blocks, pool, and the embedding where it is trained.
     online_backward_flops: of the same.
     target_forward_flops: the same of the target branch; 0 where the objective has none.
     received_forward_flops: the same of the received global model; 0 without representation alignment.
-    heads_forward_flops: projector of all branches, predictor of the online one.
+    heads_forward_flops: the heads of all branches, and those of the online branch alone.
     heads_backward_flops: of the online branch.
     similarity_flops: similarity matrices of objective and alignment, forward and backward.
-    recomputed_flops: forward passes of the online branch that micro-batches or rematerialisation run again.
+    recomputed_flops: forward passes of the online branch that micro-batches or rematerialization run again.
   """
 
   prefix_flops: int
@@ -135,8 +128,8 @@ class StepFlops(NamedTuple):
     return sum(self)
 
 
-def _similarity_flops(config: Config, batch_size: int, aligned: bool) -> int:
-  one = 2 * batch_size * batch_size * PROJECTION_SIZE
+def _similarity_flops(config: Config, shapes: Shapes, batch_size: int, aligned: bool) -> int:
+  one = 2 * batch_size * batch_size * shapes.projection_size
   aligning = aligned and config.objective.alignment_kind == 'contrastive'
   alignment = OBJECTIVES['moco_v3'].similarity_products if aligning else 0  # info_nce too
   return (config.objective.traits.similarity_products + alignment) * one
@@ -153,22 +146,25 @@ def _step_flops(
     aligned: bool,
     micro_batched: bool,
 ) -> StepFlops:
-  products = _products(config, image_size)
+  shapes = trace_shapes(config, image_size)
+  products, heads = shapes.model.encoder.flops, _count_heads(shapes)
   pair = 2 * 2 * batch_size  # two operations a multiply-add, two views
-  embedding = products.embedding if trains_embedding else 0
-  active = (plan.stop - start) * products.block
-  has_target = config.objective.traits.has_target
+  embedding = products.embedding.products if trains_embedding else 0
+  block, pool = products.block.products, products.pool.products
+  blocks = (plan.stop - start) * block
+  active = blocks + pool
+  has_target = shapes.model.objective.update_target is not None
   branches = 1 + has_target + aligned
   return StepFlops(
-      prefix_flops=pair * (products.embedding - embedding + start * products.block),
+      prefix_flops=pair * (products.embedding.products - embedding + start * block),
       online_forward_flops=pair * (embedding + active),
       online_backward_flops=pair * (embedding + 2 * active),  # no gradient of the image
       target_forward_flops=has_target * pair * (embedding + active),
       received_forward_flops=aligned * pair * (embedding + active),
-      heads_forward_flops=pair * (branches * products.projector + products.predictor),
-      heads_backward_flops=pair * 2 * (products.projector + products.predictor),
-      similarity_flops=_similarity_flops(config, batch_size, aligned),
-      recomputed_flops=pair * (micro_batched * (embedding + active) + (config.client.rematerialize == 'all') * active))
+      heads_forward_flops=pair * (branches * heads.shared + heads.online_only),
+      heads_backward_flops=pair * 2 * sum(heads),
+      similarity_flops=_similarity_flops(config, shapes, batch_size, aligned),
+      recomputed_flops=pair * (micro_batched * (embedding + active) + (config.client.rematerialize == 'all') * blocks))
 
 
 def executed_flops(config: Config, image_size: int, plan: StagePlan, batch_size: int) -> StepFlops:

@@ -1,4 +1,4 @@
-"""Fits a client's step into a memory budget: rematerialisation, micro-batches, and bfloat16 last.
+"""Fits a client's step into a memory budget: rematerialization, micro-batches, and bfloat16 last.
 
 Every choice is compiled and its peak memory read off the program; nothing is estimated.
 """

@@ -93,7 +93,8 @@ def with_chunk(config: Config, data: FederatedDataset) -> Config:
   """
   if config.client.client_chunk:
     return config
-  chunk, total = run_dir.saved_value(config.run.workdir, 'client_chunk'), devices.total_bytes()
+  chunk = run_dir.saved_value(config.run.workdir, 'client_chunk') if config.run.resume else None
+  total = devices.total_bytes()
   if not chunk and total is None:
     chunk = scheduling.default_chunk()
   elif not chunk and total is not None:

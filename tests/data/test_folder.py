@@ -56,7 +56,7 @@ def test_train_and_test_folders(tmp_path, name):
   assert data.test_labels.tolist() == [1, 1, 2, 2]  # numbered by the training classes
 
 
-def test_unlabelled_test_folder_gives_way_to_a_labelled_one(tmp_path):
+def test_unlabeled_test_folder_gives_way_to_a_labeled_one(tmp_path):
   make_classes(tmp_path / 'train', 2)
   make_classes(tmp_path / 'val', 1)
   (tmp_path / 'test').mkdir()

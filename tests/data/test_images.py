@@ -1,4 +1,4 @@
-"""One image: orientation, depth, colour, size, and what is not decoded."""
+"""One image: orientation, depth, color, size, and what is not decoded."""
 
 import numpy as np
 import pytest

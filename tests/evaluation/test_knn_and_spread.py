@@ -10,7 +10,7 @@ from lwfedssl_jax.data import augment
 from lwfedssl_jax.evaluation import embeddings, knn
 from lwfedssl_jax.models import vit
 
-SIZE = catalog.EncoderSize(width=8, depth=3, num_heads=2, mlp_ratio=2)
+SIZE = catalog.VitTraits(width=8, depth=3, num_heads=2, mlp_ratio=2)
 
 
 def naive_knn(bank, labels, queries, num_classes):
@@ -25,12 +25,12 @@ def naive_knn(bank, labels, queries, num_classes):
   return np.array(predictions)
 
 
-@pytest.mark.parametrize('bank_size', [50, 300])  # fewer and more than the 200 neighbours
+@pytest.mark.parametrize('bank_size', [50, 300])  # fewer and more than the 200 neighbors
 def test_knn_votes_as_published(bank_size):
   generator = np.random.default_rng(0)
-  centres = generator.normal(size=(5, 6))
+  centers = generator.normal(size=(5, 6))
   labels = generator.integers(0, 5, bank_size)
-  bank = centres[labels] + generator.normal(size=(bank_size, 6))
+  bank = centers[labels] + generator.normal(size=(bank_size, 6))
   queries = 7 * generator.normal(size=(261, 6))  # more than one batch; length must not matter
   expected = naive_knn(bank, labels, queries, 5)
   assert len(set(expected)) > 2
@@ -43,6 +43,8 @@ def test_monitors_tell_collapse_from_spread():
   even = embeddings.spread(generator.normal(size=(4000, 16)))
   assert even['embedding_std'] == pytest.approx(1, abs=0.02)
   assert even['effective_rank'] == pytest.approx(16, rel=0.02)
+  offset = embeddings.spread(generator.normal(size=(4000, 16)) + 100)
+  assert offset['effective_rank'] == pytest.approx(16, rel=0.02)  # what all rows have in common is no direction
   point = embeddings.spread(np.ones((100, 16)))
   assert point['embedding_std'] == pytest.approx(0, abs=1e-6)
   line = embeddings.spread(generator.normal(size=(100, 1)) * np.ones(16))

@@ -16,7 +16,7 @@ from lwfedssl_jax.evaluation.monitor import Monitor
 ENCODER = Encoder(
     init=None, embed=lambda params, images: images.reshape(len(images), 1, 3) * params,
     prefix=lambda blocks, tokens, count: tokens * jnp.where(jnp.arange(2) < count, blocks, 1).prod(),
-    blocks=None, pool=lambda params, tokens: tokens[:, 0] + params, depth=2, width=3)
+    blocks=None, pool=lambda params, tokens: tokens[:, 0] + params, depth=2, width=3, flops=None)
 PARAMS = {'embedding': jnp.ones(3), 'blocks': jnp.array([2.0, 3.0]), 'norm': jnp.zeros(3)}
 FACTOR = {1: 2, 2: 6}
 CONFIG = RunConfig(knn_bank_images=20, knn_test_images=12)
@@ -71,7 +71,7 @@ def test_no_limit_is_all_images(votes):
   assert levels_of(votes[0][2], 2).tolist() == list(range(100, 130))
 
 
-def test_pixels_are_centred_by_the_training_images(votes):
+def test_pixels_are_centered_by_the_training_images(votes):
   Monitor(ENCODER, DATASET, RunConfig(knn_bank_images=0, knn_test_images=0)).raw_pixel_accuracy()
   (bank, bank_labels, queries, query_labels, _), = votes
   flat = [images.reshape(len(images), 3) / 255 for images in (DATASET.train_images, DATASET.test_images)]

@@ -13,8 +13,8 @@ from lwfedssl_jax.evaluation import finetune, knn, linear, metrics, protocols
 CLASSES = 3
 
 
-def coloured_images(count, seed, noise=40):
-  """Each class is a colour, with noise."""
+def colored_images(count, seed, noise=40):
+  """Each class is a color, with noise."""
   generator = np.random.default_rng(seed)
   labels = generator.integers(0, CLASSES, count).astype(np.int32)
   images = generator.integers(0, noise, (count, 8, 8, 3))
@@ -24,24 +24,24 @@ def coloured_images(count, seed, noise=40):
 
 @pytest.fixture(scope='module')
 def dataset():
-  train, test = coloured_images(300, 0), coloured_images(90, 1)
-  return ImageDataset('coloured', *train, *test, ('red', 'green', 'blue'))
+  train, test = colored_images(300, 0), colored_images(90, 1)
+  return ImageDataset('colored', *train, *test, ('red', 'green', 'blue'))
 
 
 PARAMS = {'kernel': jnp.eye(3), 'norm': {'scale': jnp.ones(3)}}
 
 
-def mean_colour(params, images):
+def mean_color(params, images):
   scaled = images.astype(jnp.float32) / (255 if images.dtype == jnp.uint8 else 1)
   return scaled.mean((1, 2)) @ params['kernel']
 
 
 def evaluate(dataset, protocol, **options):
   task = protocols.make_task(dataset, options.pop('split', 'test'), options.pop('max_train_images', 0))
-  return protocols.evaluate(mean_colour, lambda seed: PARAMS, protocol, task, **options)
+  return protocols.evaluate(mean_color, lambda seed: PARAMS, protocol, task, **options)
 
 
-@pytest.mark.parametrize('protocol', ['knn', 'knn_centred', 'linear'])
+@pytest.mark.parametrize('protocol', ['knn', 'knn_centered', 'linear'])
 def test_what_can_be_told_apart_is(dataset, protocol):
   found = evaluate(dataset, protocol, seeds=(0, 1))
   assert found['mean']['accuracy'] > 0.95
@@ -49,14 +49,14 @@ def test_what_can_be_told_apart_is(dataset, protocol):
   assert [run['num_labels'] for run in found['runs']] == [300, 300]
 
 
-def test_what_all_embeddings_have_in_common_is_taken_out_by_centred_knn_alone(dataset):
-  """A far origin leaves cosine next to nothing to go by; the centred vote is that of no offset at all."""
-  near = evaluate(dataset, 'knn_centred')
+def test_what_all_embeddings_have_in_common_is_taken_out_by_centered_knn_alone(dataset):
+  """A far origin leaves cosine next to nothing to go by; the centered vote is that of no offset at all."""
+  near = evaluate(dataset, 'knn_centered')
   task = protocols.make_task(dataset)
-  far = lambda params, images: mean_colour(params, images) + jnp.array([100.0, -300.0, 200.0])
-  plain, centred = (
-      protocols.evaluate(far, lambda seed: PARAMS, protocol, task) for protocol in ('knn', 'knn_centred'))
-  assert centred['mean']['accuracy'] == pytest.approx(near['mean']['accuracy'], abs=0.02)
+  far = lambda params, images: mean_color(params, images) + jnp.array([100.0, -300.0, 200.0])
+  plain, centered = (
+      protocols.evaluate(far, lambda seed: PARAMS, protocol, task) for protocol in ('knn', 'knn_centered'))
+  assert centered['mean']['accuracy'] == pytest.approx(near['mean']['accuracy'], abs=0.02)
   assert plain['mean']['accuracy'] < 0.8
 
 
@@ -121,18 +121,18 @@ def test_validation_split_is_a_fifth_of_each_class():
   assert np.bincount(task.train.labels).tolist() == [160, 32, 8]
 
 
-def test_centred_knn_takes_out_the_training_images_mean(dataset):
+def test_centered_knn_takes_out_the_training_images_mean(dataset):
   """Queries of one class: their own mean would leave nothing of what tells them from the others."""
   red = dataset.test_labels == 0
   one_class = dataset._replace(test_images=dataset.test_images[red], test_labels=dataset.test_labels[red])
-  assert evaluate(one_class, 'knn_centred')['mean']['accuracy'] > 0.95
+  assert evaluate(one_class, 'knn_centered')['mean']['accuracy'] > 0.95
 
 
 def test_every_seed_s_weights_are_embedded(dataset):
   """Random weights differ from seed to seed, as `from_scratch` asks for: here the second ones see nothing."""
   blind = dict(PARAMS, kernel=jnp.zeros((3, 3)))
   task = protocols.make_task(dataset)
-  found = protocols.evaluate(mean_colour, lambda seed: [PARAMS, blind][seed], 'knn', task, seeds=(0, 1))
+  found = protocols.evaluate(mean_color, lambda seed: [PARAMS, blind][seed], 'knn', task, seeds=(0, 1))
   first, second = (run['accuracy'] for run in found['runs'])
   assert first > 0.95 and second < 0.6
 
@@ -166,9 +166,9 @@ def test_finetuning_sees_the_chosen_images_with_their_labels(dataset, monkeypatc
 
 
 def test_images_without_labels_cannot_be_evaluated(dataset):
-  with pytest.raises(UsageError, match='--dataset=coloured: expected labelled'):
+  with pytest.raises(UsageError, match='--dataset=colored: expected labeled'):
     protocols.make_task(dataset._replace(train_labels=None))
-  with pytest.raises(UsageError, match='--dataset=coloured: expected labelled'):
+  with pytest.raises(UsageError, match='--dataset=colored: expected labeled'):
     protocols.make_task(dataset._replace(test_labels=None))
 
 

@@ -48,7 +48,7 @@ def pillow(kind, image, sign):
 
 @pytest.mark.parametrize('sign', [1, -1])
 @pytest.mark.parametrize('kind', range(6, 14))
-def test_colour_operations_are_pillow_s(pixels, kind, sign):
+def test_color_operations_are_pillow_s(pixels, kind, sign):
   expected = np.asarray(pillow(kind, Image.fromarray(pixels), sign)) / 255
   found = apply(kind, pixels, sign)
   assert np.abs(found - expected).max() <= 2.01 * LEVEL  # Pillow rounds each step to a level
@@ -64,8 +64,8 @@ def test_colour_operations_are_pillow_s(pixels, kind, sign):
 ])
 def test_shears_and_translations_are_pillow_s_affine_maps(pixels, kind, matrix):
   a, b, c, d, e, f = matrix
-  centre = 12  # Pillow maps pixel centres, x + 0.5
-  moved = (a, b, c + centre - a * centre - b * centre, d, e, f + centre - d * centre - e * centre)
+  center = 12  # Pillow maps pixel center, x + 0.5
+  moved = (a, b, c + center - a * center - b * center, d, e, f + center - d * center - e * center)
   expected = np.asarray(Image.fromarray(pixels).transform((24, 24), Image.Transform.AFFINE, moved,
                                                          Image.Resampling.BILINEAR)) / 255
   inside = (slice(8, 16), slice(8, 16))  # at the border Pillow rounds whether a point is inside
@@ -102,7 +102,7 @@ def test_two_operations_follow_each_other_each_drawn_from_all_and_both_signs(mon
   """An operation that only writes down what it was: 28 kinds with sign, base 64, on images of one black pixel."""
   monkeypatch.setattr(randaugment, 'operate', lambda image, kind, sign: 64 * image + 2 * kind + (sign > 0) + 1)
   count = 20_000
-  written = np.asarray(randaugment.rand_augment(jax.random.key(0), np.zeros((count, 1, 1, 3), np.uint8)))[:, 0, 0, 0]
+  written = np.asarray(randaugment.rand_augment(jax.random.key(0), jnp.zeros((count, 1, 1, 3), jnp.uint8)))[:, 0, 0, 0]
   drawn = np.stack(np.divmod(written.astype(int), 64)) - 1
   assert drawn.min() == 0 and drawn.max() == 27  # two operations, no third
   expected, deviation = count / 28, np.sqrt(count / 28)
@@ -134,7 +134,7 @@ def test_views_are_two_operations_on_the_image_or_its_mirror(pixels):
 @pytest.mark.parametrize(('probability', 'share'), [(0.0, 0), (1.0, 1), (0.3, 0.3)])
 def test_mirror_only_with_its_probability(pixels, monkeypatch, probability, share):
   monkeypatch.setattr(randaugment, 'operate', lambda image, kind, sign: image)
-  batch = np.stack([pixels[:4, :4]] * 400)
+  batch = jnp.stack([pixels[:4, :4]] * 400)
   found = np.asarray(randaugment.rand_augment(jax.random.key(0), batch, probability))
   mirrored = np.array([np.array_equal(image, pixels[:4, 3::-1] / np.float32(255)) for image in found])
   same = np.array([np.array_equal(image, pixels[:4, :4] / np.float32(255)) for image in found])

@@ -156,7 +156,7 @@ def one_minus_cosine(x, y):
 
 def step_loss(params, target, received, views, config, alignment):
   """Total loss of one batch (and its two parts), as a function of all parameters that exist."""
-  o, size, patch = config.objective, config.model.size, config.model.patch_size
+  o, size, patch = config.objective, config.model.traits, config.model.patch_size
   z1, z2 = (project(params, view, size, patch) for view in views)
   if o.objective == 'simclr':
     main = nt_xent(z1, z2, o.temperature)
@@ -335,7 +335,7 @@ def naive_round(setting: Setting, params, stage: int, inputs) -> NaiveResult:
     stage: 0-based.
     inputs: the library's RoundInputs.
   """
-  config, size = setting.config, setting.config.model.size
+  config, size = setting.config, setting.config.model.traits
   trained = trained_in_stage(config.method.method, stage, size.depth, config.method.blocks_per_stage)
   to_float64 = lambda leaf: np.asarray(leaf, np.float64)
   per_block = [jax.tree.map(lambda leaf: to_float64(leaf)[i], params['blocks']) for i in range(size.depth)]

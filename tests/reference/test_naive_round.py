@@ -4,9 +4,9 @@ What is compared is the change of each tensor over the round, not its value: a v
 
 Tolerance. The reference is float64, the library float32, so what differs is the library's rounding, 6e-8 a number.
 A parameter of size 1 that moves by 3e-3 in seven steps carries 7 * 6e-8 / 3e-3 = 1e-4 of its change as rounding of
-the parameter alone; gradients through batch normalisation carry as much. So 1e-3 of the largest change in the tensor
+the parameter alone; gradients through batch normalization carry as much. So 1e-3 of the largest change in the tensor
 is allowed. Any of the mistakes this is to catch (a wrong sign, mask, weight, stage or step, a skipped decay) changes
-some tensor by a percent at least, since every setting in conftest.VALUES is large. The loss is allowed 2e-5 of its
+some tensor by a percent at least, since every setting in tiny.VALUES is large. The loss is allowed 2e-5 of its
 value.
 
 One initialization decides. It does not amplify rounding: initial weights that are off by 1e-7 of their value move the
@@ -23,13 +23,13 @@ import pytest
 
 from lwfedssl_jax import stages
 from lwfedssl_jax.federated import client_update, optimizer
-from tests import conftest
+from tests.tiny import cheap_two_views
 
 pytestmark = pytest.mark.usefixtures('tiny_library')
 
 CHANGE_TOLERANCE = 1e-3
 LOSS_TOLERANCE = 2e-5
-CHEAP_VIEWS = jax.jit(conftest.cheap_two_views, static_argnums=2)
+CHEAP_VIEWS = jax.jit(cheap_two_views, static_argnums=2)
 
 METHODS = ('end_to_end', 'layerwise', 'lw_fedssl', 'prog_fedssl', 'centralized')
 OBJECTIVES = ('moco_v3', 'byol', 'simclr')
@@ -96,12 +96,12 @@ def test_real_augmentation_and_adam_epsilon(tiny_round, tiny_inputs):
   """One epoch with nothing replaced. Adam's own epsilon turns a gradient of rounding noise into a step, so tensors are
   compared by their norm, to 2 %.
 
-  The biases of the keys and of the final norm have no gradient in exact arithmetic (softmax and batch normalisation
+  The biases of the keys and of the final norm have no gradient in exact arithmetic (softmax and batch normalization
   remove them); what they do is noise, and no result depends on it.
   """
   tiny = tiny_round('layerwise', 'moco_v3', epsilon=naive_round.ADAM_EPSILON, pipeline=client_update.Pipeline(),
                     local_epochs=1, learning_rate=0.02)
-  inputs, stage, width = tiny_inputs(), 2, tiny.config.model.size.width
+  inputs, stage, width = tiny_inputs(), 2, tiny.config.model.traits.width
   params = tiny.init(0)
   fast, metrics = tiny.apply(params, tiny.plans[stage], inputs)
   naive = naive_round.naive_round(naive_round.Setting(tiny.config), params, stage, inputs)

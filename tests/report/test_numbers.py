@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from lwfedssl_jax import config as configs
-from lwfedssl_jax.report import runs, sections
+from lwfedssl_jax.report import published, runs, sections
+from lwfedssl_jax.report.tables import Entry
 from lwfedssl_jax.resources import costs
 
 PARTS = dict.fromkeys(costs.PARTS, 0.0)
@@ -28,11 +29,14 @@ def make_stage(stage, flops, peak, down, up):
                          flops, 0.0, peak, 0)
 
 
-COUNTED = sections.Costs(
-    actual=[costs.MethodCost('layerwise', 'actual', (
-        make_stage(0, 6e9, 10_485_760, 1e9, 0.25e9), make_stage(1, 12e9, 20_971_520, 2e9, 0.25e9)))],
-    paper=[costs.MethodCost('layerwise', 'paper_v4', (
-        make_stage(0, 3e9, None, 1048.576e6, 0), make_stage(1, 4e9, None, 0, 2 * 1048.576e6)))])
+ACTUAL = costs.MethodCost('layerwise', 'actual', (
+    make_stage(0, 6e9, 10_485_760, 1e9, 0.25e9), make_stage(1, 12e9, 20_971_520, 2e9, 0.25e9)))
+PAPER = costs.MethodCost('layerwise', 'paper_v4', (
+    make_stage(0, 3e9, None, 1048.576e6, 0), make_stage(1, 4e9, None, 0, 2 * 1048.576e6)))
+
+
+def make_entries(groups):
+  return [Entry(group, ACTUAL, PAPER) for group in groups]
 
 
 @pytest.fixture
@@ -49,21 +53,21 @@ def numbers(rows):
 
 
 def test_accuracy_is_set_against_all_bytes_up_to_then(seeds):
-  found = numbers(chart(sections.overview(seeds, COUNTED), 'accuracy_against_bytes'))
+  found = numbers(chart(sections.overview(make_entries(seeds)), 'accuracy_against_bytes'))
   np.testing.assert_allclose(found, [[3, 0.45, 0.4, 0.5], [11, 0.75, 0.6, 0.9]])  # MB, mean, least, greatest
 
 
 def test_accuracy_is_set_against_the_peak_of_the_most_demanding_stage(seeds):
-  found = numbers(chart(sections.overview(seeds, COUNTED), 'accuracy_against_memory'))
+  found = numbers(chart(sections.overview(make_entries(seeds)), 'accuracy_against_memory'))
   np.testing.assert_allclose(found, [[20.97, 0.75, 0.6, 0.9]], rtol=1e-3)
 
 
 def test_one_row_a_group(seeds):
-  heading, row = sections.overview(seeds, COUNTED).items[-1].rows
+  heading, row = sections.overview(make_entries(seeds)).items[0].rows
   found = dict(zip(heading, row, strict=True))
   assert found == {
-      'method': 'layerwise', 'seeds': '2', 'kNN accuracy': '0.750 ± 0.212', 'random weights': '0.200',
-      'raw pixels': '0.900', 'down MB': '4.0', 'up MB': '7.0', 'peak client MB': '21', 'GFLOPs an image': '18',
+      'method': 'layerwise', 'seeds': '0, 1', 'kNN accuracy': '0.750 ± 0.212', 'random weights': '0.200',
+      'raw pixels': '0.900', 'down, MB': '4.0', 'up, MB': '7.0', 'client memory, MB': '21', 'GFLOPs per image': '18',
       'seconds': '10 ± 1'}  # 10.5, to even
 
 
@@ -77,21 +81,21 @@ def test_training_counts_rounds_from_one_and_stages_as_shares(seeds):
 
 
 def test_costs_over_rounds_and_totals_each_in_its_convention():
-  section = sections.costs_section(runs.group([make_run()]), COUNTED)
+  section = sections.costs_section(make_entries(runs.group([make_run()])))
   steps = lambda name: [row[:2] for row in numbers(chart(section, name))]
   np.testing.assert_allclose(steps('memory_per_stage'), [[0, 10.49], [2, 10.49], [2, 20.97], [5, 20.97]])
   np.testing.assert_allclose(steps('flops_per_stage'), [[0, 1000], [2, 1000], [2, 2000], [5, 2000]])
   heading, row = section.items[-1].rows
   assert dict(zip(heading, row, strict=True)) == {
       'method': 'layerwise', 'communication GB (paper_v4)': '3.000', 'GFLOPs (paper_v4)': '7.00',
-      'communication GB (actual)': '3.500', 'GFLOPs (actual)': '18.00', 'peak client MB (actual)': '21'}
+      'communication GB (actual)': '3.500', 'GFLOPs (actual)': '18.00', 'client memory, MB (actual)': '21'}
 
 
 def test_the_paper_s_table_is_the_published_one_and_this_program_s_count_agrees():
-  rows = sections.published_section().items[0].rows
+  rows = published.published_section(runs.group([make_run()])).items[0].rows
   assert [[row[0], row[1], row[3], row[5]] for row in rows[1:]] == [
       ['end_to_end', '586', '8.40', '8.72'], ['layerwise', '139', '1.66', '2.61'], ['prog_fedssl', '318', '5.04', '-']]
-  for _, gflops, own_gflops, gigabytes, own_gigabytes, _ in rows[1:]:
+  for _, gflops, own_gflops, gigabytes, own_gigabytes, *_ in rows[1:]:
     assert float(own_gflops) == pytest.approx(float(gflops), abs=1)
     assert float(own_gigabytes) == pytest.approx(float(gigabytes), abs=0.0101)  # two digits each
 
@@ -106,8 +110,9 @@ def test_evaluations_are_means_over_runs_and_their_seeds():
   first = make_run(evaluated=[evaluation('knn', 0.5), evaluation('linear', 0.6, 0.7)])
   other = make_run(method='prog_fedssl', evaluated=[evaluation('knn', 0.9)])
   groups = runs.group([first, make_run(1, evaluated=[evaluation('knn', 0.7), evaluation('linear', 0.2, 0.3)]), other])
-  table, details = (item.rows for item in sections.evaluations_section(groups).items)
-  assert table == [['method', 'knn', 'linear'], ['layerwise', '0.600 ± 0.141', '0.450 ± 0.238'],
+  table, folded = sections.evaluations_section(groups).items
+  details = folded.table.rows
+  assert table.rows == [['method', 'knn', 'linear'], ['layerwise', '0.600 ± 0.141', '0.450 ± 0.238'],
                    ['prog_fedssl', '0.900', '-']]
   assert details[0] == ['method', 'protocol', 'accuracy', 'per class', 'precision', 'recall', 'F1']
   assert details[3] == ['prog_fedssl', 'knn', '0.900', '0.910', '0.920', '0.930', '0.940']
@@ -115,9 +120,9 @@ def test_evaluations_are_means_over_runs_and_their_seeds():
 
 
 @pytest.mark.parametrize(('values', 'expected'), [
-    ([], None), ([0.5, None], None), ([0.5], (0.5, 0.0)), ([1.0, 3.0], (2.0, 2 ** 0.5))])
+    ([], None), ([0.5, None], None), ([0.5], (0.5, None, 0.5, 0.5)), ([3.0, 1.0], (2.0, 2 ** 0.5, 1.0, 3.0))])
 def test_a_missing_value_leaves_no_mean(values, expected):
-  found = runs.mean_and_spread(values)
+  found = runs.stat(values)
   assert found == expected if expected is None else found == pytest.approx(expected)
 
 

@@ -9,8 +9,8 @@ from lwfedssl_jax import stages
 from lwfedssl_jax.catalog import HEAD_HIDDEN, PROJECTION_SIZE
 from lwfedssl_jax.config import Config, with_values
 from lwfedssl_jax.errors import UsageError
+from lwfedssl_jax.models import make_encoder
 from lwfedssl_jax.models.heads import Head
-from lwfedssl_jax.models.vit import make_encoder
 from lwfedssl_jax.resources import communication as comm
 
 TINY = {'encoder': 'vit_tiny'}
@@ -33,7 +33,7 @@ def test_component_params_are_those_of_the_model(encoder, objective):
   config = configure(encoder=encoder, objective=objective)
   count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
   params = jax.eval_shape(make_encoder(config.model, 32).init, jax.random.key(0))
-  depth = config.model.size.depth
+  depth = config.model.traits.depth
   expected = {'embedding': count(params['embedding'])}
   expected |= {stages.block_name(i): count(params['blocks']) // depth for i in range(depth)}
   expected['norm'] = count(params['norm'])
@@ -41,12 +41,12 @@ def test_component_params_are_those_of_the_model(encoder, objective):
   if objective != 'simclr':
     heads['predictor'] = Head((HEAD_HIDDEN,), PROJECTION_SIZE)
   for name, head in heads.items():
-    width = config.model.size.width if name == 'projector' else PROJECTION_SIZE
+    width = config.model.traits.width if name == 'projector' else PROJECTION_SIZE
     expected[name] = count(
         jax.eval_shape(head.init, jax.random.key(0), jnp.zeros((2, width)), jnp.ones(2, bool)))
   assert comm.component_params(config, 32) == expected
   assert list(comm.component_params(config, 32)) == list(expected)
-  assert comm.head_names(config) == tuple(heads)
+  assert comm.make_payload(config, 32).head_names == tuple(heads)
 
 
 def test_block_of_vit_tiny_is_as_published():

@@ -9,8 +9,8 @@ import pytest
 from lwfedssl_jax import stages
 from lwfedssl_jax.catalog import HEAD_HIDDEN, PROJECTION_SIZE
 from lwfedssl_jax.config import Config, with_values
+from lwfedssl_jax.models import make_encoder
 from lwfedssl_jax.models.heads import Head
-from lwfedssl_jax.models.vit import make_encoder
 from lwfedssl_jax.objectives import losses
 from lwfedssl_jax.resources import flops
 
@@ -157,7 +157,7 @@ def traced_flops(config, plan, shape, start, aligned):
     return total
 
   def step(params, target, received, images):
-    active, frozen = stages.split(params, shape, start)
+    active, frozen, *_ = stages.split(params, shape, start)
     tokens = images
     if not shape.trains_embedding:
       tokens = encoder.prefix(frozen['blocks'], encoder.embed(frozen['embedding'], images), start)
@@ -169,7 +169,7 @@ def traced_flops(config, plan, shape, start, aligned):
   # A calibrated stage trains what exists: the absent blocks are cut off.
   params['blocks'] = jax.tree.map(lambda x: jax.ShapeDtypeStruct((plan.stop, *x.shape[1:]), x.dtype), params['blocks'])
   init = lambda head, width: jax.eval_shape(head.init, key, jnp.zeros((2, width)), mask[:2])['params']
-  params['projector'] = init(projector, config.model.size.width)
+  params['projector'] = init(projector, config.model.traits.width)
   if name != 'simclr':
     params['predictor'] = init(predictor, PROJECTION_SIZE)
   images = jax.ShapeDtypeStruct((2 * BATCH, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.float32)

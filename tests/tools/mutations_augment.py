@@ -14,7 +14,7 @@ ROWS = (
     ('data/augment.py', 'the last place of a crop is left out', 'size - sides + 1)', 'size - sides)', DRAWS),
     ('data/augment.py', 'sigma in pixels of a 224-pixel image', ') / sigma))', ') / (sigma * size / 224)))',
      BLUR),
-    ('data/augment.py', 'kernel without a limit', 'radius = support // 2', 'radius = size - 1', BLURRED),
+    ('data/augment.py', 'kernel without a limit', 'max(3, 2 * (size // 20) + 1)', '2 * size - 1', VIEWS),
     ('data/augment.py', 'edge pixel repeated', "mode='reflect'", "mode='symmetric'", BLURRED),
     ('data/augment.py', 'the jitter has one order', '(draw[27] * len(JITTER_ORDERS)).astype(jnp.int32)', '0',
      DRAWS),

@@ -1,8 +1,9 @@
 """Mistakes in finetuning and the other protocols: path, what, old, new, tests."""
 
-FINETUNE, RANDAUGMENT = ('evaluation/test_finetune.py',), ('evaluation/test_randaugment.py',)
-KNN, PROTOCOLS, MONITOR = (
-    ('evaluation/test_knn_and_spread.py',), ('evaluation/test_protocols.py',), ('evaluation/test_monitor.py',))
+EVALUATIONS, FINETUNE, RANDAUGMENT = (
+    ('test_evaluations.py',), ('evaluation/test_finetune.py',), ('evaluation/test_randaugment.py',))
+KNN, LINEAR = ('evaluation/test_knn_and_spread.py',), ('evaluation/test_linear.py',)
+PROTOCOLS, MONITOR = ('evaluation/test_protocols.py',), ('evaluation/test_monitor.py',)
 
 ROWS = (
     # Finetuning.
@@ -45,15 +46,15 @@ ROWS = (
      'embeddings', KNN),
     ('evaluation/embeddings.py', 'spread of rows of any length', 'rows.std(axis=0)', 'embeddings.std(axis=0)', KNN),
     ('evaluation/knn.py', 'neighbours weighted too evenly', 'TEMPERATURE = 0.1', 'TEMPERATURE = 0.5', KNN),
-    ('evaluation/knn.py', 'half as many neighbours', 'NEIGHBOURS = 200', 'NEIGHBOURS = 100', KNN),
+    ('evaluation/knn.py', 'half as many neighbours', 'NEIGHBORS = 200', 'NEIGHBORS = 100', KNN),
     ('evaluation/knn.py', 'length of the query counts', 'unit(queries)\n', 'queries\n', KNN),
     ('evaluation/linear.py', 'penalty chosen on what was fitted', '.score(valid_rows, valid_labels)',
-     '.score(train_rows, train_labels)', PROTOCOLS),
-    ('evaluation/linear.py', 'embeddings not standardised', 'preprocessing.StandardScaler(), ', '', PROTOCOLS),
+     '.score(train_rows, train_labels)', LINEAR),
+    ('evaluation/linear.py', 'embeddings not standardised', 'preprocessing.StandardScaler(), ', '', LINEAR),
     ('evaluation/linear.py', 'ties go to the weakest penalty', 'max(INVERSE_PENALTIES', 'max(INVERSE_PENALTIES[::-1]',
-     PROTOCOLS),
-    ('evaluation/linear.py', 'held-out part ignores the seed', 'random_state=seed', 'random_state=0', PROTOCOLS),
-    ('evaluation/linear.py', 'held-out part not by class', 'stratify=labels', 'stratify=None', PROTOCOLS),
+     LINEAR),
+    ('evaluation/linear.py', 'held-out part ignores the seed', 'rng.host_seed(seed,', 'rng.host_seed(0,', LINEAR),
+    ('evaluation/linear.py', 'held-out part not by class', 'stratify=labels', 'stratify=None', LINEAR),
     ('evaluation/metrics.py', 'precision of a class for its accuracy', 'counts.sum(axis=1)[occurs]',
      'counts.sum(axis=0)[occurs]', PROTOCOLS),
     ('evaluation/metrics.py', 'classes weighted by their images', "average='macro'", "average='weighted'", PROTOCOLS),
@@ -61,8 +62,8 @@ ROWS = (
      PROTOCOLS),
     ('evaluation/protocols.py', 'centred by the queries', 'origin = rows.mean(axis=0)', 'origin = queries.mean(axis=0)',
      PROTOCOLS),
-    ('evaluation/protocols.py', 'the first images, not a sample', 'np.random.default_rng(0).permutation(ids)', 'ids',
-     PROTOCOLS),
+    ('evaluation/protocols.py', 'the first images, not a sample',
+     'rng.host_generator(0, rng.Stream.EVALUATION_SUBSET).permutation(ids)', 'ids', PROTOCOLS),
     ('evaluation/protocols.py', 'deviation of a population', 'ddof=1', 'ddof=0', PROTOCOLS),
     ('evaluation/protocols.py', 'embeddings of the first weights for all', 'if id(params) not in embedded:',
      'if not embedded:', PROTOCOLS),
@@ -83,4 +84,11 @@ ROWS = (
      'dataset.train_labels, config.knn_test_images', MONITOR),
     ('evaluation/monitor.py', 'collapse measured on the queries', 'embeddings.spread(bank)', 'embeddings.spread(test)',
      MONITOR),
+    ('run_evaluation.py', 'from scratch means trained', 'if from_scratch else loaded.params',
+     'if not from_scratch else loaded.params', EVALUATIONS),
+    ('run_evaluation.py', 'random weights of one seed for all', 'random_encoder(loaded.config, seed)',
+     'random_encoder(loaded.config, 0)', EVALUATIONS),
+    ('run_evaluation.py', 'options of finetuning are lost', 'seeds=seeds, options=options)', 'seeds=seeds)', EVALUATIONS),
+    ('run_evaluation.py', 'evaluated on the test split whatever is asked', 'protocols.make_task(dataset, split, max',
+     "protocols.make_task(dataset, 'test', max", EVALUATIONS),
 )
