@@ -1,4 +1,4 @@
-"""Takes an encoder to PyTorch: safetensors with the names and layout of timm's VisionTransformer."""
+"""Exports an encoder to PyTorch: safetensors with the names and layout of timm's VisionTransformer."""
 
 import json
 import os
@@ -17,7 +17,7 @@ _BLOCK_NAMES = {
 
 
 def _layer(name: str, params: Any) -> dict[str, np.ndarray]:
-  """Renames a linear layer or norm; timm keeps kernels as (out, in)."""
+  """Renames a linear layer or norm; timm stores kernels as (out, in)."""
   if 'scale' in params:
     return {f'{name}.weight': np.asarray(params['scale']), f'{name}.bias': np.asarray(params['bias'])}
   return {f'{name}.weight': np.asarray(params['kernel']).T, f'{name}.bias': np.asarray(params['bias'])}
@@ -29,7 +29,7 @@ def _patch_weight(kernel: np.ndarray, patch_size: int) -> np.ndarray:
 
 
 def timm_tensors(loaded: LoadedEncoder) -> dict[str, np.ndarray]:
-  """Returns {timm's name: float32 array}, a whole state dict."""
+  """Returns {timm's name: float32 array}, a complete state dict."""
   params, patch = loaded.params, loaded.params['embedding']['patch']
   tensors = {
       'pos_embed': np.asarray(params['embedding']['position'])[None],
@@ -47,9 +47,9 @@ def timm_tensors(loaded: LoadedEncoder) -> dict[str, np.ndarray]:
 
 
 def timm_arguments(loaded: LoadedEncoder) -> dict[str, Any]:
-  """Returns the arguments of timm.models.vision_transformer.VisionTransformer that make the same encoder.
+  """Returns the arguments of timm.models.vision_transformer.VisionTransformer for the same encoder.
 
-  timm's default for mean pooling normalizes after the pooling; `fc_norm=False` keeps our order, norm then mean.
+  timm's default for mean pooling normalizes after pooling; `fc_norm=False` selects our order, norm before mean.
   """
   model = loaded.config.model
   return {
@@ -60,7 +60,7 @@ def timm_arguments(loaded: LoadedEncoder) -> dict[str, Any]:
 
 
 def export_encoder(loaded: LoadedEncoder, path: str) -> str:
-  """Writes `path` (.safetensors), and beside it a JSON of how to build and feed the model; returns the JSON's path.
+  """Writes `path` (.safetensors) and, beside it, a JSON with architecture and normalization; returns the JSON's path.
 
   Raises:
     UsageError: the path does not end in .safetensors or cannot be written, or safetensors is not installed.

@@ -1,4 +1,4 @@
-"""A trained encoder, taken away from its run: one function and its parameters."""
+"""A trained encoder loaded from its run: one function and its parameters."""
 
 import functools
 from collections.abc import Callable
@@ -22,10 +22,10 @@ class LoadedEncoder(NamedTuple):
   Attributes:
     apply: (params, images (B, S, S, 3), uint8 or float in [0, 1]) -> embeddings (B, D) float32. Pure: may be jitted
       and differentiated.
-    params: `embedding`, `blocks` (stacked, those that the run had reached) and `norm`, float32.
-    encoder: the functions `apply` is made of.
+    params: `embedding`, `blocks` (stacked, those that exist at the run's stage) and `norm`, float32.
+    encoder: the functions that `apply` calls.
     config: the run's configuration.
-    rounds_done: rounds that the parameters have seen; 0 for random weights.
+    rounds_done: rounds of training; 0 for random weights.
   """
 
   apply: Callable[[Params, Any], Any]
@@ -36,7 +36,7 @@ class LoadedEncoder(NamedTuple):
 
   @property
   def depth(self) -> int:
-    """Blocks that exist."""
+    """Number of blocks."""
     return jax.tree.leaves(self.params['blocks'])[0].shape[0]
 
 
@@ -58,15 +58,15 @@ def _of(params: Params, config: Config, depth: int, rounds_done: int) -> LoadedE
 
 
 def random_encoder(config: Config, seed: int) -> LoadedEncoder:
-  """Returns the configured encoder with the random weights that a run of that seed starts from."""
+  """Returns the configured encoder with the initial random weights of a run with that seed."""
   return _of(jax.jit(_model(config).init_params)(rng.key(seed, rng.Stream.INIT)), config, config.model.size.depth, 0)
 
 
 def load_encoder(workdir: str) -> LoadedEncoder:
-  """Loads the encoder of a run's newest sound checkpoint; the run may still be going on.
+  """Loads the encoder of a run's newest valid checkpoint; the run may still be in progress.
 
   Raises:
-    UsageError: the folder holds no run, or no checkpoint that can be read.
+    UsageError: the folder holds no run, or no valid checkpoint.
   """
   config = run_dir.read_config(workdir)
   with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:

@@ -1,12 +1,12 @@
 """Two-view augmentation on the device: pure functions on float images (S, S, 3) in [0, 1].
 
 Random resized crop, color jitter, grayscale, Gaussian blur, solarize and horizontal flip by torchvision's rules, with
-MoCo v3's strengths (arXiv 2104.02057). One key an image and view. The crop (with the flip) and the blur are linear
+MoCo v3's strengths (arXiv 2104.02057). One key per image and view. The crop (with the flip) and the blur are linear
 along each side, so each is a pair of small matrices.
 
 A view consumes NUM_DRAWS uniform numbers of its key: 0-9 areas of ten candidate crops, 10-19 their aspect ratios,
-20 top, 21 left, 22 flip, 23-26 brightness, contrast, saturation and hue, 27 the order of these four, 28 whether to
-jitter, 29 whether to convert to gray, 30 sigma, 31 whether to blur, 32 whether to solarize.
+20 top, 21 left, 22 flip, 23-26 brightness, contrast, saturation and hue, 27 the order of these four, 28 jitter,
+29 gray, 30 sigma, 31 blur, 32 solarization.
 """
 
 import itertools
@@ -26,7 +26,7 @@ CROP_ASPECT = (3 / 4, 4 / 3)  # width / height
 GRAY_WEIGHTS = (0.299, 0.587, 0.114)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 JITTER_ORDERS = tuple(itertools.permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE)))
-HIGHEST = jax.lax.Precision.HIGHEST  # a TPU otherwise rounds the operands of a product to bfloat16
+HIGHEST = jax.lax.Precision.HIGHEST  # a TPU's default rounds the operands of a product to bfloat16
 
 
 def to_float(images: jax.Array) -> jax.Array:
@@ -35,7 +35,7 @@ def to_float(images: jax.Array) -> jax.Array:
 
 
 def normalize(images: jax.Array) -> jax.Array:
-  """Float [0, 1] -> what the encoder sees: mean 0.5 and standard deviation 0.5 taken out, [-1, 1]."""
+  """Normalizes floats in [0, 1] by mean 0.5 and standard deviation 0.5, to [-1, 1]."""
   return (images - 0.5) / 0.5
 
 
@@ -46,13 +46,13 @@ def crop_matrix(size: int, offset: jax.Array, length: jax.Array, flip: jax.Array
   """
   position = (jnp.arange(size) + 0.5) / size
   position = jnp.where(flip, 1 - position, position)
-  # Pixels outside the crop have no weight: its edge pixels repeat, as if it had been cut out first.
+  # Pixels outside the crop have no weight: its edge pixels repeat.
   source = jnp.clip(offset + position * length - 0.5, offset, offset + length - 1)
   return jnp.maximum(0, 1 - jnp.abs(source[:, None] - jnp.arange(size)))
 
 
 def blur_support(config: AugmentConfig, size: int) -> int:
-  """Pixels of the blur's kernel: as configured, else the odd number nearest to size / 10, at least 3."""
+  """Returns the side of the blur kernel, pixels: as configured, else the odd number nearest to size / 10, min. 3."""
   return config.blur_kernel_size or max(3, 2 * (size // 20) + 1)
 
 
@@ -91,7 +91,7 @@ def blend(image: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def shift_hue(image: jax.Array, turns: jax.Array) -> jax.Array:
-  """Turns the hue of (S, S, 3) by a share of a full circle, in HSV."""
+  """Shifts the hue of (S, S, 3) by a share of a full circle, in HSV."""
   red, green, blue = image[..., 0], image[..., 1], image[..., 2]
   value, low = image.max(-1), image.min(-1)
   chroma = value - low
@@ -112,14 +112,14 @@ def enhance(image: jax.Array, operation: jax.Array, factor: jax.Array) -> jax.Ar
 
 
 def jitter(image: jax.Array, factors: jax.Array, order: jax.Array) -> jax.Array:
-  """Brightness, contrast, saturation and hue, in any order.
+  """Applies brightness, contrast, saturation and hue in any order.
 
-  The hue is turned once. Each of the other three has a place before and one after it, in one of which its factor is 1.
+  The hue is shifted once. Each of the other three runs once before and once after it; one of the two factors is 1.
 
   Args:
     image: (S, S, 3) in [0, 1].
-    factors: (4,) of brightness, contrast and saturation, and the hue's turn in shares of a full circle.
-    order: (4,) the four operations, the first one first.
+    factors: (4,) of brightness, contrast and saturation, and the hue shift in shares of a full circle.
+    order: (4,) the four operations in order.
   """
   place = jnp.argmax(order == HUE)
   others = jnp.where(jnp.arange(3) < place, order[:3], order[1:])
@@ -132,25 +132,25 @@ def jitter(image: jax.Array, factors: jax.Array, order: jax.Array) -> jax.Array:
 
 
 def solarize(image: jax.Array) -> jax.Array:
-  """Inverts what is at least half as bright as can be."""
+  """Inverts values of at least 0.5."""
   return jnp.where(image >= 0.5, 1 - image, image)
 
 
 class ViewRule(NamedTuple):
-  """What differs between the two views: probabilities of a blur and of solarization."""
+  """The parameters that differ between the two views: probabilities of blur and solarization."""
 
   blur_probability: Any
   solarize_probability: Any
 
 
 class ViewParams(NamedTuple):
-  """What is drawn for one view of one image."""
+  """The random parameters of one view of one image."""
 
   box: jax.Array  # (4,) float32, whole numbers of pixels: top, left, height, width
   flips: jax.Array
   jitters: jax.Array
-  factors: jax.Array  # (4,) of brightness, contrast, saturation; the hue's turn
-  order: jax.Array  # (4,) the jitter's operations, the first one first
+  factors: jax.Array  # (4,) of brightness, contrast, saturation; the hue shift
+  order: jax.Array  # (4,) the jitter's operations in order
   is_gray: jax.Array
   blurs: jax.Array
   sigma: jax.Array  # pixels
@@ -168,7 +168,7 @@ def crop_box(draws: jax.Array, size: int, area: tuple[float, float]) -> jax.Arra
   Args:
     draws: (22,) uniform numbers in [0, 1), the first of the module's layout.
     size: side of the image, pixels.
-    area: least and greatest share of the area.
+    area: minimum and maximum share of the area.
 
   Returns:
     (4,) float32, whole numbers of pixels: top, left, height, width.
@@ -183,7 +183,7 @@ def crop_box(draws: jax.Array, size: int, area: tuple[float, float]) -> jax.Arra
 
 
 def draw_view(key: Key, size: int, rule: ViewRule, config: AugmentConfig) -> ViewParams:
-  """Draws all there is to draw for one view of an image of `size` pixels a side; one key an image and view."""
+  """Draws the parameters of one view of an image of side `size`, pixels; one key per image and view."""
   draw = jax.random.uniform(key, (NUM_DRAWS,))
   spread = jnp.array(config.jitter_strength) * (2 * draw[23:27] - 1)
   return ViewParams(
@@ -199,7 +199,7 @@ def draw_view(key: Key, size: int, rule: ViewRule, config: AugmentConfig) -> Vie
 
 
 def apply_view(image: jax.Array, view: ViewParams, config: AugmentConfig) -> jax.Array:
-  """Makes a view of one image, float32 (S, S, 3) in [0, 1]; what has no probability in `config` is not computed."""
+  """Makes a view of one image, float32 (S, S, 3) in [0, 1]; operations of probability 0 are not computed."""
   size = image.shape[0]
   top, left, height, width = view.box
   rows, columns = crop_matrix(size, top, height, jnp.bool_(False)), crop_matrix(size, left, width, view.flips)
@@ -219,10 +219,10 @@ def two_views(
   """Draws both views of a batch.
 
   Args:
-    key: the step's; each view of each image gets its own from it.
+    key: the step's; each view of each image has a key derived from it.
     images: (B, S, S, 3) uint8.
     config: probabilities and strengths.
-    piece: (first, count): only so many images from the first one on, as they come out of the whole batch.
+    piece: (first, count): a slice of the images, identical to that slice of the full batch.
 
   Returns:
     (2, B, S, S, 3) float32 in [0, 1].

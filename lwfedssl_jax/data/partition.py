@@ -1,6 +1,6 @@
-"""Partitioning images over clients: IID, two Dirichlet schemes over labels, shards.
+"""Partition of images over clients: IID, two Dirichlet schemes over labels, shards.
 
-Every scheme is seeded, terminates, and leaves no client empty. Results depend on the scheme, so each is named:
+Every scheme is seeded, terminates, and gives each client images. Results depend on the scheme:
 
 - `dirichlet`: every class is split over the clients in proportions drawn from Dir(beta) (Yurochkin et al. 2019, arXiv
   1905.12022; NIID-Bench, arXiv 2102.02079). Client sizes differ.
@@ -43,7 +43,7 @@ def _dirichlet(labels, num_images, num_clients, config, generator):
   clients = [[] for _ in range(num_clients)]
   for label in np.unique(labels):
     members = generator.permutation(np.flatnonzero(labels == label))
-    # Gamma draws, normalized; all can underflow to zero for a tiny beta, when one client takes the class.
+    # Normalized gamma draws. For a tiny beta all may underflow to zero; then one client gets the class.
     shares = generator.standard_gamma(config.dirichlet_beta, num_clients)
     if not shares.sum() > 0:
       shares = np.eye(num_clients)[generator.integers(num_clients)]
@@ -54,10 +54,10 @@ def _dirichlet(labels, num_images, num_clients, config, generator):
 
 
 def _dirichlet_clients(labels, num_images, num_clients, config, generator):
-  """Gives every client equally many images, of classes in proportions of its own: q ~ Dir(beta * prior).
+  """Draws class proportions q ~ Dir(beta * prior) for every client, and equally many images each.
 
-  The prior is the share of each class among the images. Where a class has run out, a client's other classes take its
-  place in their own proportions; the last clients therefore hold what is left.
+  The prior is the share of each class among the images. Once a class is exhausted, a client's other classes replace it
+  in their own proportions; the last clients therefore hold the remaining images.
   """
   classes, counts = np.unique(labels, return_counts=True)
   concentration = np.maximum(config.dirichlet_beta * counts / counts.sum(), 1e-300)
@@ -79,7 +79,7 @@ def _dirichlet_clients(labels, num_images, num_clients, config, generator):
 
 
 def _fill_small_clients(clients, generator):
-  """Moves single images from the largest client to any with too few; terminates, as every move lowers the shortage."""
+  """Moves images from the largest client to clients with too few; terminates, as every move reduces the shortage."""
   clients = [list(generator.permutation(np.array(c, dtype=int))) for c in clients]
   for client in clients:
     while len(client) < MIN_CLIENT_IMAGES:
@@ -107,10 +107,10 @@ _PARTITIONS: dict[str, Callable[..., list[np.ndarray]]] = {
 def partition_images(
     labels: np.ndarray | None, num_images: int, num_clients: int, config: PartitionConfig, seed: int
 ) -> list[np.ndarray]:
-  """Partitions images 0 .. num_images-1 over clients, each image to exactly one.
+  """Partitions images 0 .. num_images-1 over clients; each image has exactly one client.
 
   Args:
-    labels: (num_images,) integers, or None where there are none.
+    labels: (num_images,) integers, or None without labels.
     num_images: images to partition.
     num_clients: clients, each of which gets at least two images.
     config: kind of partition and its parameters.
@@ -133,5 +133,5 @@ def partition_images(
 
 
 def class_counts(parts: list[np.ndarray], labels: np.ndarray, num_classes: int) -> np.ndarray:
-  """Images of each class that each client holds, (clients, classes) int."""
+  """Returns the number of images of each class and client, (clients, classes) int."""
   return np.stack([np.bincount(labels[part], minlength=num_classes) for part in parts])

@@ -1,7 +1,7 @@
 """RandAugment (arXiv 1909.13719) on the device: pure functions on one float image (S, S, 3) in [0, 1].
 
-Fourteen operations with torchvision's strengths. The five geometric ones are one affine resampling each draw, so that
-under vmap every image is resampled once per drawn operation whatever was drawn.
+Fourteen operations with torchvision's strengths. The five geometric ones share one affine resampling per draw: under
+vmap every image is resampled once per draw, for any operation.
 """
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from lwfedssl_jax.base import Key
 from lwfedssl_jax.data import augment
 
-NUM_OPERATIONS = 2  # drawn an image
+NUM_OPERATIONS = 2  # per image
 MAGNITUDE = 9  # of 30
 MAX_MAGNITUDE = 30
 
@@ -19,7 +19,7 @@ def affine(image: jax.Array, matrix: jax.Array) -> jax.Array:
   """Resamples (S, S, 3) bilinearly; black outside.
 
   Args:
-    image: what is resampled.
+    image: the input.
     matrix: (2, 3) output (x, y, 1), in pixels from the center -> input (x, y).
   """
   size = image.shape[0]
@@ -32,13 +32,13 @@ def affine(image: jax.Array, matrix: jax.Array) -> jax.Array:
 
 
 def autocontrast(image: jax.Array) -> jax.Array:
-  """Stretches each channel to [0, 1]; a constant channel stays."""
+  """Stretches each channel to [0, 1]; a constant channel is unchanged."""
   low, high = image.min((0, 1)), image.max((0, 1))
   return jnp.where(high > low, (image - low) / jnp.where(high > low, high - low, 1), image)
 
 
 def equalize(image: jax.Array) -> jax.Array:
-  """Equalises each channel's histogram of 256 levels, as Pillow does."""
+  """Equalizes each channel's histogram of 256 levels, as Pillow does."""
 
   def one(channel):
     levels = jnp.round(channel * 255).astype(jnp.int32)
@@ -59,7 +59,7 @@ def posterize(image: jax.Array, bits: jax.Array) -> jax.Array:
 
 
 def sharpness(image: jax.Array, factor: jax.Array) -> jax.Array:
-  """Blends with a 3 x 3 smoothing; the border of one pixel stays."""
+  """Blends with a 3 x 3 smoothing; a border of one pixel is unchanged."""
   kernel = jnp.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], image.dtype) / 13
   convolve = lambda channel: jax.scipy.signal.convolve2d(channel, kernel, 'valid', precision=augment.HIGHEST)
   smooth = jax.vmap(convolve, in_axes=-1, out_axes=-1)(image)

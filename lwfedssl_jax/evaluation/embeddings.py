@@ -1,4 +1,4 @@
-"""Pooled embeddings of many images, in batches, by one executable whatever the depth."""
+"""Pooled embeddings of images, in batches; one executable serves every depth."""
 
 import functools
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from lwfedssl_jax import devices
 from lwfedssl_jax.base import Encoder, Params
 from lwfedssl_jax.data import augment
 
-jitted = functools.lru_cache(maxsize=8)(jax.jit)  # one compiled function for all callers
+jitted = functools.lru_cache(maxsize=8)(jax.jit)  # callers share compiled functions
 
 
 def in_batches(run: Callable[[np.ndarray], Any], rows: np.ndarray, batch_size: int = 256) -> np.ndarray:
-  """Applies `run` to rows (N, ...), N at least 1, in batches of one size, the last one padded; joins the results."""
+  """Applies `run` to rows (N, ...), N at least 1, in batches of one size, padding the last; concatenates the results."""
   parts = []
   for first in range(0, len(rows), batch_size):
     batch = rows[first:first + batch_size]
@@ -31,10 +31,10 @@ def make_embedder(
 ) -> Callable[[Params, np.ndarray, int], np.ndarray]:
   """Builds (params, images (N, S, S, 3) uint8, depth) -> embeddings (N, D) float32 after `depth` blocks.
 
-  The devices of a mesh share every batch; in every process the caller gets all embeddings.
+  Every batch is sharded over the mesh; in every process the caller receives all embeddings.
   """
-  divided = mesh is not None and batch_size % mesh.size == 0
-  batch_sharding = devices.sharding(mesh, PartitionSpec(devices.AXIS) if divided else PartitionSpec())
+  is_sharded = mesh is not None and batch_size % mesh.size == 0
+  batch_sharding = devices.sharding(mesh, PartitionSpec(devices.AXIS) if is_sharded else PartitionSpec())
 
   @functools.partial(jax.jit, out_shardings=devices.sharding(mesh))
   def embed_batch(params, images, depth):
@@ -51,11 +51,11 @@ def make_embedder(
 
 
 def spread(embeddings: np.ndarray) -> dict[str, float]:
-  """Collapse monitors of embeddings (N, D).
+  """Returns collapse metrics of embeddings (N, D).
 
   Returns:
     `embedding_std`: mean over dimensions of the standard deviation of the l2-normalized rows, times sqrt(D): near 1
-      for directions spread evenly, 0 for a collapse to one point (SimSiam, arXiv 2011.10566).
+      for uniformly distributed directions, 0 for a collapse to one point (SimSiam, arXiv 2011.10566).
     `effective_rank`: exp of the entropy of the normalized singular values of the centered rows, between 1 and D
       (RankMe, arXiv 2210.02885, on centered rows).
   """

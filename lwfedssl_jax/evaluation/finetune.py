@@ -20,15 +20,15 @@ from lwfedssl_jax.federated import optimizer
 
 
 class FinetuneOptions(NamedTuple):
-  """Schedule of a finetuning.
+  """Hyperparameters of finetuning.
 
   Attributes:
     epochs: over the labeled images.
-    warmup_epochs: of them, with a linearly rising rate.
-    batch_size: at most; a smaller set is one batch.
+    warmup_epochs: of them, with a linearly increasing rate.
+    batch_size: maximum; a smaller data set is one batch.
     learning_rate: base, per 256 images.
     weight_decay: of matrices.
-    flip_probability: of a horizontal mirror.
+    flip_probability: of a horizontal flip.
   """
 
   epochs: int = 40
@@ -47,14 +47,14 @@ def make_schedule(options: FinetuneOptions, batch_size: int, steps_per_epoch: in
 
 
 def make_optimizer(options: FinetuneOptions, num_images: int) -> optax.GradientTransformation:
-  """Builds AdamW (arXiv 1711.05101) with the schedule for so many images; only kernels decay."""
+  """Builds AdamW (arXiv 1711.05101) with the schedule for `num_images`; only kernels have weight decay."""
   batch_size = min(options.batch_size, num_images)
   schedule = make_schedule(options, batch_size, batching.steps_per_epoch(num_images, batch_size))
   return optax.adamw(schedule, weight_decay=options.weight_decay, mask=optimizer.is_matrix)
 
 
 def plan_epoch(seed_key: Key, epoch_num: Any, num_images: int, batch_size: int) -> jax.Array:
-  """Shuffles the images of an epoch and cuts them into batches; an incomplete last batch is dropped.
+  """Shuffles the images of an epoch into batches; an incomplete last batch is dropped.
 
   Args:
     seed_key: typed key of the finetuning's seed.
@@ -77,7 +77,7 @@ def make_views(key: Key, step: Any, images: jax.Array, options: FinetuneOptions)
     key: the epoch's.
     step: within the epoch, may be traced.
     images: (B, S, S, 3) uint8.
-    options: of which the flip probability is used.
+    options: only the flip probability is used.
   """
   return randaugment.rand_augment(jax.random.fold_in(key, step), images, options.flip_probability)
 
@@ -130,7 +130,7 @@ def train(
 
   Args:
     apply: (params, images) -> embeddings (B, D) float32, as `LoadedEncoder.apply`.
-    params: the encoder's; not changed.
+    params: the encoder's; not modified.
     examples: images (N, S, S, 3) uint8, and labels (N,) int, 0 .. num_classes - 1.
     num_classes: outputs of the head.
     seed: of order and augmentation.

@@ -14,7 +14,7 @@ TEMPERATURE = 0.1
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _votes(bank, bank_labels, queries, neighbors, num_classes):
-  # In bfloat16, the default on TPU, embeddings with a large common mean lose most of their true neighbors.
+  # In bfloat16, a TPU's default, embeddings with a large common mean lose most of their nearest neighbors.
   product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
   similarity, index = jax.lax.top_k(product('qd,nd->qn', queries, bank), neighbors)
   weights = jnp.exp(similarity / TEMPERATURE)
@@ -36,5 +36,5 @@ def knn_predict(bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, 
 def knn_accuracy(
     bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, query_labels: np.ndarray, num_classes: int
 ) -> float:
-  """Share of queries that `knn_predict` gets right, in [0, 1]."""
+  """Returns the share of queries that `knn_predict` classifies correctly, in [0, 1]."""
   return float((knn_predict(bank, bank_labels, queries, num_classes) == query_labels).mean())

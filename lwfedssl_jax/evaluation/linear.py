@@ -15,14 +15,14 @@ VALIDATION_SHARE = 0.2
 def _fit(inverse_penalty: float, rows: np.ndarray, labels: np.ndarray) -> pipeline.Pipeline:
   classifier = linear_model.LogisticRegression(C=inverse_penalty, max_iter=300)
   with warnings.catch_warnings():
-    warnings.simplefilter('ignore', exceptions.ConvergenceWarning)  # the weakest penalties need not converge
+    warnings.simplefilter('ignore', exceptions.ConvergenceWarning)  # the weakest penalties may not converge
     return pipeline.make_pipeline(preprocessing.StandardScaler(), classifier).fit(rows, labels)
 
 
 def choose_inverse_penalty(rows: np.ndarray, labels: np.ndarray, seed: int) -> float:
-  """Returns the candidate that does best on a fifth of the rows (N, D), held out by class; ties go to the strongest.
+  """Returns the best candidate on a stratified, held-out fifth of the rows (N, D); ties go to the strongest penalty.
 
-  Where a class has fewer than five rows nothing can be held out, and the default is returned.
+  If a class has fewer than five rows, nothing can be held out, and the default is returned.
   """
   if np.bincount(labels)[np.unique(labels)].min() < 1 / VALIDATION_SHARE:
     return DEFAULT_INVERSE_PENALTY
@@ -35,16 +35,16 @@ def choose_inverse_penalty(rows: np.ndarray, labels: np.ndarray, seed: int) -> f
 
 
 def predict(rows: np.ndarray, labels: np.ndarray, queries: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
-  """Fits on rows (N, D) and labels (N,), the penalty chosen on a held-out part of them; classifies queries (Q, D).
+  """Fits on rows (N, D) and labels (N,), with the penalty chosen on a held-out part; classifies queries (Q, D).
 
   Args:
     rows: float32 embeddings.
-    labels: int; at least two classes, or all queries get the one there is.
-    queries: float32 embeddings that take no part in any choice.
+    labels: int; with one class, all queries are assigned to it.
+    queries: float32 embeddings, not used for any choice.
     seed: of the held-out part.
 
   Returns:
-    (Q,) predicted labels, and the inverse penalty C that was chosen.
+    (Q,) predicted labels, and the chosen inverse penalty C.
   """
   if len(np.unique(labels)) == 1:
     return np.full(len(queries), labels[0]), DEFAULT_INVERSE_PENALTY

@@ -1,4 +1,4 @@
-"""What the server makes of the clients' parameters: which it accepts, and how it aggregates them.
+"""Validity and aggregation of client updates.
 
 FedAvg's mean weighted by images (arXiv 1602.05629) adds one client at a time. The coordinate-wise median and trimmed
 mean (arXiv 1803.01498) are robust to Byzantine clients, are unweighted, and hold all of a round's parameters at once.
@@ -18,7 +18,7 @@ from lwfedssl_jax.config import MethodConfig
 
 
 class Uploads(NamedTuple):
-  """What K clients of a round sent back.
+  """The uploads of K clients of a round.
 
   Attributes:
     params: their active parameters, raveled and stacked, (K, n) each.
@@ -45,8 +45,8 @@ class Aggregator(NamedTuple):
   Attributes:
     init: (global params, raveled; number of clients) -> state.
     add: (state, Uploads of some clients, position of the first of them) -> state.
-    finish: (state, accepted (K,) of all clients, Tally) -> aggregated parameters, raveled; what they are where no
-      client is accepted is not defined (see `aggregate_or_keep`).
+    finish: (state, accepted (K,) of all clients, Tally) -> aggregated parameters, raveled; undefined if no client is
+      accepted (see `aggregate_or_keep`).
   """
 
   init: Callable[[Raveled, int], Any]
@@ -61,7 +61,7 @@ def is_valid_update(params: Params, loss: Scalar, loss_limit: Scalar | float) ->
 
 
 def clip_update(client_params: Raveled, global_params: Raveled, max_norm: float) -> Raveled:
-  """Shortens client - global parameters to `max_norm` in the l2 norm over all leaves; 0 leaves them as they are."""
+  """Clips client - global parameters to the l2 norm `max_norm` over all leaves; 0: no clipping."""
   if not max_norm:
     return client_params
   delta = jax.tree.map(jnp.subtract, client_params, global_params)
@@ -75,7 +75,7 @@ def _per_client(values: Array, leaf: Array) -> Array:
 
 
 def weighted_sum(weights: Float[Array, ' K'], stacked: Stacked) -> Raveled:
-  """Sums leaves (K, ...) with weights in float32; a client of weight 0 is never multiplied in."""
+  """Sums leaves (K, ...) with weights in float32; a client of weight 0 is masked, even if not finite."""
   return jax.tree.map(
       lambda leaf: jnp.where(_per_client(weights, leaf) > 0, _per_client(weights, leaf) * leaf, 0).sum(axis=0), stacked)
 
@@ -85,7 +85,7 @@ def order_statistic(trim: Array, accepted: Bool[Array, ' K'], stacked: Stacked) 
   count = accepted.sum()
 
   def leaf_statistic(leaf):
-    ascending = jnp.sort(jnp.where(_per_client(accepted, leaf), leaf, jnp.inf), axis=0)  # the others last
+    ascending = jnp.sort(jnp.where(_per_client(accepted, leaf), leaf, jnp.inf), axis=0)  # rejected clients last
     rank = _per_client(jnp.arange(len(accepted)), leaf)
     kept = (rank >= trim) & (rank < count - trim)
     return jnp.where(kept, ascending, 0).sum(axis=0) / jnp.maximum(count - 2 * trim, 1)
@@ -94,13 +94,13 @@ def order_statistic(trim: Array, accepted: Bool[Array, ' K'], stacked: Stacked) 
 
 
 def median_trim(count: Array, config: MethodConfig) -> Array:
-  """Clients left out at either end by the median of `count`."""
+  """Returns the clients trimmed at either end by the median of `count`."""
   del config
   return (count - 1) // 2
 
 
 def trimmed_mean_trim(count: Array, config: MethodConfig) -> Array:
-  """Clients left out at either end by the trimmed mean: --trim_fraction of them, rounded down."""
+  """Returns the clients trimmed at either end by the trimmed mean: --trim_fraction of them, rounded down."""
   return jnp.floor(config.trim_fraction * count).astype(count.dtype)
 
 
@@ -118,7 +118,7 @@ def make_mean(config: MethodConfig, axis: str | None) -> Aggregator:
 
   def finish(total, accepted, tally):
     del accepted
-    # With everybody accepted the weights add up to one already; dividing would only round.
+    # If all are accepted the weights sum to one already; dividing would only round.
     share = jnp.where(tally.num_rejected == 0, 1, jnp.maximum(tally.accepted_weight, 1e-12))
     total = total if axis is None else jax.lax.psum(total, axis)
     return jax.tree.map(lambda leaf: leaf / share, total)
@@ -127,7 +127,7 @@ def make_mean(config: MethodConfig, axis: str | None) -> Aggregator:
 
 
 def make_order_statistic(config: MethodConfig, axis: str | None, trim: Callable[..., Array]) -> Aggregator:
-  """Builds a coordinate-wise order statistic; the state holds the parameters of all clients."""
+  """Builds a coordinate-wise order statistic; the state stores the parameters of all clients."""
 
   def init(global_params, num_clients):
     return jax.tree.map(lambda leaf: jnp.zeros((num_clients, *leaf.shape), leaf.dtype), global_params)
@@ -167,7 +167,7 @@ def tally_clients(weights: Float[Array, ' K'], accepted: Bool[Array, ' K'], axis
 
 def aggregate_or_keep(
     aggregator: Aggregator, state: Any, accepted: Bool[Array, ' K'], tally: Tally, global_params: Raveled) -> Raveled:
-  """Finishes an aggregation; where no client is accepted, the global parameters stay as they are."""
+  """Finishes an aggregation; if no client is accepted, the global parameters are unchanged."""
   return trees.select(tally.num_accepted > 0, aggregator.finish(state, accepted, tally), global_params)
 
 

@@ -1,4 +1,4 @@
-"""Who takes part in a round, and who of them returns: pure functions of (seed, round, client)."""
+"""Client sampling and dropout: pure functions of (seed, round, client)."""
 
 from typing import NamedTuple
 
@@ -10,11 +10,11 @@ from lwfedssl_jax import rng
 
 
 class Participation(NamedTuple):
-  """Rounds R, clients a round K.
+  """The participants of R rounds with K clients each.
 
   Attributes:
     client_ids: (R, K) int32, each row sorted and without repetition.
-    returned: (R, K) bool; a client that did not return has paid its download, not its upload.
+    returned: (R, K) bool; False for a client that dropped out: it downloads and does not upload.
   """
 
   client_ids: np.ndarray
@@ -23,7 +23,7 @@ class Participation(NamedTuple):
 
 def plan_participation(
     seed: int, num_rounds: int, num_clients: int, clients_per_round: int, client_dropout: float) -> Participation:
-  """Draws the participants of every round of a run, uniformly without replacement, and their returns."""
+  """Draws the participants of every round of a run, uniformly without replacement, and their dropout."""
 
   def one_round(round_num):
     order = jax.random.permutation(rng.key(seed, rng.Stream.SAMPLING, round_num), num_clients)

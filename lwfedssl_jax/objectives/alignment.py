@@ -1,4 +1,4 @@
-"""Representation alignment: local projections stay near those of the received global model.
+"""Representation alignment: a regularizer between local projections and those of the global model.
 
 The mechanism is LW-FedSSL's (arXiv 2401.11647 v1-v3); its form is our choice (docs/architecture.md).
 """
@@ -11,17 +11,17 @@ from lwfedssl_jax.objectives import losses
 
 
 def make_alignment(kind: str, temperature: float) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
-  """Builds the regularizer (local (2, B, P), received (2, B, P), mask (B,)) -> scalar float32.
+  """Builds the regularizer (local (2, B, P), global (2, B, P), mask (B,)) -> scalar float32.
 
   Mean over the two views, each compared with the same view: InfoNCE for `contrastive`, 1 - cos for `cosine`.
-  No gradient reaches the received projections.
+  The global projections have no gradient.
   """
   pairwise = {
       'contrastive': lambda z, g, mask: losses.info_nce(z, g, temperature, mask),
       'cosine': losses.cosine_distance,
   }[kind]
 
-  def alignment(local, received, mask):
-    return (pairwise(local[0], received[0], mask) + pairwise(local[1], received[1], mask)) / 2
+  def alignment(local, global_projections, mask):
+    return (pairwise(local[0], global_projections[0], mask) + pairwise(local[1], global_projections[1], mask)) / 2
 
   return alignment

@@ -1,7 +1,7 @@
-"""Pairwise losses on l2-normalized rows; every reduction honors a sample mask.
+"""Pairwise losses on l2-normalized rows; every reduction respects a sample mask.
 
-No (B, B, P) tensor is ever built: similarities come from one matrix product. It asks for float32 (`HIGHEST`), since a
-backend's default may be bfloat16 (TPU) or TF32 (GPU), which a temperature of 0.05 magnifies twentyfold.
+No (B, B, P) tensor is built: similarities come from one matrix product in float32 (`HIGHEST`). A backend's default may
+be bfloat16 (TPU) or TF32 (GPU), and a temperature of 0.05 multiplies that error by 20.
 """
 
 import jax
@@ -34,8 +34,8 @@ def info_nce(queries: jax.Array, keys: jax.Array, temperature: float, mask: jax.
   LW-FedSSL's Eq. 2 (arXiv 2401.11647): without the 2 * temperature factor of MoCo v3's code.
 
   Args:
-    queries: (B, P), normalized here.
-    keys: (B, P), normalized here.
+    queries: (B, P), not yet normalized.
+    keys: (B, P), not yet normalized.
     temperature: > 0.
     mask: (B,) bool, the valid samples.
 
@@ -51,7 +51,7 @@ def nt_xent(projections: jax.Array, temperature: float, mask: jax.Array) -> jax.
   """SimCLR's loss (arXiv 2002.05709, Eq. 1) over 2B rows, each with 2B - 2 negatives.
 
   Args:
-    projections: (2, B, P), the two views; normalized here.
+    projections: (2, B, P), the two views; not yet normalized.
     temperature: > 0.
     mask: (B,) bool.
 

@@ -1,7 +1,7 @@
-"""Checkpoints: orbax writes them, a digest of our own says whether what comes back is what was saved.
+"""Checkpoints: written by Orbax, verified by a SHA-256 digest of our own.
 
-Of several processes each has to ask for every save; one writes, at once, so that a lost process leaves nothing pending.
-Threads other than the main one save at once too.
+With several processes, each must call every save; one writes, synchronously, so that a lost process leaves nothing
+pending. Threads other than the main one save synchronously too.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ from lwfedssl_jax.base import Params
 from lwfedssl_jax.errors import UsageError
 
 FOLDER = 'checkpoints'
-_ONE_AT_A_TIME = threading.Lock()  # what several threads save or restore meets in orbax's global state
+_ONE_AT_A_TIME = threading.Lock()  # Orbax's global state is not thread-safe
 
 
 class Restored(NamedTuple):
-  """A sound checkpoint: parameters after `rounds_done` rounds."""
+  """A valid checkpoint: parameters after `rounds_done` rounds."""
 
   params: Params
   rounds_done: int
@@ -38,14 +38,14 @@ class Checkpoints:
 
     Args:
       workdir: the run's folder.
-      keep: newest checkpoints kept; None: all.
-      read_only: nothing in the folder is touched.
-      sharding: of the parameters that are restored, whatever they were saved from; None: the first device.
+      keep: number of newest checkpoints to keep; None: all.
+      read_only: the folder is not changed.
+      sharding: of restored parameters, independent of that at saving; None: the first device.
 
     Raises:
-      UsageError: with `read_only`, there are none.
+      UsageError: with `read_only`, there is none.
     """
-    import orbax.checkpoint as ocp  # half a second to import; only runs that save need it
+    import orbax.checkpoint as ocp  # takes half a second to import
 
     self._ocp, self._sharding = ocp, sharding or devices.sharding(None)
     alone = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
@@ -53,41 +53,41 @@ class Checkpoints:
     if read_only and not os.path.isdir(path):
       raise UsageError(f'--workdir: expected a run with checkpoints, {workdir} has none')
     self._read_only = read_only
-    with _saying_only_errors() if read_only else contextlib.nullcontext():  # it warns that it is what it was told to be
+    with _saying_only_errors() if read_only else contextlib.nullcontext():  # suppresses Orbax's read-only warning
       self._manager = self._open(path, max_to_keep=keep, enable_async_checkpointing=alone, read_only=read_only,
                                  cleanup_tmp_directories=not read_only, create=not read_only)
     self._last = 0  # the newest save that was started
 
   def _open(self, path: str, **options: Any) -> Any:
-    """Opens orbax's manager, without the checkpoints' metadata if these are what it cannot bear."""
+    """Opens Orbax's manager; deletes the checkpoints' metadata if they are why it fails."""
     manager = lambda: self._ocp.CheckpointManager(path, options=self._ocp.CheckpointManagerOptions(**options))
     try:
       return manager()
-    except Exception as error:  # orbax raises many types for one damaged file
+    except Exception as error:  # Orbax raises many types for a damaged file
       refused = UsageError(
-          f'{path}: expected a folder of checkpoints that can be read ({_one_line(error)}); a checkpoint may lack '
-          f'its _CHECKPOINT_METADATA, but not have a wrong one')
+          f'{path}: expected a folder of readable checkpoints ({_one_line(error)}); _CHECKPOINT_METADATA may be '
+          f'missing, not invalid')
       metadata = [] if self._read_only else glob.glob(os.path.join(glob.escape(path), '*', '_CHECKPOINT_METADATA'))
       aside = [(name, os.path.join(path, f'.{index}_metadata')) for index, name in enumerate(metadata)]
       if not aside:
         raise refused from error
       try:
-        for name, kept in aside:  # times and versions, for people; what is restored is checked by our own digest
+        for name, kept in aside:  # times and versions only; our digest verifies the parameters
           os.replace(name, kept)
         opened = manager()
-      except Exception as again:  # they are not to blame
+      except Exception as again:  # metadata are not the cause
         for name, kept in aside:
           if os.path.exists(kept):
             os.replace(kept, name)
         raise refused from again
       for _, kept in aside:
-        with contextlib.suppress(FileNotFoundError):  # opening may have tidied up
+        with contextlib.suppress(FileNotFoundError):  # opening may have deleted it
           os.unlink(kept)
-      logging.warning('%s: metadata of a checkpoint is damaged and done without: %s', path, _one_line(error)[:200])
+      logging.warning('%s: deleted the invalid metadata of a checkpoint: %s', path, _one_line(error)[:200])
       return opened
 
   def save(self, params: Params, rounds_done: int) -> None:
-    """Starts saving; returns once the parameters may change."""
+    """Starts a save; returns when the parameters may change."""
     args, self._last = self._ocp.args, rounds_done
     meta = {'rounds_done': rounds_done, 'params_sha256': trees.sha256(params)}
     with self._room_for(rounds_done), _ONE_AT_A_TIME:
@@ -97,19 +97,19 @@ class Checkpoints:
       raise RuntimeError(f'checkpoint {rounds_done} was not written: one of that number or later exists')
 
   def restore_newest(self, like: Params) -> Restored | None:
-    """Returns the newest checkpoint whose digest is right, or None if none was ever saved.
+    """Returns the newest checkpoint with a matching digest, or None if there is no checkpoint.
 
     Args:
       like: a parameter tree of the same structure, shapes and dtypes (arrays or ShapeDtypeStructs).
 
     Raises:
-      UsageError: there are checkpoints, but none is sound.
+      UsageError: there are checkpoints, and none is valid.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
     for step in steps:
       try:
         restored = self._restore(step, like)
-      except Exception as error:  # orbax raises many types for damaged files, bare Exception among them
+      except Exception as error:  # Orbax raises many types for damaged files, bare Exception among them
         restored, reason = None, _one_line(error)[:200]
       else:
         reason = 'its digest does not match'
@@ -117,9 +117,9 @@ class Checkpoints:
         for damaged in (s for s in steps if s > step and not self._read_only):
           self._manager.delete(damaged)
         return restored
-      logging.warning('checkpoint %d is damaged and passed over: %s', step, reason)
+      logging.warning('checkpoint %d is damaged and skipped: %s', step, reason)
     if steps:
-      raise UsageError(f'{self._manager.directory}: expected a sound checkpoint, all {len(steps)} are damaged')
+      raise UsageError(f'{self._manager.directory}: expected a valid checkpoint, all {len(steps)} are damaged')
     return None
 
   def _restore(self, step: int, like: Params) -> Restored | None:
@@ -133,18 +133,18 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _room_for(self, rounds_done: int | str) -> Iterator[None]:
-    """Says in one line that a save failed, this one or the one before it in the background."""
+    """Turns a failed save, this one or an earlier one in the background, into a UsageError."""
     try:
       yield
-    except Exception as error:  # orbax passes on what its threads and tensorstore raise, of many types
+    except Exception as error:  # Orbax's threads and tensorstore raise many types
       if devices.is_lost_peer(error):
         raise
       raise UsageError(
-          f'{self._manager.directory}: expected room for checkpoint {rounds_done} in a folder that can be written; '
-          f'earlier ones are whole ({_one_line(error)[:300]})') from error
+          f'{self._manager.directory}: cannot write checkpoint {rounds_done} ({_one_line(error)[:300]}); '
+          'earlier ones are complete') from error
 
   def close(self) -> None:
-    """Waits for saves under way and stops the background threads."""
+    """Waits for pending saves and stops the background threads."""
     try:
       with self._room_for(self._last):
         self._manager.wait_until_finished()
