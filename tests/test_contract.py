@@ -247,8 +247,9 @@ def test_raveled_trees_unravel_to_themselves(tiny_round, without, online_only):
   assert of_target.keys() == tree.keys() - set(online_only)
   # Weight decay is told apart by the vectors' names.
   def decayed(params):
-    return sum(
-        leaf.size for leaf, is_decayed in zip(*map(jax.tree.leaves, (params, optimizer.is_matrix(params)))) if is_decayed)
+    pairs = zip(*map(jax.tree.leaves, (params, optimizer.is_matrix(params))))
+    return sum(leaf.size for leaf, is_decayed in pairs if is_decayed)
+
   assert decayed(vectors) == decayed(tree) > 0
 
 
