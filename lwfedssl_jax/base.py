@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt8
 
-Params: TypeAlias = PyTree[Float[Array | np.ndarray, '...']]  # a tree of parameters, float32, on a device or on the host
+Params: TypeAlias = PyTree[Float[Array | np.ndarray, '...']]  # a tree of parameters, float32, on device or host
+AbstractParams: TypeAlias = PyTree[Float[Array | np.ndarray | jax.ShapeDtypeStruct, '...']]  # or their shapes alone
 Labels = PyTree[Int[Array, '...']]  # ABSENT, FROZEN or ACTIVE, see stages.py
 Raveled = dict[str, Float[Array, ' _']]  # a tree as a few vectors, see trees.py
 Stacked = dict[str, Float[Array, 'K _']]  # those of K clients
@@ -22,8 +23,8 @@ Key = PRNGKeyArray
 Function = Callable[..., Any]
 
 __all__ = [
-    'Array', 'Bool', 'Encoder', 'FederatedRound', 'Float', 'Function', 'Images', 'Int', 'Integer', 'Key', 'Labels',
-    'Mask', 'Objective', 'Params', 'PyTree', 'Raveled', 'Scalar', 'Stacked', 'UInt8']
+    'AbstractParams', 'Array', 'Bool', 'Encoder', 'FederatedRound', 'Float', 'Function', 'Images', 'Int', 'Integer',
+    'Key', 'Labels', 'Mask', 'Objective', 'Params', 'PyTree', 'Raveled', 'Scalar', 'Stacked', 'UInt8']
 
 
 class Encoder(NamedTuple):

@@ -15,7 +15,7 @@ import jax
 from absl import logging
 
 from lwfedssl_jax import devices, trees
-from lwfedssl_jax.base import Params
+from lwfedssl_jax.base import AbstractParams, Params
 from lwfedssl_jax.errors import UsageError
 
 FOLDER = 'checkpoints'
@@ -96,7 +96,7 @@ class Checkpoints:
     if not saved:
       raise RuntimeError(f'checkpoint {rounds_done} was not written: one of that number or later exists')
 
-  def restore_newest(self, like: Params) -> Restored | None:
+  def restore_newest(self, like: AbstractParams) -> Restored | None:
     """Returns the newest checkpoint whose digest is right, or None if none was ever saved.
 
     Args:
@@ -122,7 +122,7 @@ class Checkpoints:
       raise UsageError(f'{self._manager.directory}: expected a sound checkpoint, all {len(steps)} are damaged')
     return None
 
-  def _restore(self, step: int, like: Params) -> Restored | None:
+  def _restore(self, step: int, like: AbstractParams) -> Restored | None:
     args = self._ocp.args
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding), like)
     with _ONE_AT_A_TIME:
