@@ -36,8 +36,12 @@ class ObjectiveTraits(typing.NamedTuple):
   paper_views: int = 1
 
 
-_everything = lambda stop, step: 0
-_newest = lambda stop, step: stop - step
+def _everything(stop: int, step: int) -> int:
+  return 0
+
+
+def _newest(stop: int, step: int) -> int:
+  return stop - step
 
 METHODS = {
     'end_to_end': MethodTraits(staged=False, first_trained=_everything),

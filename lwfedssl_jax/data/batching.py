@@ -56,7 +56,9 @@ def plan_epochs(
     order = jnp.argsort(jnp.where(position < num_images, draws, 2.0))
     return jnp.resize(image_ids[order], (capacity,))
 
-  draw = lambda epoch_num: jax.random.uniform(jax.random.fold_in(key, epoch_num), position.shape)
+  def draw(epoch_num):
+    return jax.random.uniform(jax.random.fold_in(key, epoch_num), position.shape)
+
   ids = jax.vmap(lambda epoch_num: epoch(draw(epoch_num)))(jnp.arange(epochs)).reshape(epochs, steps, batch_size)
   own_steps = jnp.maximum(1, num_images // batch_size)
   index = jnp.arange(epochs * steps)

@@ -127,7 +127,10 @@ def decode_into(
   Raises:
     UsageError: from `decode`; nothing is left on the disk then.
   """
-  in_memory = lambda name, shape, dtype: np.zeros(shape, dtype)
+
+  def in_memory(name, shape, dtype):
+    return np.zeros(shape, dtype)
+
   if not path or num_bytes < MIN_BYTES:
     return decode(in_memory)
   root, folder, full = os.path.dirname(path), '', False

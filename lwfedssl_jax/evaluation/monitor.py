@@ -52,7 +52,10 @@ class Monitor:
     """KNN accuracy of the pixels themselves, the mean image taken out; None without labels."""
     if not self.has_labels:
       return None
-    flat = lambda images: images.reshape(len(images), -1).astype(np.float32) / 255
+
+    def flat(images):
+      return images.reshape(len(images), -1).astype(np.float32) / 255
+
     bank, test = flat(self._bank.images), flat(self._test.images)
     return self._accuracy(bank - bank.mean(axis=0), test - bank.mean(axis=0))
 

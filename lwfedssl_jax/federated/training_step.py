@@ -197,7 +197,9 @@ def _gradient_in_pieces(
   """
   model, size, count = options.model, options.micro_batch_size, batch.views.shape[1]
   unravel, stop = (lambda vectors: model.raveler.unravel(vectors, global_params.active)), global_params.stop
-  branches_at = lambda vectors: stack_branches(options, unravel(vectors), target, global_params)
+
+  def branches_at(vectors):
+    return stack_branches(options, unravel(vectors), target, global_params)
 
   def embed_piece(index):
     piece = jax.lax.dynamic_slice_in_dim(batch.views, index * size, size, axis=1)
@@ -209,7 +211,10 @@ def _gradient_in_pieces(
 
   def pull_back(total, piece):
     inputs, cotangent = piece
-    embed = lambda vectors: embed_active(model, unravel(vectors), inputs, stop)
+
+    def embed(vectors):
+      return embed_active(model, unravel(vectors), inputs, stop)
+
     return jax.tree.map(jnp.add, total, jax.vjp(embed, params)[1](cotangent)[0]), None
 
   inputs, embeddings = jax.lax.map(embed_piece, jnp.arange(count // size))

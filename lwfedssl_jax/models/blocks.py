@@ -41,7 +41,9 @@ def stack_blocks(
     return jax.vmap(init_block)(keys)
 
   def prefix(stacked, tokens, count):
-    body = lambda i, x: apply_block(jax.tree.map(lambda leaf: leaf[i], stacked), x)
+    def body(i, x):
+      return apply_block(jax.tree.map(lambda leaf: leaf[i], stacked), x)
+
     return jax.lax.fori_loop(0, count, body, tokens)
 
   run_block = apply_block

@@ -1,7 +1,7 @@
 """The sections of a report, in reading order."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from lwfedssl_jax.plots.charts import Axes
 from lwfedssl_jax.report import clients, curves, embeddings, finding, provenance, published, tables
@@ -36,9 +36,12 @@ def _reference_text(entries: Sequence[Entry]) -> str:
 
 def _describe_runs(groups: Sequence[Group]) -> str:
   """Names what all runs have in common."""
-  of: Callable[[str, str], str] = lambda name, form: (
-      form.format(groups[0].runs[0].summary[name])
-      if len({run.summary[name] for group in groups for run in group.runs}) == 1 else '')
+
+  def of(name: str, form: str) -> str:
+    return (
+        form.format(groups[0].runs[0].summary[name])
+        if len({run.summary[name] for group in groups for run in group.runs}) == 1 else '')
+
   parts = [of('dataset', '{}'), of('encoder', '{}'), of('objective', '{}'), of('num_clients', '{} clients'),
            of('num_rounds', '{} rounds')]
   return ', '.join(filter(None, parts))
@@ -72,7 +75,10 @@ def evaluations_section(groups: Sequence[Group]) -> Section | None:
     return None
   found = {(group.name, name): [entry for run in group.runs for result in run.evaluations if result['name'] == name
                                 for entry in result['runs']] for group in groups for name in names}
-  over = lambda group, name, key: stat([entry[key] for entry in found[group.name, name]])
+
+  def over(group, name, key):
+    return stat([entry[key] for entry in found[group.name, name]])
+
   rows, best = [['method', *names]], set()
   rows += [[group.name, *(show(over(group, name, 'accuracy')) for name in names)] for group in groups]
   for column, name in enumerate(names):
