@@ -5,7 +5,7 @@
     loaded = lwfedssl_jax.load_encoder('runs/mine')
     embeddings = loaded.apply(loaded.params, images)
 
-Names are imported when they are first used, so that `import lwfedssl_jax` does not load jax.
+Names are imported on first use, so that `import lwfedssl_jax` does not load jax.
 """
 
 import importlib

@@ -80,9 +80,9 @@ class Encoder(NamedTuple):
     init: key -> parameters, float32.
     embed: (embedding parameters, images float32 (B, H, W, C)) -> tokens (B, T, D).
     prefix: (stacked blocks (L, ...), tokens, count) -> tokens after blocks 0 .. count-1. `count` may
-      be traced; not meant to be differentiated.
+      be traced; not differentiated.
     blocks: (stacked blocks (n, ...), tokens, stop=None) -> tokens after all n blocks,
-      differentiable. With `stop` (traced), blocks at or above it are left out.
+      differentiable. With `stop` (traced), blocks at or above it are skipped.
     pool: (norm parameters, tokens) -> embeddings (B, D), float32.
     depth: number of blocks L.
     width: embedding width D.
@@ -130,8 +130,8 @@ class FederatedRound(NamedTuple):
   """One round of training, compiled once for all rounds whose stages have the same shape.
 
   Attributes:
-    apply: (params, plan, inputs) -> (params, RoundMetrics). It donates the parameters' buffers: the ones passed in
-      must not be used again.
+    apply: (params, plan, inputs) -> (params, RoundMetrics). It donates the parameters' buffers: the caller
+      must not use them again.
     lower: (params, plan, inputs), arrays or `jax.ShapeDtypeStruct`s -> jax's `Lowered` program.
     body: (stage shape, params, start, stop, inputs) -> as `apply`; not compiled, for programs that contain a round.
   """

@@ -1,4 +1,4 @@
-"""What there is to choose from, as data: methods, objectives, encoders, protocols, conventions. Imports no jax."""
+"""The choices, as data: methods, objectives, encoders, protocols, conventions. Imports no jax."""
 
 import dataclasses
 import typing
@@ -8,14 +8,14 @@ from lwfedssl_jax.errors import UsageError
 
 
 class MethodTraits(typing.NamedTuple):
-  """What makes a method (arXiv 2401.11647).
+  """Traits of a method (arXiv 2401.11647).
 
   Attributes:
-    staged: the encoder grows by `blocks_per_stage` blocks a stage; else all blocks are there from the start.
+    staged: the encoder grows by `blocks_per_stage` blocks a stage; else all blocks exist from the start.
     first_trained: (stop, step) -> first block that a client trains when blocks 0 .. stop - 1 exist and a stage adds
-      `step`; what lies below is frozen on the client.
-    federated: False for one client that holds all the data, with nothing to exchange.
-    mechanisms: server calibration and representation alignment are on unless switched off.
+      `step`; the blocks below are frozen on the client.
+    federated: False for one client that holds all the data and exchanges nothing.
+    mechanisms: server calibration and representation alignment are on by default.
   """
 
   staged: bool
@@ -51,8 +51,8 @@ METHODS = {
     'centralized': MethodTraits(staged=False, first_trained=_everything, federated=False),
 }
 
-# info_nce has a constant side: a product for each of two views, forward and one gradient. NT-Xent compares all 2B
-# projections with each other, four times the entries, and has both gradients. BYOL's distance is row by row.
+# info_nce has constant keys: per view one product forward and one in the gradient. NT-Xent compares all 2B projections
+# with each other, four times the entries, and has both gradients. BYOL's distance is row-wise: no such product.
 OBJECTIVES = {
     'moco_v3': ObjectiveTraits(similarity_products=4),
     'byol': ObjectiveTraits(similarity_products=0),
@@ -91,7 +91,7 @@ ENCODERS: dict[str, EncoderTraits] = {
     'vit_micro': VitTraits(width=64, depth=4, num_heads=2, mlp_ratio=4),
 }
 
-# How costs are counted (resources/costs.py): as in versions 4 and 1 of the paper, or as this program does.
+# How costs are counted (resources/costs.py): as in versions 4 and 1 of the paper, or as executed.
 PAPER_CONVENTIONS = ('paper_v4', 'paper_v1')
 OWN_CONVENTIONS = ('actual', 'expected')
 CONVENTIONS = (*PAPER_CONVENTIONS, *OWN_CONVENTIONS)

@@ -1,4 +1,4 @@
-"""The devices a run is spread over, in one process or several (jax.distributed): a mesh of one axis, `clients`."""
+"""The devices of a run, in one process or several (jax.distributed): a mesh of one axis, `clients`."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDev
 from lwfedssl_jax.errors import UsageError
 
 AXIS = 'clients'
-# In the messages of the transports and of the coordination service; the types of error vary.
+# Found in the messages of the transports and of the coordination service; error types vary.
 _LOST_PEER_MARKS = ('Gloo', 'NCCL', 'heartbeat', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'Barrier', 'Connection')
 
 
 def connect(address: str, num_processes: int, process_id: int) -> None:
-  """Joins the processes of a run, before anything else of jax is used; an empty address leaves this one alone.
+  """Joins the processes of a run, before any other use of jax; with an empty address there is one process.
 
   Args:
     address: HOST:PORT of the first process; `auto`: address, number and id from the cluster's environment (Slurm, TPU).
@@ -47,12 +47,12 @@ def make_mesh(num_devices: int = 0) -> Mesh | None:
   """Returns the mesh of the first `num_devices` devices, 0: all of them, of all processes; None for one device.
 
   Raises:
-    UsageError: there are not so many, or processes would be left without.
+    UsageError: there are fewer devices, or a process would have none.
   """
   found = jax.devices()
   count = num_devices or len(found)
   if count > len(found):
-    raise UsageError(f'--num_devices: expected at most {len(found)}, the devices there are, got {count}')
+    raise UsageError(f'--num_devices: expected at most {len(found)}, the number of devices, got {count}')
   if jax.process_count() > 1 and count != len(found):
     raise UsageError(f'--num_devices: expected 0 or all {len(found)} devices of {jax.process_count()} processes, '
                      f'got {count}')
@@ -60,22 +60,22 @@ def make_mesh(num_devices: int = 0) -> Mesh | None:
 
 
 def sharding(mesh: Mesh | None, spec: PartitionSpec = PartitionSpec()) -> Sharding:
-  """Returns the sharding of an array that is divided as `spec` says; by default every device holds all of it."""
+  """Returns the sharding of an array by `spec`; by default it is replicated."""
   return SingleDeviceSharding(jax.devices()[0]) if mesh is None else NamedSharding(mesh, spec)
 
 
 def put(array: np.ndarray, target: Sharding) -> jax.Array:
-  """Copies a host array to the devices; a process touches only what its own devices hold."""
+  """Copies a host array to the devices; a process reads only the part that its own devices hold."""
   return jax.make_array_from_callback(array.shape, target, lambda index: np.asarray(array[index]))
 
 
 def replicate(mesh: Mesh | None, array: Any) -> jax.Array:
-  """Copies a host array whole to every device."""
+  """Replicates a host array on every device."""
   return put(np.asarray(array), sharding(mesh))
 
 
 def fetch(array: jax.Array) -> np.ndarray:
-  """Returns an array's values, whatever process has them; all processes have to ask."""
+  """Returns an array's values from any process; all processes must call it."""
   if array.is_fully_addressable or array.is_fully_replicated:
     return np.asarray(array)
   from jax.experimental import multihost_utils
@@ -86,8 +86,8 @@ def fetch(array: jax.Array) -> np.ndarray:
 def total_bytes() -> int | None:
   """Returns the memory of a device that programs may use, in whole GiB; None where it is unknown, as on CPUs.
 
-  It depends on the kind of device and the allocator's share of it, not on what is in use at the moment: what is chosen
-  by it is the same in every run on such devices. The smallest of all processes' first devices counts.
+  It depends on the kind of device and the allocator's share, not on current use, so that a choice based on it is the
+  same in every run on such devices. Of several processes, the minimum over their first devices counts.
   """
   memory = jax.local_devices()[0].memory_stats()
   if not memory or 'bytes_limit' not in memory:
@@ -101,7 +101,7 @@ def total_bytes() -> int | None:
 
 
 def is_lost_peer(error: BaseException) -> bool:
-  """Whether an error of jax or orbax is that of a collective operation without one of its processes."""
+  """Whether an error of jax or orbax comes from a collective operation that lost a process."""
   return jax.process_count() > 1 and any(mark in str(error) for mark in _LOST_PEER_MARKS)
 
 
@@ -111,7 +111,7 @@ def is_first_process() -> bool:
 
 
 def any_process(value: bool) -> bool:
-  """Returns whether the value is true in any process; all of them have to ask."""
+  """Returns whether the value is true in any process; all processes must call it."""
   if jax.process_count() == 1:
     return value
   from jax.experimental import multihost_utils

@@ -30,7 +30,7 @@ def convert(loaded: LoadedEncoder) -> ExportedEncoder:
 
 
 def export_encoder(loaded: LoadedEncoder, path: str) -> str:
-  """Writes `path` (.safetensors), and beside it a JSON of how to build and feed the model; returns the JSON's path.
+  """Writes `path` (.safetensors) and, beside it, a JSON with architecture and normalization; returns the JSON's path.
 
   Raises:
     UsageError: the path does not end in .safetensors or cannot be written, or safetensors is not installed.

@@ -1,4 +1,4 @@
-"""A trained encoder, taken away from its run: one function and its parameters."""
+"""A trained encoder loaded from its run: one function and its parameters."""
 
 import functools
 from typing import NamedTuple
@@ -23,7 +23,7 @@ class LoadedEncoder(NamedTuple):
     params: `embedding`, `blocks` (stacked, those that the run had reached) and `norm`, float32.
     encoder: the functions `apply` is made of.
     config: the run's configuration.
-    rounds_done: rounds that the parameters have seen; 0 for random weights.
+    rounds_done: rounds of training; 0 for random weights.
   """
 
   apply: Apply
@@ -34,7 +34,7 @@ class LoadedEncoder(NamedTuple):
 
   @property
   def depth(self) -> int:
-    """Blocks that exist."""
+    """Number of blocks."""
     return jax.tree.leaves(self.params['blocks'])[0].shape[0]
 
 
@@ -61,10 +61,10 @@ def random_encoder(config: Config, seed: int) -> LoadedEncoder:
 
 
 def load_encoder(workdir: str) -> LoadedEncoder:
-  """Loads the encoder of a run's newest sound checkpoint; the run may still be going on.
+  """Loads the encoder of a run's newest valid checkpoint; the run may still be in progress.
 
   Raises:
-    UsageError: the folder holds no run, or no checkpoint that can be read.
+    UsageError: the folder holds no run, or no valid checkpoint.
   """
   config = run_dir.read_config(workdir)
   with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:

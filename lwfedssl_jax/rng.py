@@ -1,10 +1,10 @@
 """Randomness as a pure function of (seed, stream, indices). No key is stored in any state.
 
-`key` is for what runs on a device, `host_generator` for what NumPy draws on the host. A stream belongs to one purpose:
-two purposes that shared one would draw the same numbers and depend on each other.
+`key` serves programs on a device, `host_generator` NumPy on the host. A stream has one purpose: two purposes that
+shared one would draw the same numbers and depend on each other.
 
-So a resumed run draws what an uninterrupted one would have drawn, and a client's randomness does
-not depend on which other clients were sampled, nor on their order.
+A resumed run therefore draws what an uninterrupted run draws, and a client's randomness does not depend on the other
+sampled clients or their order.
 """
 
 import enum
@@ -19,10 +19,10 @@ from lwfedssl_jax.base import Key
 
 @enum.unique
 class Stream(enum.IntEnum):
-  """What a random number is for. Values are part of a run's identity: never renumber."""
+  """Purposes of random numbers. Values are part of a run's identity: never renumber."""
 
   INIT = 0
-  SERVER_SPLIT = 1  # which training images the server holds back
+  SERVER_SPLIT = 1  # which training images the server holds
   SAMPLING = 2  # which clients take part in a round
   DROPOUT = 3  # which of them do not return
   SHUFFLE = 4  # order of a client's images in an epoch
@@ -32,16 +32,16 @@ class Stream(enum.IntEnum):
   CONTACT_SHEET = 8  # views drawn for the plot of augmented images
   FINETUNE_SHUFFLE = 9
   FINETUNE_AUGMENT = 10
-  RETRY = 11  # of a round in which no client's update could be used
+  RETRY = 11  # of a round without any valid update
   PARTITION = 12  # which images each client holds
   LABEL_SUBSET = 13  # of a few-label evaluation
   TRAIN_SUBSET = 14  # of --max_train_images
-  MONITOR_SUBSET = 15  # images that the kNN monitor searches and classifies
+  MONITOR_SUBSET = 15  # bank and test images of the kNN monitor
   EVALUATION_SUBSET = 16  # training images of an evaluation
-  VALIDATION_SPLIT = 17  # training images set apart for choosing settings
+  VALIDATION_SPLIT = 17  # training images held out for choosing settings
   PROBE_SPLIT = 18  # of a linear probe's rows, for choosing its penalty
   MEASUREMENT = 19  # parameters of a memory measurement
-  FOLDER_HOLDOUT = 20  # test images of an image folder that has none
+  FOLDER_HOLDOUT = 20  # test images of an image folder without test images
 
 
 def key(seed: int | Any, stream: Stream | Any, *indices: int | Any) -> Key:
@@ -49,7 +49,7 @@ def key(seed: int | Any, stream: Stream | Any, *indices: int | Any) -> Key:
 
   Args:
     seed: the run's seed, int or traced integer scalar; or a typed key already made from it.
-    stream: what it is for; may be traced.
+    stream: the purpose; may be traced.
     *indices: e.g. round, client, step; ints or traced integer scalars.
   """
   is_key = hasattr(seed, 'dtype') and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key)
@@ -67,7 +67,7 @@ def host_generator(seed: int, stream: Stream) -> np.random.Generator:
 
   Args:
     seed: the run's seed, or 0 for a choice that is the same in every run.
-    stream: what it is for.
+    stream: the purpose.
   """
   return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(stream,))))
 

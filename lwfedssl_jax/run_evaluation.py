@@ -1,4 +1,4 @@
-"""Evaluating a run and keeping what was found: evaluations/NAME.json and a confusion matrix in the run's folder."""
+"""Evaluates a run and stores the result: evaluations/NAME.json and a confusion matrix in the run's folder."""
 
 import os
 import re
@@ -27,14 +27,14 @@ def evaluate_run(
     from_scratch: bool = False,
     options: finetune.FinetuneOptions = finetune.FinetuneOptions(),
 ) -> dict[str, Any]:
-  """Evaluates a run's encoder, or the same architecture with random weights, and writes the result into the run.
+  """Evaluates a run's encoder, or the same architecture with random weights, and stores the result with the run.
 
   Args:
-    workdir: of the run.
+    workdir: the run's folder.
     protocol: `knn`, `knn_centered`, `linear` or `finetune`.
     dataset: labeled, images of the run's size.
     label_fraction: in (0, 1].
-    seeds: at least one, one result each; with `from_scratch` also of the weights.
+    seeds: at least one; one result each. With `from_scratch` they are also the seeds of the weights.
     split: `test` or `validation`.
     max_train_images: see `protocols.make_task`.
     from_scratch: use random weights.
@@ -71,7 +71,7 @@ def evaluate_run(
 
 
 def read_evaluations(workdir: str) -> list[dict[str, Any]]:
-  """Returns the results kept in a run's folder, by name."""
+  """Returns the results stored in a run's folder, by name."""
   folder = os.path.join(workdir, FOLDER)
   files = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
   return [run_dir.read_json(os.path.join(folder, file)) for file in files if file.endswith('.json')]

@@ -1,7 +1,7 @@
-"""Stage plans: which parameters are absent, frozen or active in a stage, and what travels.
+"""Stage plans: which parameters are absent, frozen or active in a stage, and which are exchanged.
 
-A method is data: traits (catalog.METHODS), from which a `StagePlan` for each stage is made here (arXiv 2401.11647
-v1-v3, Fig. 2 and Algorithm 1). Nothing else in the project asks which method runs.
+A method is data: traits (catalog.METHODS), from which this module makes a `StagePlan` per stage (arXiv 2401.11647
+v1-v3, Fig. 2 and Algorithm 1). No other module depends on which method runs.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from lwfedssl_jax.config import Config
 
 
 class StageShape(NamedTuple):
-  """What decides array shapes in a stage: stages of one shape share one executable."""
+  """What determines array shapes in a stage: stages of one shape share one executable."""
 
   num_active: int
   trains_embedding: bool
@@ -31,7 +31,7 @@ class StagePlan(NamedTuple):
     stop: blocks from here on are absent.
     trains_embedding: the embedding is active too.
     calibrates: the server trains everything below `stop` after aggregation.
-    num_new: blocks that this stage adds, the topmost below `stop`.
+    num_new: blocks that this stage adds, the last ones below `stop`.
     depth: blocks in the encoder, absent ones included.
   """
 
@@ -77,10 +77,10 @@ def make_plans(config: Config) -> tuple[StagePlan, ...]:
 
 
 class StageParams(NamedTuple):
-  """The global parameters, cut for a stage.
+  """The global parameters, split for a stage.
 
   Attributes:
-    active: all that is differentiated, optimized and sent back; blocks (num_active, ...).
+    active: what is differentiated, optimized and uploaded; blocks (num_active, ...).
     frozen: the rest; blocks (L, ...), of which only those below `start` are ever read.
     start: first active block; may be traced.
     stop: active blocks from here on, counted from `start`, do not exist yet; may be traced. None: all exist.
@@ -93,7 +93,7 @@ class StageParams(NamedTuple):
 
 
 def split(params: Params, shape: StageShape, start: Integer, stop: Integer | None = None) -> StageParams:
-  """Cuts the whole parameter tree, blocks stacked (L, ...), for a stage of a static shape; see StageParams."""
+  """Splits the full parameter tree, blocks stacked (L, ...), for a stage of a static shape; see StageParams."""
   active = {name: tree for name, tree in params.items() if name not in ('blocks', 'embedding')}
   active['blocks'] = jax.tree.map(
       lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, shape.num_active), params['blocks'])
@@ -103,7 +103,7 @@ def split(params: Params, shape: StageShape, start: Integer, stop: Integer | Non
 
 
 def merge(params: Params, active: Params, start: Integer) -> Params:
-  """Puts an active part back into the whole tree; every other leaf and block stays as it is."""
+  """Merges an active part into the full tree; all other leaves and blocks are unchanged."""
   merged = dict(params, **{name: tree for name, tree in active.items() if name != 'blocks'})
   merged['blocks'] = jax.tree.map(
       lambda leaf, part: jax.lax.dynamic_update_slice_in_dim(leaf, part.astype(leaf.dtype), start, 0),
@@ -118,7 +118,7 @@ def labels(params: Params, start: Integer, stop: Integer, trains_embedding: bool
   """Labels every parameter of a stage ABSENT, FROZEN or ACTIVE; the optimizer takes its rules per layer from them.
 
   Args:
-    params: the whole tree, or an active part (then `start` is 0), blocks stacked (n, ...).
+    params: the full tree, or an active part (then `start` is 0), blocks stacked (n, ...).
     start: first active block.
     stop: blocks from here on are absent.
     trains_embedding: the embedding is active too.
@@ -142,7 +142,7 @@ def init_new_blocks(params: Params, plan: StagePlan, new_block_init: str) -> Par
   return dict(params, blocks=blocks)
 
 
-# What travels is counted in components: 'embedding', 'block_00' .. , 'norm', and the heads.
+# Exchange is counted in components: 'embedding', 'block_00' .. , 'norm', and the heads.
 
 
 def block_name(index: int) -> str:
@@ -150,16 +150,16 @@ def block_name(index: int) -> str:
 
 
 def uploaded_components(plan: StagePlan, head_names: tuple[str, ...]) -> tuple[str, ...]:
-  """Components a client sends back: the active ones."""
+  """Returns the components that a client uploads: the active ones."""
   blocks = tuple(block_name(i) for i in range(plan.start, plan.stop))
   return (('embedding',) if plan.trains_embedding else ()) + blocks + ('norm', *head_names)
 
 
 def modified_components(plan: StagePlan, head_names: tuple[str, ...]) -> tuple[str, ...]:
-  """Components of the global model that a round modifies, by aggregation and by calibration."""
+  """Returns the components of the global model that a round modifies, by aggregation and by calibration."""
   return required_components(plan, head_names) if plan.calibrates else uploaded_components(plan, head_names)
 
 
 def required_components(plan: StagePlan, head_names: tuple[str, ...]) -> tuple[str, ...]:
-  """Components a client must hold to train: all that exist at this stage."""
+  """Returns the components that a client requires for training: all that exist at this stage."""
   return ('embedding', *(block_name(i) for i in range(plan.stop)), 'norm', *head_names)

@@ -24,14 +24,14 @@ def interpolate(decay: Any, old: Params, new: Params) -> Params:
 
 
 class Raveler(NamedTuple):
-  """Lays the leaves of a parameter tree end to end, in a few vectors instead of dozens of leaves.
+  """Concatenates the leaves of a parameter tree into a few vectors instead of dozens of leaves.
 
-  An optimizer step on vectors is a handful of kernels to compile and to launch, whatever the number of layers.
+  An optimizer step on vectors compiles to a handful of kernels, for any number of layers.
 
   Attributes:
     ravel: {part: subtree}, leaves of one dtype -> {group: vector (n,)} in the leaves' order. The groups are `kernel`
       and `other`, and `online_only/kernel` and `online_only/other` for the heads that a target branch lacks.
-    unravel: (vectors, like) -> tree. `like` gives structure and shapes; online-only heads of `like` are left out where
+    unravel: (vectors, like) -> tree. `like` gives structure and shapes; online-only heads of `like` are omitted where
       `vectors` has none.
   """
 
@@ -40,7 +40,7 @@ class Raveler(NamedTuple):
 
 
 def make_raveler(online_only: tuple[str, ...] = ()) -> Raveler:
-  """Builds the raveler of an objective whose heads `online_only` exist in the online branch alone."""
+  """Builds the raveler of an objective whose heads `online_only` exist in the online branch only."""
 
   def group_name(path: tuple[Any, ...]) -> str:
     name = path_name(path)

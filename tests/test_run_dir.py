@@ -13,6 +13,7 @@ from absl import flags
 from experiments import command
 from lwfedssl_jax import UsageError, run_evaluation
 from lwfedssl_jax import config as configs
+from lwfedssl_jax.data.sources import ImageDataset
 from lwfedssl_jax.errors import StorageError
 from lwfedssl_jax.workdir import metrics_writer, run_dir
 

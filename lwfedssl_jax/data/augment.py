@@ -1,12 +1,12 @@
 """Two-view augmentation on the device: pure functions on square float images (H, W, 3) in [0, 1].
 
 Random resized crop, color jitter, grayscale, Gaussian blur, solarize and horizontal flip by torchvision's rules, with
-MoCo v3's strengths (arXiv 2104.02057). One key an image and view. The crop (with the flip) and the blur are linear
+MoCo v3's strengths (arXiv 2104.02057). One key per image and view. The crop (with the flip) and the blur are linear
 along each side, so each is a pair of small matrices.
 
 A view consumes NUM_DRAWS uniform numbers of its key: 0-9 areas of ten candidate crops, 10-19 their aspect ratios,
-20 top, 21 left, 22 flip, 23-26 brightness, contrast, saturation and hue, 27 the order of these four, 28 whether to
-jitter, 29 whether to convert to gray, 30 sigma, 31 whether to blur, 32 whether to solarize.
+20 top, 21 left, 22 flip, 23-26 brightness, contrast, saturation and hue, 27 the order of these four, 28 jitter,
+29 gray, 30 sigma, 31 blur, 32 solarization.
 """
 
 import itertools
@@ -47,13 +47,13 @@ def crop_matrix(size: int, offset: Number, length: Number, flip: Bool[Array, '']
   """
   position = (jnp.arange(size) + 0.5) / size
   position = jnp.where(flip, 1 - position, position)
-  # Pixels outside the crop have no weight: its edge pixels repeat, as if it had been cut out first.
+  # Pixels outside the crop have no weight: its edge pixels repeat.
   source = jnp.clip(offset + position * length - 0.5, offset, offset + length - 1)
   return jnp.maximum(0, 1 - jnp.abs(source[:, None] - jnp.arange(size)))
 
 
 def blur_support(config: AugmentConfig, size: int) -> int:
-  """Pixels of the blur's kernel: as configured, else the odd number nearest to size / 10, at least 3."""
+  """Returns the side of the blur kernel, pixels: as configured, else the odd number nearest to size / 10, min. 3."""
   return config.blur_kernel_size or max(3, 2 * (size // 20) + 1)
 
 
@@ -120,7 +120,7 @@ def enhance(image: Float[Array, 'H W 3'], operation: Integer, factor: Number) ->
 def jitter(image: Float[Array, 'H W 3'], factors: Float[Array, '4'], order: Int[Array, '4']) -> Float[Array, 'H W 3']:
   """Brightness, contrast, saturation and hue, in any order.
 
-  The hue is turned once. Each of the other three has a place before and one after it, in one of which its factor is 1.
+  The hue is shifted once. Each of the other three runs once before and once after it; one of the two factors is 1.
 
   Args:
     image: in [0, 1].
@@ -143,14 +143,14 @@ def solarize(image: Image) -> Image:
 
 
 class ViewRule(NamedTuple):
-  """What differs between the two views: probabilities of a blur and of solarization."""
+  """The parameters that differ between the two views: probabilities of blur and solarization."""
 
   blur_probability: Number
   solarize_probability: Number
 
 
 class ViewParams(NamedTuple):
-  """What is drawn for one view of one image."""
+  """The random parameters of one view of one image."""
 
   box: Float[Array, '4']  # whole numbers of pixels: top, left, height, width
   flips: Bool[Array, '']
@@ -174,7 +174,7 @@ def crop_box(draws: Float[Array, '22'], size: int, area: tuple[float, float]) ->
   Args:
     draws: uniform numbers in [0, 1), the first of the module's layout.
     size: side of the image, pixels.
-    area: least and greatest share of the area.
+    area: minimum and maximum share of the area.
 
   Returns:
     Whole numbers of pixels, float32: top, left, height, width.
@@ -189,7 +189,7 @@ def crop_box(draws: Float[Array, '22'], size: int, area: tuple[float, float]) ->
 
 
 def draw_view(key: Key, size: int, rule: ViewRule, config: AugmentConfig) -> ViewParams:
-  """Draws all there is to draw for one view of an image of `size` pixels a side; one key an image and view."""
+  """Draws the parameters of one view of an image of side `size`, pixels; one key per image and view."""
   draw = jax.random.uniform(key, (NUM_DRAWS,))
   spread = jnp.array(config.jitter_strength) * (2 * draw[23:27] - 1)
   return ViewParams(

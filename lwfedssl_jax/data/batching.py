@@ -1,8 +1,8 @@
-"""Which images a client's steps see: a pure function of a key, on the device.
+"""The batches of a client: a pure function of a key, on the device.
 
 The last incomplete batch of an epoch is dropped; a client with fewer images than a batch trains on one masked
-batch per epoch. All clients of a round have room for the same number of steps; a client's own come first, without gaps,
-and what it does not have is masked, so that a loop may stop where the last client of a chunk is done.
+batch per epoch. All clients of a round have arrays for the same number of steps. A client's own steps come first,
+without gaps; the others are masked, so that a loop may stop after the last step of any client of its chunk.
 """
 
 import math
@@ -24,10 +24,10 @@ def client_steps(num_images: Int[Array, '...'], epochs: int, batch_size: int) ->
 
 
 def padded_capacity(num_images: int, batch_size: int) -> int:
-  """Returns the images that a client's arrays hold, padding included: a batch times a power of two.
+  """Returns the padded number of images of a client's arrays: a batch times a power of two.
 
-  Padding costs next to nothing, since loops end where the images do; and data sets of similar client sizes share a
-  compiled round.
+  Loops end at the last valid step, so padding costs next to nothing. Data sets of similar client sizes share a compiled
+  round.
   """
   return batch_size * 2**max(0, math.ceil(math.log2(num_images / batch_size)))
 
@@ -38,16 +38,16 @@ def plan_epochs(
   """Shuffles a client's images anew for each epoch and cuts them into batches.
 
   Args:
-    key: the client's, in this round; what it draws for an image depends on the image's place alone, not on M.
+    key: the client's, in this round; the draw of an image depends on its position only, not on M.
     image_ids: (M,) int32, the client's images first, padding after.
-    num_images: () int32, how many of them are the client's.
+    num_images: () int32, the number of the client's images.
     epochs: local epochs E.
-    steps: steps per epoch S, at least the client's own.
+    steps: steps per epoch, at least the client's own.
     batch_size: B.
 
   Returns:
     ids (E * S, B) int32 and mask (E * S, B) bool. The first E * max(1, num_images // B) steps are the client's (none if
-    it has no image); the others are masked throughout.
+    it has no image); the others are masked.
   """
   capacity = steps * batch_size
   position = jnp.arange(image_ids.shape[0])

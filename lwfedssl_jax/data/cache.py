@@ -1,7 +1,8 @@
 """Decoded images on disk: a second start maps files instead of decoding again.
 
 An entry is a folder of plain .npy files and `entry.json`, named by a digest of everything that decides its content.
-It is written beside its final place and renamed, so a reader sees all of it or nothing and two writers do no harm.
+It is written beside its final path and renamed, so that a reader sees all of it or nothing and two writers do not
+conflict.
 """
 
 import hashlib
@@ -18,8 +19,8 @@ from absl import logging
 
 from lwfedssl_jax.data.images import Decoded, one_line
 
-FORMAT_VERSION = 1  # raise it whenever decoding gives other pixels
-MIN_BYTES = 4 << 20  # less than this is decoded in a moment
+FORMAT_VERSION = 1  # increment it when decoding gives other pixels
+MIN_BYTES = 4 << 20  # smaller data sets are decoded faster than cached
 _STALE_SECONDS = 24 * 3600  # a temporary folder this old was left by a writer that died
 _TEMPORARY = '.writing-'
 
@@ -46,7 +47,7 @@ def _load_array(folder: str, name: str, entry: dict[str, Any]) -> np.ndarray | N
   if os.path.getsize(path) != saved['file_bytes']:
     raise ValueError(f'{path} has another size')
   array = np.load(path, mmap_mode='r' if name.endswith('images') else None, allow_pickle=False)
-  # The file may hold more rows than are in use: unreadable images leave the tail free.
+  # The file may have more rows than are used: unreadable images leave unused rows at its end.
   if list(array.shape[1:]) != saved['shape'][1:] or len(array) < saved['shape'][0] or array.dtype != saved['dtype']:
     raise ValueError(f'{path} has another shape')
   return array[:saved['shape'][0]]
@@ -64,13 +65,13 @@ def load(path: str) -> tuple[Decoded, tuple[str, ...]] | None:
     return Decoded(train_images, train_labels, test_images, test_labels), tuple(entry['class_names'])
   except FileNotFoundError:
     return None
-  except Exception as e:  # whatever is in a damaged entry, it is only a copy
+  except Exception as e:  # a damaged entry is only a copy and is ignored
     logging.warning('ignored a damaged cache entry: %s', one_line(e))
     return None
 
 
 def _allocate_file(path: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-  """Maps a new .npy file whose space is reserved: a disk that fills up later would end the process (SIGBUS)."""
+  """Maps a new .npy file and reserves its space: a disk that fills up later would kill the process (SIGBUS)."""
   array = np.lib.format.open_memmap(path, mode='w+', dtype=dtype, shape=shape)
   if hasattr(os, 'posix_fallocate'):
     with open(path, 'r+b') as f:
@@ -101,7 +102,7 @@ def _write_entry(folder: str, decoded: Decoded, class_names: Sequence[str]) -> N
 
 
 def _install(folder: str, path: str) -> None:
-  """Renames a finished folder into place, unless a sound entry got there first; a damaged one makes way."""
+  """Renames a finished folder to its final path, unless a valid entry exists there; a damaged one is replaced."""
   try:
     os.rename(folder, path)
   except OSError:
@@ -125,7 +126,7 @@ def decode_into(
     num_bytes: size of all images.
 
   Raises:
-    UsageError: from `decode`; nothing is left on the disk then.
+    UsageError: from `decode`; then nothing remains on the disk.
   """
 
   def in_memory(name, shape, dtype):
@@ -149,7 +150,7 @@ def decode_into(
     os.makedirs(root, exist_ok=True)
     _remove_stale(root)
     folder = os.path.join(root, f'{_TEMPORARY}{os.getpid()}-{secrets.token_hex(8)}')
-    os.mkdir(folder)  # not mkdtemp: a shared cache is for others to read, as far as the umask allows
+    os.mkdir(folder)  # not mkdtemp: other users may read a shared cache, as far as the umask allows
   except OSError as e:
     logging.warning('decoded images are not cached in %s: %s', root, one_line(e))
     return decode(in_memory)
@@ -166,4 +167,4 @@ def decode_into(
     loaded = load(path)
     return loaded[0] if loaded else decoded
   finally:
-    shutil.rmtree(folder, ignore_errors=True)  # gone already where it was renamed; mapped files outlive it
+    shutil.rmtree(folder, ignore_errors=True)  # already renamed on success; mapped files remain valid

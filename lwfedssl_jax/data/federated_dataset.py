@@ -1,4 +1,4 @@
-"""A data set partitioned over clients and server. Every check of the data against the configuration is made here."""
+"""A data set partitioned over clients and server, with all checks of the data against the configuration."""
 
 from typing import NamedTuple
 
@@ -13,12 +13,12 @@ from lwfedssl_jax.errors import UsageError
 
 
 class FederatedDataset(NamedTuple):
-  """A data set and its holders.
+  """A data set and its partition.
 
   Attributes:
     dataset: the images and labels.
-    client_images: one sorted int array per client, of indices into the training images.
-    server_ids: sorted int array of the server's own, disjoint from the clients'.
+    client_images: one sorted int array of training image indices per client.
+    server_ids: sorted int array of the server's training image indices, disjoint from the clients'.
     server_images: (A, S, S, 3) uint8, the server's images, from an auxiliary data set where one is given.
   """
 
@@ -39,12 +39,12 @@ class FederatedDataset(NamedTuple):
 def partition_dataset(dataset: ImageDataset, config: Config, auxiliary: np.ndarray | None = None) -> FederatedDataset:
   """Partitions a data set's training images over the server and the clients.
 
-  The server's share is set apart whatever the method, so that clients hold the same images under every method.
+  The server's share is held out for every method, so that clients hold the same images under every method.
 
   Args:
     dataset: the images.
     config: the run's configuration.
-    auxiliary: the server's images (A, S, S, 3) uint8 from elsewhere; then none are taken from the data set.
+    auxiliary: the server's images (A, S, S, 3) uint8 from another data set; then none of this one are held out.
 
   Raises:
     UsageError: the images cannot be partitioned, cut into batches or taken by the encoder as asked.

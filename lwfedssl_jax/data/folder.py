@@ -1,4 +1,4 @@
-"""Image folders: one sub-folder per class, or images alone; with or without train and test folders."""
+"""Image folders: one sub-folder per class, or images only; with or without train and test folders."""
 
 import os
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class _Listing(NamedTuple):
 
 
 def stratified_holdout(labels: np.ndarray, count: int) -> np.ndarray:
-  """Chooses `count` items with every class in proportion, always the same ones.
+  """Chooses `count` items, stratified by class, always the same ones.
 
   At least one item of every class stays.
 
@@ -47,7 +47,7 @@ def stratified_holdout(labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def _scan(folder: str) -> tuple[list[str], list[str]]:
-  """Returns (sub-folders, image files) of a folder, sorted by name, hidden ones left out."""
+  """Returns (sub-folders, image files) of a folder, sorted by name, without hidden ones."""
   try:
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     visible = [e for e in entries if not e.name.startswith(('.', '__MACOSX'))]
@@ -60,7 +60,7 @@ def _scan(folder: str) -> tuple[list[str], list[str]]:
 
 
 def _images_below(folder: str, visited: set[str]) -> list[str]:
-  """Returns all images below a folder; links are followed, but no real folder is entered twice."""
+  """Returns all images below a folder; links are followed, and no real folder is visited twice."""
   found, pending = [], [folder]
   while pending:
     current = pending.pop()
@@ -115,19 +115,19 @@ def _to_split(listing: _Listing, labeled: bool) -> images.Split:
 
 
 def _shown(path: str) -> str:
-  """Returns a path as a message may hold it: a name may have line breaks, or bytes that are no text."""
+  """Returns a path that is printable in a message: names may contain line breaks or undecodable bytes."""
   return path if path.isprintable() else ascii(path)
 
 
 def open_folder(argument: str, data_dir: str) -> images.Source:
   """Lists the images of `folder:PATH`; `data_dir` is not used.
 
-  PATH holds a sub-folder per class (with images at any depth), or images alone (no labels); or it holds `train` and
-  one of `test`, `val`, `validation`, each of which does. Without the latter a tenth is held out, the same every time.
-  Hidden files and files that are no images are ignored.
+  PATH holds a sub-folder per class (with images at any depth), or images only (no labels); or it holds `train` and one
+  of `test`, `val`, `validation`, each with either layout. Without a test folder a fixed tenth is held out. Hidden files
+  and files other than images are ignored.
 
   Raises:
-    UsageError: no such folder, nothing in it, or test classes that the training images lack.
+    UsageError: the folder does not exist or is empty, or has test classes that the training images lack.
   """
   del data_dir
   path = os.path.abspath(os.path.expanduser(argument))

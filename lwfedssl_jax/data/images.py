@@ -1,4 +1,4 @@
-"""Decoding: whatever a source holds becomes one square uint8 RGB image."""
+"""Decoding: any image of a source becomes a square uint8 RGB image."""
 
 import concurrent.futures
 import functools
@@ -14,11 +14,11 @@ from PIL import Image, ImageOps
 
 from lwfedssl_jax.errors import UsageError
 
-# Plug-ins that may open a file. Left out on purpose: EPS runs Ghostscript, and the rest hold no photographs.
+# Pillow's plug-ins that may open a file. Excluded: EPS, which runs Ghostscript, and formats without photographs.
 FORMATS = (
     'PNG', 'JPEG', 'MPO', 'WEBP', 'BMP', 'DIB', 'GIF', 'TIFF', 'PPM', 'JPEG2000', 'AVIF', 'TGA', 'ICO', 'QOI',
     'PCX', 'SGI')
-_BATCH = 256  # images a worker decodes at a time: long enough to hide the hand-over, short enough to balance
+_BATCH = 256  # images per task of a worker: large enough to hide the overhead, small enough to balance
 _SMALL_BYTES = 8192
 
 RawImage = str | bytes | np.ndarray  # a path, an encoded file, or pixels (H, W), (H, W, 1), (H, W, 3), uint8 or float
@@ -36,7 +36,7 @@ class Split(NamedTuple):
     size: number of images.
     read: consecutive indices -> [(raw image, label)]; any label where the split has none. Called from threads.
     where: index -> the file (or record) of that image, for messages.
-    labeled: whether labels mean something. A negative label makes the whole split unlabeled.
+    labeled: whether the split has labels. A negative label makes the whole split unlabeled.
   """
 
   size: int
@@ -51,13 +51,13 @@ class Opened(NamedTuple):
   train: Split
   test: Split
   class_names: tuple[str, ...]
-  unreadable_share: float = 0.0  # of all images: so many may be skipped (one at least, if the share is not 0)
+  unreadable_share: float = 0.0  # share of all images that may be skipped (at least one, if it is not 0)
 
 
 class Source(NamedTuple):
-  """What a reader finds without decoding: the files that decide the content, and how to go on."""
+  """A source before decoding: the files that determine its content, and a function that opens it."""
 
-  files: tuple[str, ...]  # none: cheap to make, never cached
+  files: tuple[str, ...]  # empty: cheap to create, never cached
   open: Callable[[], Opened]
 
 
@@ -134,14 +134,14 @@ def decode_image(raw: RawImage, image_size: int = 0) -> np.ndarray:
 
   Args:
     raw: a path, the bytes of a file, or pixels.
-    image_size: 0 for the image as it is; else the shorter side is resized to it (bicubic, antialiased) and the
-      center is cut out.
+    image_size: 0: no resizing; else the shorter side is resized to it (bicubic, antialiased) and the image is
+      center-cropped.
 
   Returns:
     uint8 (H, W, 3).
 
   Raises:
-    UnreadableImageError: anything wrong with this one image.
+    UnreadableImageError: the image cannot be decoded.
   """
   try:
     if isinstance(raw, np.ndarray):
@@ -165,7 +165,7 @@ def decode_image(raw: RawImage, image_size: int = 0) -> np.ndarray:
 
 
 def _fit(image: Image.Image, size: int) -> Image.Image:
-  """Resizes the central square of an image to `size`; `size` 0 leaves it alone."""
+  """Resizes the central square of an image to `size`; 0: no change."""
   if not size or image.size == (size, size):
     return image
   side = min(image.size)
@@ -174,7 +174,7 @@ def _fit(image: Image.Image, size: int) -> Image.Image:
 
 
 class _Skipped:
-  """Counts unreadable images and refuses too many."""
+  """Counts unreadable images and raises UsageError beyond the allowed number."""
 
   def __init__(self, share: float, total: int):
     self.allowed = max(1, int(share * total)) if share else 0
@@ -193,7 +193,7 @@ def image_side(split: Split) -> int:
   """Returns the side of the first readable image of a split, which must be square; 0 for an empty split.
 
   Raises:
-    UsageError: that image is not square, or none can be read.
+    UsageError: that image is not square, or no image can be read.
   """
   first = ''
   for index in range(split.size):
@@ -212,7 +212,7 @@ def image_side(split: Split) -> int:
 
 
 def _num_threads(split: Split) -> int:
-  """Returns 1 for small files: Pillow then spends its time in Python, and threads only fight over the GIL."""
+  """Returns 1 for small files: Pillow then runs mostly Python code, and threads compete for the GIL."""
   if not split.size:
     return 1
   (raw, _), = split.read([0])
@@ -248,7 +248,7 @@ def _decode_split(name: str, split: Split, side: int, resize: bool, allocate: Al
   with concurrent.futures.ThreadPoolExecutor(_num_threads(split)) as pool:
     jobs = [pool.submit(work, start) for start in range(0, split.size, _BATCH)]
     try:
-      for job in jobs:  # in order, so the same mistake always gives the same message
+      for job in jobs:  # in order, so that the same invalid input always gives the same message
         for index, why in job.result():
           skipped.add(split.where(index), why)
           keep[index] = False
@@ -268,8 +268,8 @@ def decode_all(opened: Opened, side: int, resize: bool, allocate: Allocate) -> D
   Args:
     opened: the splits.
     side: side of every image in the result, pixels.
-    resize: whether images are brought to that side; else they must have it.
-    allocate: makes the arrays for the images.
+    resize: whether images are resized to that side; else they must have it.
+    allocate: creates the arrays of images.
 
   Raises:
     UsageError: images of mixed sizes, or more unreadable ones than `opened` allows.

@@ -1,6 +1,6 @@
-"""Partitioning images over clients: IID, two Dirichlet schemes over labels, shards.
+"""Partition of images over clients: IID, two Dirichlet schemes over labels, shards.
 
-Every scheme is seeded, terminates, and leaves no client empty. Results depend on the scheme, so each is named:
+Every scheme is seeded, terminates, and gives each client images. Results depend on the scheme:
 
 - `dirichlet`: every class is split over the clients in proportions drawn from Dir(beta) (Yurochkin et al. 2019, arXiv
   1905.12022; NIID-Bench, arXiv 2102.02079). Client sizes differ.
@@ -50,7 +50,7 @@ def _dirichlet(
   clients: list[list[int]] = [[] for _ in range(num_clients)]
   for label in np.unique(labels):
     members = generator.permutation(np.flatnonzero(labels == label))
-    # Gamma draws, normalized; all can underflow to zero for a tiny beta, when one client takes the class.
+    # Normalized gamma draws. For a tiny beta all may underflow to zero; then one client gets the class.
     shares = generator.standard_gamma(config.dirichlet_beta, num_clients)
     if not shares.sum() > 0:
       shares = np.eye(num_clients)[generator.integers(num_clients)]
@@ -65,8 +65,8 @@ def _dirichlet_clients(
 ) -> list[Ids]:
   """Gives every client equally many images, of classes in proportions of its own: q ~ Dir(beta * prior).
 
-  The prior is the share of each class among the images. Where a class has run out, a client's other classes take its
-  place in their own proportions; the last clients therefore hold what is left.
+  The prior is the share of each class among the images. Once a class is exhausted, a client's other classes replace it
+  in their own proportions; the last clients therefore hold the remaining images.
   """
   classes, counts = np.unique(labels, return_counts=True)
   concentration = np.maximum(config.dirichlet_beta * counts / counts.sum(), 1e-300)

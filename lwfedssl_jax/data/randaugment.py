@@ -1,7 +1,7 @@
 """RandAugment (arXiv 1909.13719) on the device: pure functions on one square float image (S, S, 3) in [0, 1].
 
-Fourteen operations with torchvision's strengths. The five geometric ones are one affine resampling each draw, so that
-under vmap every image is resampled once per drawn operation whatever was drawn.
+Fourteen operations with torchvision's strengths. The five geometric ones share one affine resampling per draw: under
+vmap every image is resampled once per draw, for any operation.
 """
 
 import jax

@@ -14,15 +14,15 @@ _MAX_CLASSES = 1 << 16
 
 
 class ImageDataset(NamedTuple):
-  """A data set, decoded. Its arrays are read-only, and may be mapped from files.
+  """A decoded data set. Its arrays are read-only and may be memory-mapped.
 
   Attributes:
     name: the specification it was loaded from, e.g. 'tfds:cifar10'.
     train_images: uint8 (N, S, S, 3), N at least 1.
-    train_labels: int32 (N,), 0 .. len(class_names) - 1; None where there are no labels.
+    train_labels: int32 (N,), 0 .. len(class_names) - 1; None without labels.
     test_images: uint8 (M, S, S, 3); M may be 0.
     test_labels: int32 (M,), or None.
-    class_names: empty where there are no labels.
+    class_names: empty without labels.
   """
 
   name: str
@@ -34,16 +34,16 @@ class ImageDataset(NamedTuple):
 
 
 def load(spec: str, *, data_dir: str = '', cache_dir: str = '', image_size: int = 0) -> ImageDataset:
-  """Loads a data set, from the cache of decoded images where it can.
+  """Loads a data set, from the cache of decoded images if possible.
 
-  Nothing is downloaded. Gray images get three equal channels; transparency becomes white.
+  Nothing is downloaded. Gray images have three equal channels; transparency becomes white.
 
   Args:
     spec: `digits`, `tfds:NAME`, `folder:PATH` or `npz:PATH`.
     data_dir: folder of prepared TFDS data sets; empty for TFDS's default.
-    cache_dir: where decoded images are kept; empty for the user's cache folder.
-    image_size: side of the images, pixels: shorter side resized to it, center cut out. 0: as the data has them,
-      which must then be one square size.
+    cache_dir: folder of the cache of decoded images; empty for the user's cache folder.
+    image_size: side of the images, pixels: the shorter side is resized to it, then the center is cropped. 0: that of
+      the data set, whose images must then have one square size.
 
   Raises:
     UsageError: one line that names the flag or the file and what was expected.
@@ -98,7 +98,7 @@ def _array_split(values: np.ndarray, labels: np.ndarray | None, name: str) -> im
 
 
 def _open_digits(argument: str, data_dir: str) -> images.Source:
-  """Scikit-learn's 1,797 digits, 8x8; 360 of them, always the same and every class in proportion, are the tests."""
+  """Opens scikit-learn's 1,797 digits, 8x8; 360 of them, fixed and stratified by class, are the test images."""
   del argument, data_dir
   try:
     from sklearn import datasets
@@ -114,7 +114,7 @@ def _open_digits(argument: str, data_dir: str) -> images.Source:
 
 
 def _open_npz(argument: str, data_dir: str) -> images.Source:
-  """`npz:PATH` in MedMNIST's layout: train_images, train_labels, and the same of test (or else of val)."""
+  """Opens `npz:PATH` in MedMNIST's layout: train_images, train_labels, and the same for test (else for val)."""
   del data_dir
   path = os.path.abspath(os.path.expanduser(argument))
   if not os.path.isfile(path):
@@ -128,9 +128,9 @@ def _read_npz(path: str) -> images.Opened:
       test = next((name for name in ('test', 'val') if f'{name}_images' in archive), 'test')
       names = [f'{split}_{what}' for split in ('train', test) for what in ('images', 'labels')]
       arrays = {name: archive[name] for name in names if name in archive}
-  except Exception as e:  # a crafted or damaged file makes NumPy raise nearly anything
+  except Exception as e:  # a damaged or malicious file raises many types of error
     why = images.one_line(e)
-    why = 'it holds pickled objects, which could run code' if 'pickle' in why else why
+    why = 'it holds pickled objects, which may run code' if 'pickle' in why else why
     raise UsageError(f'{path}: expected an .npz file of plain arrays: {why}') from e
   if 'train_images' not in arrays:
     raise UsageError(f'{path}: expected an array train_images, found none')
@@ -175,7 +175,7 @@ def _check_npz_split(path: str, split: str, arrays: dict[str, Any]) -> None:
   arrays[f'{split}_labels'] = labels.astype(np.int32)
 
 
-# Each takes what follows the colon and the TFDS folder, and returns a source that is listed but not yet decoded.
+# Each maps the text after the colon and the TFDS folder to a source that is listed and not yet decoded.
 READERS: dict[str, Callable[[str, str], images.Source]] = {
     'digits': _open_digits,
     'tfds': tfds_source.open_tfds,

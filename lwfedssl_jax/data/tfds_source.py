@@ -1,7 +1,7 @@
-"""TFDS data sets prepared as array_record, read without TensorFlow and never downloaded.
+"""TFDS data sets prepared as array_record, read without TensorFlow, never downloaded.
 
-The prepared folder is found by its own layout, DATA_DIR/NAME[/CONFIG]/VERSION, so that a missing data set is an
-answer at once and a cached one needs no import of tensorflow_datasets.
+The prepared folder is found by its layout, DATA_DIR/NAME[/CONFIG]/VERSION. A missing data set is therefore reported at
+once, and a cached one does not import tensorflow_datasets.
 """
 
 import difflib
@@ -180,7 +180,7 @@ def _to_split(tfds: Any, builder: Any, name: str, image_key: str, label_key: str
   method = tfds.decode.DeserializeMethod
 
   def damaged(place, e):
-    return UsageError(f'{place}: expected a sound record file: {images.one_line(e)}')
+    return UsageError(f'{place}: expected a valid record file: {images.one_line(e)}')
 
   try:
     # RAW_BYTES: parsing tf.train.Example ourselves takes a tenth of the time TFDS takes to decode features.

@@ -1,4 +1,4 @@
-"""Pooled embeddings of many images, in batches, by one executable whatever the depth."""
+"""Pooled embeddings of images, in batches; one executable serves every depth."""
 
 import functools
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from lwfedssl_jax import devices
 from lwfedssl_jax.base import Array, Encoder, Float, Integer, Params, Shaped, UInt8
 from lwfedssl_jax.data import augment
 
-jitted = functools.lru_cache(maxsize=8)(jax.jit)  # one compiled function for all callers
+jitted = functools.lru_cache(maxsize=8)(jax.jit)  # callers share compiled functions
 
 
 def in_batches(
@@ -33,10 +33,10 @@ def make_embedder(
 ) -> Callable[[Params, UInt8[np.ndarray, 'N H W C'], int], Float[np.ndarray, 'N D']]:
   """Builds (params, images, depth) -> embeddings, float32, after `depth` blocks.
 
-  The devices of a mesh share every batch; in every process the caller gets all embeddings.
+  Every batch is sharded over the mesh; in every process the caller receives all embeddings.
   """
-  divided = mesh is not None and batch_size % mesh.size == 0
-  batch_sharding = devices.sharding(mesh, PartitionSpec(devices.AXIS) if divided else PartitionSpec())
+  is_sharded = mesh is not None and batch_size % mesh.size == 0
+  batch_sharding = devices.sharding(mesh, PartitionSpec(devices.AXIS) if is_sharded else PartitionSpec())
 
   @functools.partial(jax.jit, out_shardings=devices.sharding(mesh))
   def embed_batch(params: Params, images: UInt8[Array, 'B H W C'], depth: Integer) -> Float[Array, 'B D']:
@@ -60,7 +60,7 @@ def spread(embeddings: Float[np.ndarray, 'N D']) -> dict[str, float]:
 
   Returns:
     `embedding_std`: mean over dimensions of the standard deviation of the l2-normalized rows, times sqrt(D): near 1
-      for directions spread evenly, 0 for a collapse to one point (SimSiam, arXiv 2011.10566).
+      for uniformly distributed directions, 0 for a collapse to one point (SimSiam, arXiv 2011.10566).
     `effective_rank`: exp of the entropy of the normalized singular values of the centered rows, between 1 and D
       (RankMe, arXiv 2210.02885, on centered rows).
   """

@@ -20,15 +20,15 @@ from lwfedssl_jax.federated import optimizer
 
 
 class FinetuneOptions(NamedTuple):
-  """Schedule of a finetuning.
+  """Hyperparameters of finetuning.
 
   Attributes:
     epochs: over the labeled images.
-    warmup_epochs: of them, with a linearly rising rate.
-    batch_size: at most; a smaller set is one batch.
+    warmup_epochs: of them, with a linearly increasing rate.
+    batch_size: maximum; a smaller data set is one batch.
     learning_rate: base, per 256 images.
     weight_decay: of matrices.
-    flip_probability: of a horizontal mirror.
+    flip_probability: of a horizontal flip.
   """
 
   epochs: int = 40
@@ -47,7 +47,7 @@ def make_schedule(options: FinetuneOptions, batch_size: int, steps_per_epoch: in
 
 
 def make_optimizer(options: FinetuneOptions, num_images: int) -> optax.GradientTransformation:
-  """Builds AdamW (arXiv 1711.05101) with the schedule for so many images; only kernels decay."""
+  """Builds AdamW (arXiv 1711.05101) with the schedule for `num_images`; only kernels have weight decay."""
   batch_size = min(options.batch_size, num_images)
   schedule = make_schedule(options, batch_size, batching.steps_per_epoch(num_images, batch_size))
   return optax.adamw(schedule, weight_decay=options.weight_decay, mask=optimizer.is_matrix)

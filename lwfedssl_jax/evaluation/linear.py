@@ -17,14 +17,14 @@ def _fit(
     inverse_penalty: float, rows: Float[np.ndarray, 'N D'], labels: Int[np.ndarray, ' N']) -> pipeline.Pipeline:
   classifier = linear_model.LogisticRegression(C=inverse_penalty, max_iter=300)
   with warnings.catch_warnings():
-    warnings.simplefilter('ignore', exceptions.ConvergenceWarning)  # the weakest penalties need not converge
+    warnings.simplefilter('ignore', exceptions.ConvergenceWarning)  # the weakest penalties may not converge
     return pipeline.make_pipeline(preprocessing.StandardScaler(), classifier).fit(rows, labels)
 
 
 def choose_inverse_penalty(rows: Float[np.ndarray, 'N D'], labels: Int[np.ndarray, ' N'], seed: int) -> float:
   """Returns the candidate that does best on a fifth of the rows, held out by class; ties go to the strongest.
 
-  Where a class has fewer than five rows nothing can be held out, and the default is returned.
+  If a class has fewer than five rows, nothing can be held out, and the default is returned.
   """
   if np.bincount(labels)[np.unique(labels)].min() < 1 / VALIDATION_SHARE:
     return DEFAULT_INVERSE_PENALTY

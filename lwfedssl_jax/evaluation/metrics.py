@@ -1,4 +1,4 @@
-"""Figures of a classifier's predictions, as the paper reports them (arXiv 2401.11647 v4)."""
+"""Metrics of a classifier's predictions, as the paper reports them (arXiv 2401.11647 v4)."""
 
 import numpy as np
 from sklearn import metrics
@@ -11,9 +11,9 @@ def classification_metrics(
   """Compares predictions with labels, both 0 .. num_classes - 1.
 
   Returns:
-    `accuracy`; `mean_per_class_accuracy` over the classes that occur among the labels; `macro_precision`,
-    `macro_recall` and `macro_f1` over all classes that occur among labels or predictions, a class without predictions
-    (or without labels) counting 0. All in [0, 1].
+    `accuracy`; `mean_per_class_accuracy` over the classes among the labels; `macro_precision`, `macro_recall` and
+    `macro_f1` over all classes among labels or predictions, with 0 for a class without predictions (or without labels).
+    All in [0, 1].
   """
   counts = metrics.confusion_matrix(labels, predicted, labels=np.arange(num_classes))
   occurs = counts.sum(axis=1) > 0

@@ -1,4 +1,4 @@
-"""The kNN monitor: what the encoder's embeddings are worth at the end of a stage, beside random weights."""
+"""The kNN monitor: accuracy and collapse metrics of the encoder at the end of a stage."""
 
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ class _Subset(NamedTuple):
 
 
 class Monitor:
-  """Measures kNN accuracy and collapse on a fixed, seeded choice of training (bank) and test images."""
+  """Measures kNN accuracy and collapse on a fixed, seeded subset of training (bank) and test images."""
 
   def __init__(self, encoder: Encoder, dataset: ImageDataset, config: RunConfig, mesh: Mesh | None = None):
     generator = rng.host_generator(0, rng.Stream.MONITOR_SUBSET)
@@ -36,7 +36,7 @@ class Monitor:
 
   @property
   def has_labels(self) -> bool:
-    """Whether kNN accuracy can be measured at all."""
+    """Whether kNN accuracy can be measured."""
     return self._bank.labels is not None and self._test.labels is not None and len(self._test.images) > 0
 
   def measure(self, params: Params, depth: int) -> dict[str, float | None]:
@@ -49,7 +49,7 @@ class Monitor:
     return {'knn_accuracy': accuracy, **embeddings.spread(bank)}
 
   def raw_pixel_accuracy(self) -> float | None:
-    """KNN accuracy of the pixels themselves, the mean image taken out; None without labels."""
+    """Returns the kNN accuracy of raw pixels, with the mean image subtracted; None without labels."""
     if not self.has_labels:
       return None
 
@@ -60,14 +60,14 @@ class Monitor:
     return self._accuracy(bank - bank.mean(axis=0), test - bank.mean(axis=0))
 
   def sample(self, params: Params, random: Params) -> dict[str, np.ndarray]:
-    """Returns the embeddings of up to 1,000 test images (of training images where there are none), to be looked at.
+    """Returns the embeddings of up to 1,000 test images (training images if there are none), for plots.
 
     Args:
       params: trained parameters.
       random: those before the first round.
 
     Returns:
-      `trained` and `random`, (N, D) float32; `labels` (N,) int32, -1 where there are none; `class_names` (C,) str.
+      `trained` and `random`, (N, D) float32; `labels` (N,) int32, -1 without labels; `class_names` (C,) str.
     """
     images, labels = self._test if len(self._test.images) else self._bank
     images = images[:SAMPLE_IMAGES]

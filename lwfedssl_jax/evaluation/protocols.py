@@ -1,9 +1,9 @@
 """Evaluation by the field's protocols: kNN, linear probe, finetuning, on all labels or few, over seeds.
 
-The protocol is part of a result's name. Nothing is chosen on the images that are reported.
+The protocol is part of a result's name. No setting is chosen on the images that are reported.
 
-`knn_centered` takes the mean embedding of the training images out first. Heads that normalize over the batch cannot see
-what all embeddings have in common, so training leaves it as it comes; cosine is blinded by it (docs/results.md).
+`knn_centered` subtracts the mean embedding of the training images first. Heads that normalize over the batch remove the
+common mean of embeddings: it is unconstrained by the loss, and it dominates cosine similarity (docs/results.md).
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ class Labeled(NamedTuple):
 
 
 class Task(NamedTuple):
-  """What is learned from and what is asked: `train` and `queries`, class names, and a name for results."""
+  """An evaluation task: labeled images to train on, queries, class names, and a name for results."""
 
   train: Labeled
   queries: Labeled
@@ -44,12 +44,12 @@ class Task(NamedTuple):
 
 
 def make_task(dataset: ImageDataset, split: str = 'test', max_train_images: int = 0) -> Task:
-  """Cuts a data set for evaluation.
+  """Splits a data set for evaluation.
 
   Args:
     dataset: labeled.
-    split: `test`; or `validation`, a fixed fifth of the training images, by class, for choosing settings.
-    max_train_images: use so many training images, drawn by a fixed seed; 0: all.
+    split: `test`; or `validation`, a fixed, stratified fifth of the training images, for choosing settings.
+    max_train_images: number of training images to use, drawn by a fixed seed; 0: all.
 
   Raises:
     UsageError: no labels or no test images.
@@ -85,7 +85,7 @@ def label_subset(labels: Int[np.ndarray, ' N'], fraction: float, seed: int) -> I
 
 def result_name(protocol: str, dataset: str, label_fraction: float, *, split: str, from_scratch: bool,
                 max_train_images: int = 0) -> str:
-  """Returns the name of a result, which says how it came about: 'linear, digits, 10 % of labels'."""
+  """Returns the name of a result, which describes its protocol: 'linear, digits, 10 % of labels'."""
   parts = [protocol, dataset, f'{100 * label_fraction:g} % of labels']
   parts += [f'of {max_train_images} images'] * bool(max_train_images)
   return ', '.join(parts + ['validation split'] * (split == 'validation') + ['from scratch'] * from_scratch)
@@ -146,13 +146,13 @@ def evaluate(
     runs.append({'seed': seed, 'num_labels': len(chosen), **found, **extra})
   over_seeds = {name: np.array([run[name] for run in runs]) for name in found}
 
-  def spread(values):
+  def deviation(values):
     return float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
   return {
       'runs': runs,
       'mean': {name: float(values.mean()) for name, values in over_seeds.items()},
-      'std': {name: spread(values) for name, values in over_seeds.items()},
+      'std': {name: deviation(values) for name, values in over_seeds.items()},
       'confusion': confusion.tolist(),
   }
 

@@ -1,4 +1,4 @@
-"""What the server makes of the clients' parameters: which it accepts, and how it aggregates them.
+"""Validity and aggregation of client updates.
 
 FedAvg's mean weighted by images (arXiv 1602.05629) adds one client at a time. The coordinate-wise median and trimmed
 mean (arXiv 1803.01498) are robust to Byzantine clients, are unweighted, and hold all of a round's parameters at once.
@@ -20,7 +20,7 @@ from lwfedssl_jax.errors import UsageError
 
 
 class Uploads(NamedTuple):
-  """What K clients of a round sent back.
+  """The uploads of K clients of a round.
 
   Attributes:
     params: their active parameters, raveled and stacked, (K, n) each.
@@ -47,8 +47,8 @@ class Aggregator(NamedTuple):
   Attributes:
     init: (global params, raveled; number of clients) -> state.
     add: (state, Uploads of some clients, position of the first of them) -> state.
-    finish: (state, accepted (K,) of all clients, Tally) -> aggregated parameters, raveled; what they are where no
-      client is accepted is not defined (see `aggregate_or_keep`).
+    finish: (state, accepted (K,) of all clients, Tally) -> aggregated parameters, raveled; undefined if no client is
+      accepted (see `aggregate_or_keep`).
   """
 
   init: Callable[[Raveled, int], Any]
@@ -63,7 +63,7 @@ def is_valid_update(params: Params, loss: Scalar, loss_limit: Number) -> Bool[Ar
 
 
 def clip_update(client_params: Raveled, global_params: Raveled, max_norm: float) -> Raveled:
-  """Shortens client - global parameters to `max_norm` in the l2 norm over all leaves; 0 leaves them as they are."""
+  """Clips client - global parameters to the l2 norm `max_norm` over all leaves; 0: no clipping."""
   if not max_norm:
     return client_params
   delta = jax.tree.map(jnp.subtract, client_params, global_params)
@@ -77,7 +77,7 @@ def _per_client(values: Shaped[Array, ' K'], leaf: Float[Array, 'K ...']) -> Sha
 
 
 def weighted_sum(weights: Float[Array, ' K'], stacked: Stacked) -> Raveled:
-  """Sums leaves (K, ...) with weights in float32; a client of weight 0 is never multiplied in."""
+  """Sums leaves (K, ...) with weights in float32; a client of weight 0 is masked, even if not finite."""
   return jax.tree.map(
       lambda leaf: jnp.where(_per_client(weights, leaf) > 0, _per_client(weights, leaf) * leaf, 0).sum(axis=0), stacked)
 
@@ -87,7 +87,7 @@ def order_statistic(trim: Integer, accepted: Bool[Array, ' K'], stacked: Stacked
   count = accepted.sum()
 
   def leaf_statistic(leaf):
-    ascending = jnp.sort(jnp.where(_per_client(accepted, leaf), leaf, jnp.inf), axis=0)  # the others last
+    ascending = jnp.sort(jnp.where(_per_client(accepted, leaf), leaf, jnp.inf), axis=0)  # rejected clients last
     rank = _per_client(jnp.arange(len(accepted)), leaf)
     kept = (rank >= trim) & (rank < count - trim)
     return jnp.where(kept, ascending, 0).sum(axis=0) / jnp.maximum(count - 2 * trim, 1)
@@ -120,7 +120,7 @@ def make_mean(config: MethodConfig, axis: str | None) -> Aggregator:
 
   def finish(total, accepted, tally):
     del accepted
-    # With everybody accepted the weights add up to one already; dividing would only round.
+    # If all are accepted the weights sum to one already; dividing would only round.
     share = jnp.where(tally.num_rejected == 0, 1, jnp.maximum(tally.accepted_weight, 1e-12))
     total = total if axis is None else jax.lax.psum(total, axis)
     return jax.tree.map(lambda leaf: leaf / share, total)
@@ -129,7 +129,7 @@ def make_mean(config: MethodConfig, axis: str | None) -> Aggregator:
 
 
 def make_order_statistic(config: MethodConfig, axis: str | None, trim: Callable[..., Array]) -> Aggregator:
-  """Builds a coordinate-wise order statistic; the state holds the parameters of all clients."""
+  """Builds a coordinate-wise order statistic; the state stores the parameters of all clients."""
 
   def init(global_params, num_clients):
     return jax.tree.map(lambda leaf: jnp.zeros((num_clients, *leaf.shape), leaf.dtype), global_params)
@@ -183,7 +183,7 @@ def tally_clients(weights: Float[Array, ' K'], accepted: Bool[Array, ' K'], axis
 
 def aggregate_or_keep(
     aggregator: Aggregator, state: Any, accepted: Bool[Array, ' K'], tally: Tally, global_params: Raveled) -> Raveled:
-  """Finishes an aggregation; where no client is accepted, the global parameters stay as they are."""
+  """Finishes an aggregation; if no client is accepted, the global parameters are unchanged."""
   return trees.select(tally.num_accepted > 0, aggregator.finish(state, accepted, tally), global_params)
 
 

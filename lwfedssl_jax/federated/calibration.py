@@ -1,6 +1,7 @@
 """Server-side calibration: end-to-end training on the server's own unlabeled images (arXiv 2401.11647 v1-v3).
 
-Purpose and reach (all blocks that exist, with embedding, norm and heads) are the paper's; the schedule is our choice.
+The purpose and the trained part (all blocks that exist, embedding, norm and heads) are the paper's; the schedule is our
+choice.
 """
 
 from collections.abc import Callable
@@ -21,14 +22,14 @@ from lwfedssl_jax.stages import StageShape
 
 
 class CalibrationBatches(NamedTuple):
-  """How the server's images are cut: images of a step, and steps of an epoch."""
+  """Batches of the server's images: images per step, and steps per epoch."""
 
   batch_size: int
   steps_per_epoch: int
 
 
 def plan_batches(config: Config, num_images: int) -> CalibrationBatches:
-  """Returns the batches of a calibration on `num_images` images, which may be fewer than the batch asked for."""
+  """Returns the batches of a calibration on `num_images` images, which may be fewer than the configured batch."""
   batch_size = min(config.method.calibration_batch_size or config.client.batch_size, num_images)
   return CalibrationBatches(batch_size, batching.steps_per_epoch(num_images, batch_size))
 
@@ -47,13 +48,13 @@ def make_calibration(
   Args:
     config: the run.
     image_size: side of the images, pixels.
-    placement: the devices that share each batch, where its size allows.
+    placement: the devices over which each batch is sharded, if its size is a multiple of their number.
     pipeline: how images are shuffled and augmented.
     scale: as in StepOptions.
 
   Returns:
     (params, stop, images, keys) -> (params, mean losses). `stop` (may be traced) is the number of blocks that exist;
-    the others keep their bits. The learning rate is scaled by the batch that the images allow.
+    the others are bit-identical. The learning rate is scaled by the actual batch size.
   """
   method, client = config.method, config.client
   options = client_update.make_step_options(config, image_size, scale)._replace(

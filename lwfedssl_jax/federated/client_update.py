@@ -1,4 +1,4 @@
-"""What one client does between download and upload (LW-FedSSL, arXiv 2401.11647, Algorithm 1, client side).
+"""The work of one client between download and upload (LW-FedSSL, arXiv 2401.11647, Algorithm 1, client side).
 
 A pure function of the global parameters, the client's images and its keys: no vmap, no mesh, no state between rounds.
 The simulator maps it over clients; a deployment calls it on one client's own images.
@@ -31,21 +31,21 @@ class ClientData(NamedTuple):
 
 
 class ClientKeys(NamedTuple):
-  """Typed keys of a client in a round: of the order of its images, and of their augmentation."""
+  """Typed keys of a client in a round: for the order of its images and for their augmentation."""
 
   shuffle: Key
   augment: Key
 
 
 class ClientResult(NamedTuple):
-  """What a client sends back: its active parameters, raveled, and its mean losses over the steps it took."""
+  """The upload of a client: its active parameters, raveled, and its mean losses over its steps."""
 
   params: Raveled
   losses: Losses
 
 
 class Pipeline(NamedTuple):
-  """Where batches come from: `batching.plan_epochs` and `augment.two_views`, or functions of the same signatures."""
+  """Source of batches: `batching.plan_epochs` and `augment.two_views`, or functions of the same signatures."""
 
   plan_epochs: Callable[..., Any] = batching.plan_epochs
   two_views: Callable[..., Any] = augment.two_views
@@ -66,8 +66,8 @@ class ClientUpdate(NamedTuple):
   Attributes:
     options: of a step; `training_step` has the functions that take them.
     apply: (global_params, data, keys, num_steps=None) -> ClientResult. `num_steps` (may be traced) is at least the
-      client's own steps, of which `batching.client_steps` tells the number; what lies beyond them is masked. None: as
-      many as the padded images fill.
+      client's own steps (`batching.client_steps`); steps beyond them are masked. None: as many as the padded images
+      fill.
   """
 
   options: StepOptions
@@ -129,7 +129,7 @@ class Batches(NamedTuple):
 
 
 def make_view_drawer(pipeline: Pipeline, config: AugmentConfig, axis: str | None = None) -> Callable[..., Batch]:
-  """Builds (batches, index) -> Batch; with a mesh axis, the views are this device's part of them."""
+  """Builds (batches, index) -> Batch; with a mesh axis, the views are this device's shard."""
 
   def draw(batches: Batches, index: Integer) -> Batch:
     piece = None
@@ -150,10 +150,10 @@ def run_steps(
 
   Args:
     options: of a step.
-    global_params: what training starts from; blocks that do not exist come back as they were.
+    global_params: the initial parameters; absent blocks are returned unchanged.
     batches: see Batches.
     draw_views: from `make_view_drawer`.
-    num_steps: batches from here on are masked and are not run, may be traced; None: all are run.
+    num_steps: batches from this one on are masked and not run; may be traced. None: all are run.
   """
   optimizer = training_step.make_optimizer(options, global_params)
 

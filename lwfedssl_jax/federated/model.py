@@ -1,4 +1,4 @@
-"""What is trained: the encoder and the objective of a configuration, and their initial parameters."""
+"""Encoder and objective of a configuration, and their initial parameters."""
 
 import functools
 from typing import NamedTuple
@@ -18,7 +18,7 @@ class Model(NamedTuple):
   Attributes:
     encoder: F.
     objective: the loss on its pooled embeddings, with projector H and predictor P.
-    raveler: lays an active part out as a few vectors (trees.py).
+    raveler: concatenates an active part into a few vectors (trees.py).
   """
 
   encoder: Encoder
@@ -26,7 +26,7 @@ class Model(NamedTuple):
   raveler: trees.Raveler
 
   def init_params(self, key: Key) -> Params:
-    """Draws the whole parameter tree, float32: embedding, blocks stacked (L, ...), norm, and each head by its name."""
+    """Draws the full parameter tree, float32: embedding, blocks stacked (L, ...), norm, and each head by its name."""
     encoder_params = self.encoder.init(jax.random.fold_in(key, 0))
     return encoder_params | self.objective.init(jax.random.fold_in(key, 1), self.encoder.width)
 

@@ -1,7 +1,7 @@
 """Per-layer masked optax updates: AdamW whose rules per layer come from the stage plan's labels.
 
-The state covers what the optimizer is given, which is the active part of the parameters: a frozen layer has no moments
-and is never decayed. Where blocks that do not exist yet are stacked with the others (calibration), their factor is 0.
+The state covers the active part of the parameters only: a frozen layer has no moments and no decay. Absent blocks that
+are stacked with the others (calibration) have factor 0.
 """
 
 import jax
@@ -15,14 +15,14 @@ REFERENCE_BATCH_SIZE = 256
 
 
 def is_matrix(params: Params) -> PyTree[bool]:
-  """Marks the leaves that weight decay applies to: kernels, not biases, norms or position tables."""
+  """Marks the leaves with weight decay: kernels, not biases, norms or position tables."""
   return jax.tree_util.tree_map_with_path(lambda path, _: trees.path_name(path).endswith('kernel'), params)
 
 
 def layer_factors(params: Params, labels: Labels, block_decay: float) -> Params:
-  """Factors on the updates per layer: 0 where a layer is not active, block_decay ** distance below the newest block.
+  """Returns factors on the updates: 0 where a layer is not active, block_decay ** distance below the newest block.
 
-  The embedding lies one step below the lowest active block; norm and heads have factor 1.
+  The embedding counts as the block below the lowest active one; norm and heads have factor 1.
 
   Args:
     params: blocks stacked (n, ...).
@@ -51,10 +51,10 @@ def make_optimizer(
 
   Args:
     learning_rate: base rate, per 256 images.
-    batch_size: images of a step.
+    batch_size: images per step.
     weight_decay: of matrices (`is_matrix`).
     factors: on the updates, a tree like the parameters (`layer_factors`); None: 1 everywhere.
-    scale: what stands before weight decay; None: `optax.scale_by_adam()`.
+    scale: the transformation before weight decay; None: `optax.scale_by_adam()`.
   """
   per_layer = optax.identity() if factors is None else optax.stateless(
       lambda updates, params: jax.tree.map(jnp.multiply, updates, factors))

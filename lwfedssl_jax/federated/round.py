@@ -1,10 +1,10 @@
 """One round: clients train the active part, the server aggregates, then calibrates (arXiv 2401.11647, Algorithm 1).
 
-A round is one jitted function. What differs between rounds comes in as arrays, so all rounds of a stage, and
-all layer-wise stages after the first, run the same executable.
+A round is one jitted function. Differences between rounds are array inputs, so that all rounds of a stage, and all
+layer-wise stages after the first, run the same executable.
 
-With a mesh the clients are sharded over its devices, each of which adds up its own; what the devices exchange
-is one sum of the active parameters and a few scalars a round. Calibration shards every batch over them.
+With a mesh the clients are sharded over its devices. Each device sums its own clients; a round exchanges one sum of the
+active parameters and a few scalars. Calibration shards every batch over the devices.
 """
 
 import functools
@@ -29,7 +29,7 @@ from lwfedssl_jax.stages import StageParams, StageShape
 
 
 class RoundMetrics(NamedTuple):
-  """Mean losses of the accepted clients, weighted by their images; each client's; who was accepted; calibration's.
+  """Losses of a round: mean over accepted clients, weighted by images; per client; of calibration.
 
   A client is accepted if it returned and its update is valid (`aggregation.is_valid_update`).
   """
@@ -41,7 +41,7 @@ class RoundMetrics(NamedTuple):
 
 
 class RoundParts(NamedTuple):
-  """The ideas a round is made of, each usable by itself; `calibrate` is None where the server does not train."""
+  """The parts of a round, each usable alone; `calibrate` is None if the server does not train."""
 
   client_update: ClientUpdate
   aggregator: Aggregator
@@ -65,10 +65,10 @@ def make_round(
   Args:
     config: the run's configuration.
     image_size: side of the images, pixels.
-    placement: of computation and images; results do not depend on it but for the rounding of sums.
-    client_steps: steps that every client takes in a round, where all take as many: a loop of known length needs
-      no look at the device between steps. 0: they differ.
-    parts: stand in for the configured ones.
+    placement: of computation and images; it changes results only by the rounding of sums.
+    client_steps: steps per client and round, if they are equal for all: a loop of static length needs no
+      device-to-host check between steps. 0: they differ.
+    parts: replace the configured ones.
   """
   parts = parts or make_parts(config, image_size, placement)
   raveler, axis = parts.client_update.options.model.raveler, placement.axis
@@ -138,7 +138,7 @@ def _train_clients(
 
 def _calibrate(
     calibrate: Function, params: Params, stop: Integer, inputs: RoundInputs, tally: Tally) -> tuple[Params, Losses]:
-  """Calibrates the aggregated model; it stays as it is if no client is accepted or the result is not valid."""
+  """Calibrates the aggregated model; it is unchanged if no client is accepted or the result is invalid."""
   keys = calibration.draw_keys(inputs.seed_key, inputs.round_num)
   calibrated, losses = calibrate(params, stop, inputs.server_images, keys)
   valid = aggregation.is_valid_update(calibrated, losses.total, jnp.inf)
@@ -146,7 +146,7 @@ def _calibrate(
 
 
 def _shard(body: Function, placement: Placement) -> Function:
-  """Wraps the body of a round so that every device runs it on its own clients; the identity for one device."""
+  """Wraps the body of a round so that each device runs it on its shard of clients; the identity for one device."""
   if placement.mesh is None:
     return body
 

@@ -1,4 +1,4 @@
-"""What a round reads besides the parameters, where it is, and how it is sharded over devices."""
+"""The inputs of a round besides the parameters, and their sharding over devices."""
 
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ class ClientSlots(NamedTuple):
     client_ids: any id in an empty slot.
     image_ids: into the images; a client's own first, padding after.
     num_images: 0 in an empty slot.
-    returned: the others are left out of the aggregate.
+    returned: False for a client that dropped out; it is not aggregated.
   """
 
   client_ids: Int[Array, ' K']
@@ -25,15 +25,14 @@ class ClientSlots(NamedTuple):
 
 
 class RoundInputs(NamedTuple):
-  """Everything a round reads besides the parameters.
+  """All inputs of a round besides the parameters.
 
   Attributes:
     seed_key: typed key of the run's seed.
     round_num: int32, 0-based over the whole run.
-    images: the training images; or, with a placement that streams, those of this round's clients, for each device its
-      own.
+    images: the training images; with a placement that streams, those of this round's clients, sharded.
     clients: who trains.
-    server_images: the server's own; (0, ...) without calibration.
+    server_images: the server's images; (0, ...) without calibration.
     loss_limit: float32; a client whose mean loss is above it is rejected.
   """
 
@@ -46,11 +45,11 @@ class RoundInputs(NamedTuple):
 
 
 class Placement(NamedTuple):
-  """Where a round is computed and where its images are.
+  """The devices of a round and the location of its images.
 
   Attributes:
     mesh: see devices.py; None: one device.
-    streams: each round brings its own clients' images, sharded over the devices; else every device holds all.
+    streams: each round receives its own clients' images, sharded over the devices; else all images are replicated.
   """
 
   mesh: Mesh | None = None

@@ -1,4 +1,4 @@
-"""The inputs of rounds: who trains, and the images, kept on the device or copied a round ahead."""
+"""Loads the inputs of rounds: client slots, and images, resident on the device or copied one round ahead."""
 
 import concurrent.futures
 import math
@@ -26,7 +26,7 @@ def client_capacity(data: FederatedDataset, batch_size: int) -> int:
 
 
 class RoundBatch(NamedTuple):
-  """What a round reads of the data set.
+  """The part of a round's inputs that comes from the data set.
 
   Attributes:
     images: as `RoundInputs.images`.
@@ -42,7 +42,7 @@ class RoundBatch(NamedTuple):
 
 
 class RoundLoader:
-  """Loads the rounds' inputs. Where images stream, those of the next round are copied while one is computed."""
+  """Loads the inputs of each round. Streamed images of the next round are copied during the current one."""
 
   def __init__(self, config: Config, data: FederatedDataset, participation: Participation, placement: Placement):
     self._client, self._data, self._participation, self._placement = config.client, data, participation, placement
@@ -56,12 +56,12 @@ class RoundLoader:
       self._images = devices.replicate(placement.mesh, data.dataset.train_images)
 
   def close(self) -> None:
-    """Ends the copying."""
+    """Stops the background copy."""
     if self._copier is not None:
       self._copier.shutdown(cancel_futures=True)
 
   def load(self, round_num: int) -> RoundBatch:
-    """Returns a round's inputs, and starts to copy the next one's."""
+    """Returns the inputs of a round, and starts copying those of the next."""
     if self._copier is None:
       return self._load(round_num)
     ahead = self._ahead.pop(round_num, None) or self._copier.submit(self._load, round_num)
@@ -81,7 +81,7 @@ class RoundLoader:
     return scheduling.assign_slots(self._steps(round_num), self._layout)
 
   def max_device_images(self) -> int:
-    """Returns the most images that a device needs for one round, over all rounds."""
+    """Returns the maximum number of images that a device needs for one round, over all rounds."""
     return max(int(self._images_in_slots(r).reshape(self._layout.num_devices, -1).sum(axis=1).max())
                for r in range(len(self._participation.client_ids)))
 
@@ -136,12 +136,12 @@ class RoundLoader:
 
 
 def choose_placement(config: Config, data: FederatedDataset, participation: Participation) -> Placement:
-  """Chooses where images are: on the devices if they are within --device_data_budget_mb, else a round's at a time.
+  """Chooses the location of images: on the devices if they fit --device_data_budget_mb, else streamed per round.
 
-  Several processes always stream, so that each reads only its own clients' images.
+  With several processes images always stream, so that each process reads only its own clients' images.
 
   Raises:
-    UsageError: there are fewer devices than asked for, or two rounds' images do not fit the budget.
+    UsageError: there are fewer devices than requested, or two rounds' images do not fit the budget.
   """
   mesh = devices.make_mesh(config.run.num_devices)
   budget = config.run.device_data_budget_mb * MEGABYTE
@@ -150,7 +150,7 @@ def choose_placement(config: Config, data: FederatedDataset, participation: Part
     return Placement(mesh)
   placement = Placement(mesh, streams=True)
   loader = RoundLoader(config, data, participation, placement)
-  needed = 2 * loader.max_device_images() * images[0].nbytes  # a round's, and the next one's on their way
+  needed = 2 * loader.max_device_images() * images[0].nbytes  # this round's and the next one's
   loader.close()
   if budget and needed > budget:
     raise UsageError(

@@ -1,4 +1,4 @@
-"""Who takes part in a round, and who of them returns: pure functions of (seed, round, client)."""
+"""Client sampling and dropout: pure functions of (seed, round, client)."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from lwfedssl_jax.base import Array, Bool, Int
 
 
 class Participation(NamedTuple):
-  """Rounds R, clients a round K.
+  """The participants of R rounds with K clients each.
 
   Attributes:
     client_ids: each row sorted and without repetition.
@@ -24,7 +24,7 @@ class Participation(NamedTuple):
 
 def plan_participation(
     seed: int, num_rounds: int, num_clients: int, clients_per_round: int, client_dropout: float) -> Participation:
-  """Draws the participants of every round of a run, uniformly without replacement, and their returns."""
+  """Draws the participants of every round of a run, uniformly without replacement, and their dropout."""
 
   def one_round(round_num: Int[Array, '']) -> tuple[Int[Array, ' K'], Bool[Array, ' K']]:
     order = jax.random.permutation(rng.key(seed, rng.Stream.SAMPLING, round_num), num_clients)

@@ -1,7 +1,7 @@
 """Client slots: which clients of a round are vmapped together, on which device, and what padding costs.
 
-Clients that are vmapped take as many steps as the one with most. In descending order of their steps, neighbors differ
-little; assigned round-robin, the devices finish together.
+Vmapped clients take as many steps as the one with most. Clients are sorted by steps in descending order, so that
+neighbors differ little, and assigned round-robin, so that devices finish together.
 """
 
 from typing import Any, NamedTuple
@@ -14,11 +14,11 @@ from lwfedssl_jax.config import Config
 
 
 class SlotLayout(NamedTuple):
-  """How a round's K clients are computed.
+  """The layout of a round's K clients on devices.
 
   Attributes:
     chunk: clients vmapped on a device.
-    num_devices: devices that share the clients.
+    num_devices: devices over which clients are sharded.
     slots: rows of a round's arrays, at least K, a multiple of chunk * num_devices; a device has consecutive ones.
   """
 
@@ -28,16 +28,16 @@ class SlotLayout(NamedTuple):
 
 
 def default_chunk() -> int:
-  """Clients that are vmapped where --client_chunk is 0 and no memory is known: measured, docs/performance.md."""
+  """Returns the chunk where --client_chunk is 0 and the memory is unknown: measured, docs/performance.md."""
   return 1 if jax.default_backend() == 'cpu' else 10
 
 
 def make_layout(num_clients: int, chunk_limit: int, num_devices: int = 1) -> SlotLayout:
-  """Chooses the chunk, at most `chunk_limit` (>= 1), that leaves fewest slots empty.
+  """Chooses the chunk, at most `chunk_limit` (>= 1), with the fewest empty slots.
 
   Args:
     num_clients: K, clients of a round.
-    chunk_limit: clients that a device may vmap.
+    chunk_limit: maximum number of clients that a device vmaps.
     num_devices: D.
   """
   per_device = -(-num_clients // num_devices)

@@ -1,9 +1,9 @@
 """One optimizer step on the active parameters, as clients and the server's calibration take it.
 
-Gradients are taken with respect to the active parameters only. In a layer-wise stage nothing below the active
-blocks changes, so one forward pass through the frozen prefix per view, without stored activations, serves the
-online branch, the target branch and the global model; under vmap over clients, whose prefix is the same,
-it is one large matrix product (LW-FedSSL, arXiv 2401.11647).
+Gradients are taken with respect to the active parameters only. In a layer-wise stage nothing below the active blocks
+changes. One forward pass through the frozen prefix per view, without stored activations, therefore serves the online
+branch, the target branch and the global model. Under vmap over clients, which share the prefix, it is one large matrix
+product (LW-FedSSL, arXiv 2401.11647).
 """
 
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from lwfedssl_jax.stages import StageParams
 
 
 class Losses(NamedTuple):
-  """The sum that is minimized, and its two parts."""
+  """The total loss, which is minimized, and its two terms."""
 
   total: Scalar
   objective: Scalar
@@ -29,7 +29,7 @@ class Losses(NamedTuple):
 
 
 class StepState(NamedTuple):
-  """What changes from step to step; all of it covers active parameters only, raveled."""
+  """The state of local training; it covers active parameters only, raveled."""
 
   params: Raveled
   target: Raveled | None
@@ -44,19 +44,19 @@ class Batch(NamedTuple):
 
 
 class StepOptions(NamedTuple):
-  """Everything about a step that does not change during a run.
+  """The constants of a training step.
 
   Attributes:
     model: encoder and objective.
     alignment: (local, global projections (2, B, P), mask) -> scalar; None switches it off.
     alignment_weight: its weight.
     learning_rate: base rate of AdamW, per 256 images.
-    batch_size: images of a step, which scale the rate.
+    batch_size: images per step; scales the rate.
     weight_decay: of matrices.
     block_learning_rate_decay: factor on the updates per block below the newest one.
-    micro_batch_size: images whose activations are held at once, a divisor of the batch; 0: the whole batch.
-    axis: name of a mesh axis whose devices share each batch, in equal parts; None: one device has all of it.
-    scale: stands in for `optax.scale_by_adam()`; None: Adam.
+    micro_batch_size: images whose activations are stored at once, a divisor of the batch; 0: the full batch.
+    axis: name of the mesh axis over which each batch is sharded; None: it is not sharded.
+    scale: replaces `optax.scale_by_adam()`; None: Adam.
   """
 
   model: Model
@@ -94,10 +94,10 @@ def init_state(
 
 
 def prefix_tokens(model: Model, global_params: StageParams, views: Float[Array, '2 B H W C']) -> Array:
-  """Runs everything frozen, once for both views, never differentiated.
+  """Runs the frozen part once for both views, without differentiation.
 
   Returns:
-    Tokens (2B, T, D); or, where nothing is frozen (the embedding is active), normalized images (2B, H, W, C).
+    Tokens (2B, T, D); if nothing is frozen (the embedding is active), normalized images (2B, H, W, C).
   """
   inputs = augment.normalize(views.reshape(-1, *views.shape[2:]))
   frozen = global_params.frozen
@@ -116,7 +116,7 @@ def embed_active(model: Model, active: Params, inputs: Array, stop: Any = None) 
 
 
 class Branches(NamedTuple):
-  """Something of each branch: active parameters, or pooled embeddings (2, B, D). None: the branch does not exist."""
+  """One value per branch: active parameters, or pooled embeddings (2, B, D). None: the branch does not exist."""
 
   online: Any
   target: Any
@@ -141,7 +141,7 @@ def compute_losses(
 
   Args:
     options: see StepOptions.
-    branches: active parameters, of which the heads are used.
+    branches: active parameters; only the heads are used.
     embeddings: (2, B, D) each.
     mask: the valid samples.
 
@@ -163,7 +163,7 @@ def batch_losses(options: StepOptions, branches: Branches, inputs: Array, mask: 
                  ) -> tuple[Scalar, Losses]:
   """Computes the loss of one batch from the result of `prefix_tokens`; returns as `compute_losses`."""
   embeddings = embed_branches(options.model, branches, inputs, stop)
-  if options.axis is not None:  # the loss compares all images of the batch: every device gathers all embeddings
+  if options.axis is not None:  # the loss compares all images: gather the batch's embeddings
     embeddings = jax.tree.map(lambda part: jax.lax.all_gather(part, options.axis, axis=1, tiled=True), embeddings)
   return compute_losses(options, branches, embeddings, mask)
 
@@ -182,18 +182,18 @@ def gradient(
     return batch_losses(options, branches, inputs, batch.mask, global_params.stop)
 
   gradients, losses = jax.grad(loss, has_aux=True)(state.params)
-  # Each of D devices has the whole gradient of the heads, and of the encoder D times the share of its own images
-  # (the cotangents of D copies of the loss are summed): either way the mean is the gradient.
+  # Each of D devices has the full gradient of the heads, and D times its own images' share of the encoder's gradient
+  # (the cotangents of D copies of the loss are summed). The mean over devices is the gradient of both.
   return (gradients if options.axis is None else jax.lax.pmean(gradients, options.axis)), losses
 
 
 def _gradient_in_pieces(
     options: StepOptions, params: Raveled, target: Params | None, global_params: StageParams, batch: Batch
 ) -> tuple[Raveled, Losses]:
-  """Computes the whole batch's gradient, not one of smaller batches, in pieces of `micro_batch_size` images.
+  """Computes the full batch's exact gradient in pieces of `micro_batch_size` images.
 
-  Embeddings of all pieces come first, then the loss and its gradient on the whole batch of embeddings, then each
-  piece's embeddings again, pulled back (GradCache, arXiv 2101.06983). The prefix runs once: its tokens are kept.
+  First the embeddings of all pieces, then the loss and its gradient with respect to the full batch of embeddings, then
+  each piece's embeddings again with their vjp (GradCache, arXiv 2101.06983). The prefix runs once; its tokens are kept.
   """
   model, size, count = options.model, options.micro_batch_size, batch.views.shape[1]
   unravel, stop = (lambda vectors: model.raveler.unravel(vectors, global_params.active)), global_params.stop

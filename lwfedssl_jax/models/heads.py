@@ -1,7 +1,7 @@
 """Projector and predictor: MLPs with batch normalization over the client's own batch.
 
 MoCo v3 (arXiv 2104.02057), with LW-FedSSL's widths. Linear layers have no bias; the last normalization
-has neither scale nor bias. The heads are thrown away after training, so batch statistics are the only ones.
+has neither scale nor bias. The heads are discarded after training, so there are no running statistics.
 """
 
 from typing import Any

@@ -2,7 +2,7 @@
 
 Dosovitskiy et al. 2021 (arXiv 2010.11929), pre-norm; sizes of DeiT-Tiny (arXiv 2012.12877) as LW-FedSSL uses them
 (arXiv 2401.11647): exact GELU, LayerNorm epsilon 1e-6, query-key-value bias, mean pooling after the final norm.
-The position table is learned; it starts random, as timm's does, or as 2-D sines and cosines, as MoCo v3's.
+The position table is learned. Its initial values are random (timm) or 2-D sines and cosines (MoCo v3).
 """
 
 from typing import Any
@@ -35,9 +35,9 @@ def position_table(grid: int, width: int) -> Float[np.ndarray, 'T D']:
 class Linear(nn.Module):
   """Affine map of the last axis, (..., D) -> (..., width), as one two-dimensional product.
 
-  Flattened, the weight gradient is a plain matrix product too: a quarter less processor time for a block's backward
-  pass than with the batch axes kept (docs/performance.md). The bias is added in float32, so that its gradient, a sum
-  over all tokens, is one in float32 (docs/architecture.md).
+  With flattened batch axes the weight gradient is one matrix product too, which takes a quarter less processor time
+  for a block's backward pass (docs/performance.md). The bias is added in float32, so that its gradient, a sum over all
+  tokens, is computed in float32 (docs/architecture.md).
   """
 
   width: int
@@ -99,7 +99,7 @@ class Attention(nn.Module):
 def gelu(x: Float[Array, '...']) -> Float[Array, '...']:
   """Exact GELU by erf, elementwise, float32 inside: 1 + erf(x) cancels for negative x, in bfloat16 visibly.
 
-  Its derivative is written out, so that the forward pass keeps one array for the backward pass, of x's dtype.
+  The derivative is explicit, so that the forward pass stores one array for the backward pass, of x's dtype.
   `jax.nn.gelu` uses erfc, which takes twice the time on a CPU.
   """
   return _gelu_and_slope(x)[0]

@@ -1,4 +1,4 @@
-"""Representation alignment: local projections stay near those of the received global model.
+"""Representation alignment: a regularizer between local projections and those of the global model.
 
 The mechanism is LW-FedSSL's (arXiv 2401.11647 v1-v3); its form is our choice (docs/architecture.md).
 """
@@ -13,7 +13,7 @@ def make_alignment(kind: str, temperature: float) -> Callable[[Projections, Proj
   """Builds the regularizer (local, received, mask) -> scalar float32.
 
   Mean over the two views, each compared with the same view: InfoNCE for `contrastive`, 1 - cos for `cosine`.
-  No gradient reaches the received projections.
+  The global projections have no gradient.
   """
   pairwise = {
       'contrastive': lambda z, g, mask: losses.info_nce(z, g, temperature, mask),

@@ -1,4 +1,4 @@
-"""What objectives with an online and a target branch share."""
+"""Parts that objectives with an online and a target branch share."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ def make_predictive(
     pair_loss: Callable[[Float[Array, 'B P'], Float[Array, 'B P'], Mask], Scalar],
     target_decay: float,
 ) -> Objective:
-  """Builds an objective in which each view's prediction meets the other view's target projection.
+  """Builds an objective that compares each view's prediction with the other view's target projection.
 
   Args:
     name: as on the command line.

@@ -1,7 +1,7 @@
-"""Pairwise losses on l2-normalized rows; every reduction honors a sample mask.
+"""Pairwise losses on l2-normalized rows; every reduction respects a sample mask.
 
-No (B, B, P) tensor is ever built: similarities come from one matrix product. It asks for float32 (`HIGHEST`), since a
-backend's default may be bfloat16 (TPU) or TF32 (GPU), which a temperature of 0.05 magnifies twentyfold.
+No (B, B, P) tensor is built: similarities come from one matrix product in float32 (`HIGHEST`). A backend's default may
+be bfloat16 (TPU) or TF32 (GPU), and a temperature of 0.05 multiplies that error by 20.
 """
 
 import jax

@@ -1,6 +1,6 @@
 """Line charts and scatter plots by matplotlib, with a text for each mark.
 
-Series are told apart by dashes and marks as well as by color.
+Series differ in dashes and marks as well as in color.
 """
 
 import functools
@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# After Okabe and Ito's palette, which the color-blind tell apart; each at least 4.5:1 on its background.
+# After Okabe and Ito's color-blind safe palette; contrast of at least 4.5:1 on the background.
 COLORS = ('#0072b2', '#c24e00', '#00805c', '#ad4f88', '#976300', '#6f42c1', '#6a6a6a', '#1f5c66')  # on white
 DARK_COLORS = ('#56b4e9', '#ff8c42', '#2fd3a0', '#e5a3cb', '#f0b93a', '#b79bff', '#a5a5a5', '#7fd6e0')
 DASHES = ('-', '--', '-.', ':')
 MARKS = 'osD^vP*X'
-INK = '#010203'  # stands for the page's text color
-MUTED = '#5a5958'  # stands for the page's muted text color
+INK = '#010203'  # placeholder of the page's text color
+MUTED = '#5a5958'  # placeholder of the page's muted text color
 SIZE = (4.7, 3.5)  # inches; with FONT_POINTS text is 12 pixels high on a screen 390 pixels wide
 FONT_POINTS = 11.5
 LEGEND_CHARACTERS, Y_LABEL_CHARACTERS = 44, 24  # that fit beside an axis
@@ -38,7 +38,7 @@ class Series(NamedTuple):
     y: (N,).
     low: (N,) lower edge of a band, or None.
     high: (N,) upper edge.
-    style: which color, dashes and mark; None: by its place in the chart.
+    style: index of color, dashes and mark; None: by its position in the chart.
   """
 
   label: str
@@ -147,7 +147,7 @@ def line_chart(
     _set_log_scale(axes, 'x', np.concatenate([np.asarray(one.x) for one in series]))
   if names.log_y:
     _set_log_scale(axes, 'y', np.concatenate([np.asarray(one.y) for one in series]))
-  for place, one in enumerate(series):  # last, so that nothing lies above them
+  for place, one in enumerate(series):  # last, so that they are on top
     gid = f'marks-{place}'
     axes.plot(one.x, one.y, linestyle='none', marker='o', markersize=14, alpha=0, gid=gid)
     titles[gid] = [_describe_mark(one, index, names) for index in range(len(one.x))]
@@ -163,7 +163,7 @@ def line_chart(
 
 
 def class_sign(index: int, names: Sequence[str]) -> str:
-  """Returns one character for a class: its name if that is one, else a letter in order."""
+  """Returns one character for a class: its name if that is a single character, else a letter in order."""
   if index < len(names) and len(names[index]) == 1 and names[index].isalnum():
     return names[index]
   return 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz'[index % 52]
@@ -171,7 +171,7 @@ def class_sign(index: int, names: Sequence[str]) -> str:
 
 @_styled
 def scatter_by_class(points: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Plot:
-  """Draws points (N, 2) as the signs of their classes, labels (N,) int; dots where the label is -1."""
+  """Draws points (N, 2) as the signs of their classes, labels (N,) int; a dot for label -1."""
   figure, axes = _subplots((4, 4))
   titles = {}
   for index in map(int, np.unique(labels)):

@@ -1,4 +1,4 @@
-"""The paper's three resource plots (arXiv 2401.11647): memory and operations over local epochs, bytes over rounds."""
+"""The paper's three resource plots (arXiv 2401.11647): memory and FLOPs over local epochs, bytes over rounds."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ def _draw(path: str, found: Sequence[MethodCost], lengths: Callable[[StageCost],
 
 
 def write_cost_pictures(folder: str, found: Sequence[MethodCost]) -> list[str]:
-  """Writes PNGs into an existing folder and returns their names; what the convention does not count is left out."""
+  """Writes PNGs into an existing folder and returns their names; figures that the convention lacks are omitted."""
 
   def epochs(stage):
     return stage.local_epochs

@@ -1,4 +1,4 @@
-"""Pictures that runs and evaluations write."""
+"""Plots that runs and evaluations write."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from lwfedssl_jax.data.federated_dataset import FederatedDataset
 from lwfedssl_jax.data.partition import class_counts
 
 SHEET_IMAGES = 16
-SHEET_PIXELS = 96  # shown side of an image
+SHEET_PIXELS = 96  # displayed side of an image
 SHEET_GAP = 6
 
 
@@ -27,7 +27,7 @@ def _pyplot() -> Any:
 
 
 def _readable_on(color: Sequence[float]) -> str:
-  """Returns black or white, whichever has the higher contrast on a color (red, green, blue, ..) in [0, 1]; WCAG 2.2."""
+  """Returns black or white, the one with the higher contrast on a color (red, green, blue, ..) in [0, 1]; WCAG 2.2."""
   linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055)**2.4 for c in color[:3]]
   luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
   return 'black' if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else 'white'
@@ -54,10 +54,10 @@ def write_contact_sheet(path: str, data: FederatedDataset, config: Config, key: 
 
 
 def write_partition_picture(path: str, data: FederatedDataset) -> None:
-  """Draws clients x classes, or the sizes of the clients where there are no labels, as a PNG."""
+  """Draws clients x classes, or the sizes of clients without labels, as a PNG."""
   pyplot = _pyplot()
   labels, names = data.dataset.train_labels, data.dataset.class_names
-  # Narrow, so that text stays readable where a page is shown on a phone.
+  # Narrow, so that text is readable on a phone.
   figure, axes = pyplot.subplots(figsize=(4.7, 1.6 + 0.3 * min(len(data.client_images), 40)), layout='constrained')
   if labels is None:
     axes.barh(range(len(data.client_images)), [len(ids) for ids in data.client_images])
@@ -65,15 +65,15 @@ def write_partition_picture(path: str, data: FederatedDataset) -> None:
     axes.set_xlabel('images')
   else:
     counts = class_counts(data.client_images, labels, len(names))
-    picture = axes.imshow(counts, aspect='auto', cmap='viridis', vmin=0, interpolation='nearest')
-    figure.colorbar(picture, label='images')
+    image = axes.imshow(counts, aspect='auto', cmap='viridis', vmin=0, interpolation='nearest')
+    figure.colorbar(image, label='images')
     axes.set_xlabel('class')
     if len(names) <= 20:
       axes.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 2 else 0)
     if len(names) <= 10 and len(counts) <= 40 and counts.max() < 1000:
       for (client, label), count in np.ndenumerate(counts):
         axes.text(label, client, str(count), ha='center', va='center', fontsize=9,
-                  color=_readable_on(picture.to_rgba(count)))
+                  color=_readable_on(image.to_rgba(count)))
   axes.yaxis.get_major_locator().set_params(integer=True)
   axes.set_ylabel('client')
   axes.set_title(f'{data.dataset.name}: images of each client', fontsize=10)
@@ -82,19 +82,19 @@ def write_partition_picture(path: str, data: FederatedDataset) -> None:
 
 
 def write_confusion_picture(path: str, confusion: Sequence[Sequence[int]], names: Sequence[str], title: str) -> None:
-  """Draws counts (C, C), rows the true classes, as shares of their row; figures too where there is room."""
+  """Draws counts (C, C), rows the true classes, as shares of their row; with numbers for up to 20 classes."""
   pyplot = _pyplot()
   counts = np.asarray(confusion)
   shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
   figure, axes = pyplot.subplots(figsize=(7, 6), layout='constrained')
-  picture = axes.imshow(shares, cmap='viridis', vmin=0, vmax=1, interpolation='nearest')
-  figure.colorbar(picture, label='share of the class')
+  image = axes.imshow(shares, cmap='viridis', vmin=0, vmax=1, interpolation='nearest')
+  figure.colorbar(image, label='share of the class')
   if len(names) <= 20:
     axes.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 2 else 0)
     axes.set_yticks(range(len(names)), names)
     for (row, column), count in np.ndenumerate(counts):
       axes.text(column, row, str(count), ha='center', va='center', fontsize=7,
-                color=_readable_on(picture.to_rgba(shares[row, column])))
+                color=_readable_on(image.to_rgba(shares[row, column])))
   axes.set_xlabel('predicted')
   axes.set_ylabel('true')
   axes.set_title(title, fontsize=10)

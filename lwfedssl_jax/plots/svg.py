@@ -1,4 +1,4 @@
-"""A plot as an <svg> element inside a page: in the page's colors, with the marks' texts as titles."""
+"""A plot as an <svg> element of a page: in the page's colors, with the marks' texts as titles."""
 
 import io
 import re
@@ -12,7 +12,7 @@ def _local_name(name: str) -> str:
 
 
 def _parse(plot: Plot, name: str) -> ElementTree.Element:
-  """Returns matplotlib's SVG without namespaces, which HTML does not need, and without its own style sheet."""
+  """Returns matplotlib's SVG without namespaces, which HTML does not need, and without its style sheet."""
   import matplotlib
 
   buffer = io.StringIO()
@@ -30,7 +30,7 @@ def _parse(plot: Plot, name: str) -> ElementTree.Element:
 
 
 def _add_titles(root: ElementTree.Element, titles: dict[str, list[str]]) -> None:
-  """Gives every mark of an artist its text, or the whole artist its only one."""
+  """Adds a title to every mark of an artist, or one title to the artist."""
   artists = {element.get('id'): element for element in root.iter() if element.get('id') in titles}
   for gid, texts in titles.items():
     marks = [artists[gid]] if len(texts) == 1 else list(artists[gid].iter('use'))
@@ -41,7 +41,7 @@ def _add_titles(root: ElementTree.Element, titles: dict[str, list[str]]) -> None
 
 
 def _rename_ids(root: ElementTree.Element, prefix: str) -> None:
-  """Puts a prefix before the identifiers that are referred to, and drops the others."""
+  """Prefixes identifiers that are referenced, and removes the others."""
   reference = re.compile(r'^(?:url\()?#([^)]+)\)?$')
   used = set()
   for element in root.iter():
@@ -58,12 +58,12 @@ def _rename_ids(root: ElementTree.Element, prefix: str) -> None:
 def to_svg(plot: Plot, name: str) -> str:
   """Returns a plot as an <svg> element.
 
-  Colors are the page's variables --c0 .., --muted and its text color. Assistive technology is to skip the element; the
-  page says in words what it shows.
+  Colors are the page's variables --c0 .., --muted and its text color. The element is hidden from assistive technology;
+  the page describes it in text.
 
   Args:
-    plot: to be drawn.
-    name: unique in the page; keeps the identifiers of two plots apart.
+    plot: the plot.
+    name: unique in the page; prefix of identifiers.
   """
   root = _parse(plot, name)
   for key in ('width', 'height', 'version'):

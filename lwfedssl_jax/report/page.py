@@ -84,7 +84,7 @@ def _anchor(title: str) -> str:
 
 def _section(section: Section) -> str:
   text = f'<p>{html.escape(section.text)}</p>' if section.text else ''
-  return (f'<section aria-labeledby="{_anchor(section.title)}"><h2 id="{_anchor(section.title)}">'
+  return (f'<section aria-labelledby="{_anchor(section.title)}"><h2 id="{_anchor(section.title)}">'
           f'{html.escape(section.title)}</h2>{text}{_items(section.items)}</section>\n')
 
 

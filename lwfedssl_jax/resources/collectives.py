@@ -1,4 +1,4 @@
-"""What the devices of a mesh exchange in a round, read off the compiled program."""
+"""Collective operations of a compiled round: what the devices of a mesh exchange."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ class Collective(NamedTuple):
   Attributes:
     kind: `all-reduce`, `all-gather` and so on.
     num_bytes: of its result on one device.
-    in_loop: it is in a loop's body: bytes count once a step, not once a round.
+    in_loop: whether it is in a loop's body; then its bytes count per step, not per round.
   """
 
   kind: str
@@ -35,7 +35,7 @@ def read_collectives(hlo_text: str) -> list[Collective]:
       in_entry = line.startswith('ENTRY')
     elif match := _OPERATION.search(line):
       shapes = match['shapes']
-      if match['start'] and match['kind'] != 'all-reduce':  # (operands, results, ...); an all-reduce has results alone
+      if match['start'] and match['kind'] != 'all-reduce':  # (operands, results, ...); an all-reduce has results only
         shapes = _tuple_elements(shapes)[1]
       sizes = [_BYTES.get(dtype, 0) * math.prod(int(n) for n in shape.split(',') if n)
                for dtype, shape in _ARRAY.findall(shapes)]

@@ -1,14 +1,14 @@
-"""Bytes that a client downloads and uploads: predicted in the paper's conventions, or accounted for exactly.
+"""Bytes that a client downloads and uploads: predicted in the paper's conventions, or counted exactly.
 
-Paper: arXiv 2401.11647. Two conventions predict, from the stage plans alone, what a client exchanges that takes part in
-every round. Neither charges a block's hand-over at the start of a stage, nor a late client's catch-up.
+Paper: arXiv 2401.11647. Two conventions predict, from the stage plans, the bytes of a client that takes part in every
+round. Neither charges the transfer of a block at the start of a stage, nor a late client's catch-up.
 
   paper_v4  versions 4 and 5, Table 2: blocks, heads, final norm and embedding.
   paper_v1  versions 1 to 3: encoder blocks only.
 
-A third account, `actual`, is a ledger of who holds which version of what: a sampled client is charged the components
-that it needs and lacks; `expected` is its mean over all draws. Bytes are those of the float32 parameters themselves; a
-transport's framing is not included.
+`actual` is a ledger of the version of each component that each client holds: a sampled client is charged the components
+that it requires and lacks. `expected` is its mean over all draws. Bytes are those of float32 parameters, without a
+transport's framing.
 """
 
 from collections.abc import Sequence
@@ -38,11 +38,11 @@ def paper_gb(num_bytes: int) -> float:
 
 
 class Payload(NamedTuple):
-  """What can travel in a run.
+  """The components that a run can exchange.
 
   Attributes:
     sizes_bytes: {component: bytes}, in the order of the columns of every per-component array here. All 0 for a run
-      that has no network (`centralized`).
+      without exchange (`centralized`).
     head_names: the heads among them.
   """
 
@@ -61,7 +61,7 @@ def make_payload(config: Config, image_size: int) -> Payload:
 
 
 class StageTraffic(NamedTuple):
-  """What one client exchanges in a stage, taking part in all its rounds.
+  """The bytes of a client that takes part in all rounds of a stage.
 
   Attributes:
     stage: 0-based.
@@ -77,12 +77,12 @@ class StageTraffic(NamedTuple):
 
   @property
   def download_bytes(self) -> int:
-    """All that is downloaded in the stage."""
+    """Bytes downloaded in the stage."""
     return self.num_rounds * sum(self.round_downloads.values())
 
   @property
   def upload_bytes(self) -> int:
-    """All that is uploaded in the stage."""
+    """Bytes uploaded in the stage."""
     return self.num_rounds * sum(self.round_uploads.values())
 
 
@@ -112,8 +112,8 @@ def stage_traffic(
     config: the run.
     image_size: side of the images, pixels.
     convention: one of PAPER_CONVENTIONS.
-    worst_case_download: the client downloads all components that exist at the stage every round, not only those that
-      the round before changed. Uploads are the same.
+    worst_case_download: the client downloads all components that exist at the stage in every round, not only those
+      that the round before modified. Uploads are the same.
 
   Raises:
     UsageError: the convention is not one of PAPER_CONVENTIONS.
@@ -146,7 +146,7 @@ def total_traffic(stages: Sequence[StageTraffic]) -> Traffic:
 
 
 class Ledger(NamedTuple):
-  """Who holds what. Columns follow `Payload.sizes_bytes`.
+  """The versions that clients hold. Columns follow `Payload.sizes_bytes`.
 
   Attributes:
     held: int64 (clients, components), the version that each client holds; -1: none.
@@ -170,7 +170,7 @@ class RunTraffic(NamedTuple):
   Attributes:
     download_bytes: int64 (stages, clients).
     upload_bytes: int64 (stages, clients).
-    ledger: after the last round; more rounds can be charged to it.
+    ledger: after the last round; further rounds can be charged to it.
   """
 
   download_bytes: np.ndarray
@@ -193,17 +193,17 @@ def charge_round(
     returned: Sequence[bool] | np.ndarray) -> tuple[Ledger, RoundTraffic]:
   """Accounts for one round.
 
-  A sampled client downloads those components it needs whose global version is not the one it holds; from then on it
-  holds them, whether or not it returns. A client that returns uploads the active components. If any returns, all that
-  the round can change gets a new version; otherwise the global model stays as it is. A new block's initial weights are
-  downloaded like any others.
+  A sampled client downloads the required components whose global version differs from the one it holds; from then on it
+  holds them, whether or not it returns. A client that returns uploads the active components. If any client returns, the
+  modified components have a new version; otherwise the global model is unchanged. A new block's initial weights are
+  downloaded like any other component.
 
   Args:
     ledger: before the round; not modified.
-    payload: what can travel.
+    payload: the components.
     plan: of the round's stage.
     client_ids: int (K,), the sampled clients, each at most once.
-    returned: bool (K,), whether each sends its update back.
+    returned: bool (K,), whether each uploads its update.
 
   Returns:
     The ledger after the round, and its traffic.
@@ -238,11 +238,11 @@ def charge_run(
   """Accounts for a run's rounds, from the first on.
 
   Args:
-    payload: what can travel.
+    payload: the components.
     plans: of all stages.
     num_clients: clients in all.
     client_ids: int (rounds, K), the clients sampled in each round; a run may stop before its last round.
-    returned: bool (rounds, K), whether each sends its update back.
+    returned: bool (rounds, K), whether each uploads its update.
 
   Raises:
     ValueError: more rounds than the plans have, or as `charge_round`.
@@ -261,7 +261,7 @@ def charge_run(
 
 
 class ExpectedTraffic(NamedTuple):
-  """Mean over all seeds of what one client exchanges, bytes, float64 (stages, components)."""
+  """Mean bytes of one client over all seeds, float64 (stages, components)."""
 
   download_bytes: np.ndarray
   upload_bytes: np.ndarray
@@ -270,9 +270,9 @@ class ExpectedTraffic(NamedTuple):
 def expected_traffic(config: Config, image_size: int) -> ExpectedTraffic:
   """Returns the expectation of `charge_run` over the draws of participants and of their returns, per client; exact.
 
-  A client is sampled with probability K / N, independently from round to round. Before every round it holds the newest
-  version of a component with some probability: it becomes 1 where the client is sampled and needs the component, and 0
-  where the round changes it, which takes at least one of the K clients to return.
+  A client is sampled with probability K / N, independently per round. Before every round it holds the newest version of
+  a component with some probability. That becomes 1 if the client is sampled and requires the component, and 0 if the
+  round modifies it, which requires that at least one of the K clients returns.
 
   Args:
     config: the run.

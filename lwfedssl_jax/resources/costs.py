@@ -1,10 +1,10 @@
-"""What a client pays: bytes, operations and memory, per stage and in all, in one named convention.
+"""Costs of a client: bytes, FLOPs and memory, per stage and in total, in one named convention.
 
-`paper_v4` and `paper_v1` are the paper's own (arXiv 2401.11647; bytes in communication.py, operations in flops.py), for
-a client that takes part in every round. `actual` is what this program does: the bytes that this configuration's seeded
-participation really exchanges (catch-up included, mean over the federation), the matrix products that it executes (all
-branches and views, a multiply-add counting 2), and the peak memory of the compiled step. `expected` is the same but for
-the bytes, which are the mean over all seeds. Figures of other pairs of conventions are not comparable.
+`paper_v4` and `paper_v1` are the paper's (arXiv 2401.11647; bytes in communication.py, FLOPs in flops.py), for a client
+that takes part in every round. `actual` counts this program: the bytes that this configuration's seeded participation
+exchanges (catch-up included, mean over clients), the matrix products that it executes (all branches and views, a
+multiply-add counts 2), and the peak memory of the compiled step. `expected` differs only in its bytes, which are the
+mean over all seeds. Figures of other pairs of conventions are not comparable.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,9 +35,9 @@ class StageCost(NamedTuple):
     stop: blocks from here on are absent.
     download_bytes: {part of PARTS: bytes} over the stage.
     upload_bytes: the same, sent.
-    flops: operations per image over the stage's local epochs; None where the convention has no count.
-    server_flops: calibration, per server image over the stage; None where the convention has no count.
-    peak_memory_bytes: of a training step; None where the convention has no figure.
+    flops: FLOPs per image over the stage's local epochs; None if the convention has no count.
+    server_flops: calibration, per server image over the stage; None if the convention has no count.
+    peak_memory_bytes: of a training step; None if the convention has no figure.
     scratch_bytes: of it, activations and gradients.
   """
 
@@ -153,14 +153,14 @@ def _actual_memory(config: Config, image_size: int, plans: tuple[StagePlan, ...]
 def method_cost(
     config: Config, image_size: int, convention: str, *, worst_case_download: bool = False, with_memory: bool = True
 ) -> MethodCost:
-  """Accounts for one client of a run.
+  """Computes the costs of one client of a run.
 
   Args:
     config: the run; its method decides the stages.
     image_size: side of the images, pixels.
     convention: one of catalog.CONVENTIONS.
-    worst_case_download: the client downloads all that exists at a stage in every round.
-    with_memory: in `actual`, compile the steps for their peak memory; seconds per stage shape.
+    worst_case_download: the client downloads everything that exists at a stage in every round.
+    with_memory: in `actual` and `expected`, compile the steps for their peak memory; seconds per stage shape.
 
   Raises:
     UsageError: the convention is not one of catalog.CONVENTIONS, or the patch size does not divide the image.
@@ -196,7 +196,7 @@ def method_cost(
 
 
 def to_json(cost: MethodCost) -> dict[str, Any]:
-  """Returns the totals, in the convention's GB and in 10^9 operations, and the stages."""
+  """Returns the totals, in the convention's GB and in GFLOPs (10^9), and the stages."""
   total_flops = cost.total_flops
   return {
       'communication_gb': cost.total_bytes / gb_bytes(cost.convention),
@@ -208,12 +208,11 @@ def to_json(cost: MethodCost) -> dict[str, Any]:
   }
 
 
-_OWN_UNITS = ('operations per image, both views and all branches, a multiply-add is 2; peak memory of the compiled '
-              'step')
+_OWN_UNITS = 'FLOPs per image, both views and all branches, a multiply-add is 2; peak memory of the compiled step'
 _UNITS = {
-    'paper_v4': 'GB = 1000 MiB; operations per image, one view (SimCLR: both), online branch, a multiply-add is 1',
-    'paper_v1': 'GB = 1000 MiB; encoder blocks only; this convention counts no operations',
-    'actual': f'GB = 10^9 bytes, exchanged by this configuration, mean over the federation; {_OWN_UNITS}',
+    'paper_v4': 'GB = 1000 MiB; FLOPs per image, one view (SimCLR: both), online branch, a multiply-add is 1',
+    'paper_v1': 'GB = 1000 MiB; encoder blocks only; this convention counts no FLOPs',
+    'actual': f'GB = 10^9 bytes, exchanged by this configuration, mean over clients; {_OWN_UNITS}',
     'expected': f'GB = 10^9 bytes, mean over all seeds; {_OWN_UNITS}',
 }
 
@@ -223,7 +222,7 @@ def _number(value: float | None, scale: float, digits: int) -> str:
 
 
 def _totals(found: Sequence[MethodCost]) -> list[list[str]]:
-  """Headings, then a row a method; ratios say how much less than end to end."""
+  """Returns headings, then a row per method; ratios are relative to end to end."""
   reference = next((cost for cost in found if cost.method == 'end_to_end'), None)
 
   def cells(cost: MethodCost, value: Callable[[MethodCost], float | None], scale: float, digits: int) -> list[str]:
@@ -241,7 +240,7 @@ def _totals(found: Sequence[MethodCost]) -> list[list[str]]:
 
 
 def _stage_rows(found: Sequence[MethodCost]) -> list[list[str]]:
-  """Headings, then a row a stage."""
+  """Returns headings, then a row per stage."""
   rows = [['method', 'stage', 'rounds', 'trained', *(f'down {part}' for part in PARTS),
            *(f'up {part}' for part in PARTS), 'GFLOPs', 'peak MB']]
   for cost in found:
@@ -256,8 +255,8 @@ def _stage_rows(found: Sequence[MethodCost]) -> list[list[str]]:
 
 
 def to_text(found: Sequence[MethodCost]) -> str:
-  """Returns what the methods cost as two tables, totals and stages, under the convention's name and units."""
+  """Returns the costs as two tables, totals and stages, below the convention's name and units."""
   convention = found[0].convention
   return '\n'.join([
       f'convention {convention}: {_UNITS[convention]}', '', tables.markdown(_totals(found)), '',
-      'per stage, all its rounds, megabytes (10^6 bytes) and GFLOPs', '', tables.markdown(_stage_rows(found)), ''])
+      'per stage, all its rounds, MB (10^6 bytes) and GFLOPs', '', tables.markdown(_stage_rows(found)), ''])

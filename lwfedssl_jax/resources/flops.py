@@ -1,8 +1,8 @@
-"""Floating-point operations of a client: in the paper's convention, and as our program executes them.
+"""FLOPs of a client: in the paper's convention, and as this program executes them.
 
-Two counts that must not be mixed. `paper_*` is the convention of arXiv 2401.11647 v4, Table 2, found from its numbers:
+The two counts are not comparable. `paper_*` is the convention of arXiv 2401.11647 v4, Table 2, derived from its numbers:
 one image, one view (SimCLR: both), online branch only, a multiply-add counts 1. `executed_flops` counts the matrix
-products of one training step, all branches and views, a multiply-add counting 2.
+products of one training step, all branches and views; a multiply-add counts 2.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from lwfedssl_jax.config import Config
 from lwfedssl_jax.resources.parameters import Shapes, trace_shapes
 from lwfedssl_jax.stages import StagePlan, make_plans
 
-LAYER_NORM_OPERATIONS = 5  # per element, paper convention
+LAYER_NORM_FLOPS = 5  # per element, paper convention
 
 
 class _Heads(NamedTuple):
@@ -41,7 +41,7 @@ def _paper_count(part: PartFlops) -> int:
 
 
 class StageFlops(NamedTuple):
-  """Operations per image of a client in a stage, paper convention.
+  """FLOPs per image of a client in a stage, paper convention.
 
   Attributes:
     stage: 0-based.
@@ -62,17 +62,17 @@ class StageFlops(NamedTuple):
 
 
 def paper_stage_flops(config: Config, image_size: int, *, depth_dropout_keep: int = 0) -> tuple[StageFlops, ...]:
-  """Counts the operations of a client stage by stage, as arXiv 2401.11647 v4 does.
+  """Counts the FLOPs of a client per stage, as arXiv 2401.11647 v4 does.
 
-  Linear layers, the two attention products and 5 operations per element of a layer norm count; biases, the position
+  Linear layers, the two attention products and 5 FLOPs per element of a layer norm count; biases, the position
   table, activations, softmax, batch norms and the loss do not. Embedding, final norm and heads count in every stage,
   the frozen embedding forward only.
 
   Args:
     config: the run.
     image_size: side of the images, pixels.
-    depth_dropout_keep: blocks that a client keeps at most under depth dropout, the newest among them (Guo et al. 2023);
-      0: all.
+    depth_dropout_keep: maximum number of blocks that a client keeps with depth dropout, the newest among them (Guo et
+      al. 2023); 0: all.
   """
   shapes = trace_shapes(config, image_size)
   embedding, block, pool = map(_paper_count, shapes.model.encoder.flops)
@@ -93,15 +93,15 @@ def paper_stage_flops(config: Config, image_size: int, *, depth_dropout_keep: in
 
 
 def total_flops(stages: Sequence[StageFlops]) -> int:
-  """Sums a client's operations per image over stages."""
+  """Sums a client's FLOPs per image over stages."""
   return sum(stage.total_flops for stage in stages)
 
 
-# What our program executes.
+# What this program executes.
 
 
 class StepFlops(NamedTuple):
-  """Operations of one training step, both views, by part; a multiply-add counts 2.
+  """FLOPs of one training step, both views, by part; a multiply-add counts 2.
 
   Attributes:
     prefix_flops: frozen embedding and blocks, once per view, shared by all branches.
@@ -112,14 +112,14 @@ class StepFlops(NamedTuple):
     heads_forward_flops: the heads of all branches, and those of the online branch alone.
     heads_backward_flops: of the online branch.
     similarity_flops: similarity matrices of objective and alignment, forward and backward.
-    recomputed_flops: forward passes of the online branch that micro-batches or rematerialization run again.
+    recomputed_flops: forward passes of the online branch that micro-batches or activation checkpointing repeat.
   """
 
   prefix_flops: int
   online_forward_flops: int
   online_backward_flops: int
   target_forward_flops: int
-  received_forward_flops: int
+  global_forward_flops: int
   heads_forward_flops: int
   heads_backward_flops: int
   similarity_flops: int
@@ -161,7 +161,7 @@ def _step_flops(
   return StepFlops(
       prefix_flops=pair * (products.embedding.products - embedding + start * block),
       online_forward_flops=pair * (embedding + active),
-      online_backward_flops=pair * (embedding + 2 * active),  # no gradient of the image
+      online_backward_flops=pair * (embedding + 2 * active),  # the images have no gradient
       target_forward_flops=has_target * pair * (embedding + active),
       received_forward_flops=aligned * pair * (embedding + active),
       heads_forward_flops=pair * (branches * heads.shared + heads.online_only),
@@ -171,12 +171,12 @@ def _step_flops(
 
 
 def executed_flops(config: Config, image_size: int, plan: StagePlan, batch_size: int) -> StepFlops:
-  """Counts the matrix products of one client step, as our program executes them.
+  """Counts the matrix products of one client step, as this program executes them.
 
-  Linear layers, the two attention products and the similarity matrices count, whatever is element-wise does not. The
-  backward pass is twice the forward pass of what is trained, except for the patch projection, whose input gradient
-  nobody needs. Where the embedding is frozen no product is saved in this way: the lowest active block begins with a
-  layer norm, whose scale and bias need the input gradient of the product above it.
+  Linear layers, the two attention products and the similarity matrices count; elementwise operations do not. The
+  backward pass is twice the forward pass of what is trained, except for the patch projection, whose input gradient is
+  not needed. A frozen embedding saves no such product: the lowest active block begins with a layer norm, whose scale
+  and bias need the input gradient of the product above it.
 
   Args:
     config: the run.
@@ -192,8 +192,8 @@ def executed_flops(config: Config, image_size: int, plan: StagePlan, batch_size:
 def calibration_flops(config: Config, image_size: int, plan: StagePlan, batch_size: int) -> StepFlops:
   """Counts the matrix products of one step of server-side calibration.
 
-  The server trains all blocks of the stage and the embedding end to end by the objective alone, without alignment. Same
-  rules as `executed_flops`; nothing is frozen. Counts a step whether or not `plan` calibrates.
+  The server trains all blocks of the stage and the embedding end to end on the objective, without alignment. The rules are
+  those of `executed_flops`; nothing is frozen. Counts a step whether or not `plan` calibrates.
   """
   return _step_flops(config, image_size, plan, batch_size, start=0, trains_embedding=True, aligned=False,
       micro_batched=False)

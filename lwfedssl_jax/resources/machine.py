@@ -1,4 +1,4 @@
-"""What the machine can do: the rate of its matrix products, against which steps and estimates are measured."""
+"""The rate of the machine's matrix products, the reference of benchmarks and estimates."""
 
 import time
 
@@ -10,7 +10,7 @@ PRODUCTS = 20
 
 
 def matrix_product_rate() -> float:
-  """Returns operations per second of the fastest of 20 products of 2048 x 2048 matrices, a multiply-add counting 2."""
+  """Returns the FLOP/s of the fastest of 20 products of 2048 x 2048 matrices; a multiply-add counts 2."""
   matrix = jax.random.normal(jax.random.key(0), (SIDE, SIDE))
   product, fastest = jax.jit(jnp.matmul), float('inf')
   jax.block_until_ready(product(matrix, matrix))

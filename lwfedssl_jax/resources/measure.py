@@ -1,4 +1,4 @@
-"""A step's real memory: the high-water mark of a process that runs it, beside what the compiled program says.
+"""The measured memory of a step: the high-water mark of a process that runs it, and the compiled program's figure.
 
 `python -m lwfedssl_jax.resources.measure` reads {"config": ..., "image_size": ..., "stage": ...} on standard input.
 """
@@ -14,7 +14,7 @@ from lwfedssl_jax.config import Config
 from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.stages import StageShape, make_plans
 
-# What the allocator, the thread pools and XLA's matrix products hold beside the step; measured, docs/performance.md.
+# Memory of the allocator, the thread pools and XLA's matrix products besides the step; measured, docs/performance.md.
 OVERHEAD_BYTES = 96 * 2**20
 
 
@@ -25,7 +25,7 @@ def _status_bytes(name: str) -> int:
 
 
 def _forget_high_water_mark() -> None:
-  """Gives freed memory back to the system and starts the kernel's high-water mark anew."""
+  """Releases freed memory to the system and resets the kernel's high-water mark."""
   gc.collect()
   ctypes.CDLL(None).malloc_trim(0)
   with open('/proc/self/clear_refs', 'w', encoding='ascii') as file:
@@ -36,8 +36,8 @@ def run_step(config: Config, image_size: int, stage: int) -> dict[str, int]:
   """Compiles and runs a client step of a stage in this process.
 
   Returns:
-    `compiled_bytes`: arguments + outputs - aliases + scratch. `measured_bytes`: the arguments, and what resident
-    memory rose to above the level at which they lay there, over two steps.
+    `compiled_bytes`: arguments + outputs - aliases + scratch. `measured_bytes`: the arguments, and the peak rise of
+    resident memory over two steps.
   """
   import jax
   import jax.numpy as jnp
@@ -51,7 +51,7 @@ def run_step(config: Config, image_size: int, stage: int) -> dict[str, int]:
   generator = rng.host_generator(0, rng.Stream.MEASUREMENT)
 
   def filled(leaf):
-    # Random, so that every page is the process's own: untouched zeros take no memory.
+    # Random, so that every page is allocated: untouched zeros take no memory.
     if jnp.issubdtype(leaf.dtype, jnp.floating):
       return jnp.asarray(generator.random(leaf.shape, jnp.float32) * 1e-2, leaf.dtype)
     return jnp.ones(leaf.shape, leaf.dtype)
@@ -69,7 +69,7 @@ def run_step(config: Config, image_size: int, stage: int) -> dict[str, int]:
 
 
 def measure_stage(config: Config, image_size: int, stage: int) -> dict[str, int]:
-  """Runs `run_step` in a process of its own. Raises UsageError where the system keeps no such mark (not Linux)."""
+  """Runs `run_step` in a process of its own. Raises UsageError on systems other than Linux."""
   if not sys.platform.startswith('linux'):
     raise UsageError(f'--measure_memory: expected Linux, got {sys.platform}')
   request = json.dumps({'config': configs.flatten(config), 'image_size': image_size, 'stage': stage})
@@ -78,7 +78,7 @@ def measure_stage(config: Config, image_size: int, stage: int) -> dict[str, int]
       check=False)
   if result.returncode:
     last = (result.stderr.strip().splitlines() or ['no output'])[-1]
-    raise RuntimeError(f'measuring the step ended with code {result.returncode}: {last}')
+    raise RuntimeError(f'the measurement process ended with code {result.returncode}: {last}')
   return json.loads(result.stdout.splitlines()[-1])
 
 

@@ -1,4 +1,4 @@
-"""What one client step holds in memory, read off the compiled program."""
+"""Memory of one client step, from the compiled program."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ class StepMemory(NamedTuple):
   Attributes:
     argument_bytes: parameters, optimizer state, target branch and the batch.
     output_bytes: what the step returns.
-    alias_bytes: outputs that take the place of donated arguments.
+    alias_bytes: outputs that reuse donated arguments.
     scratch_bytes: temporaries: activations, gradients.
   """
 
@@ -38,10 +38,9 @@ class StepMemory(NamedTuple):
 def lower_client_step(config: Config, image_size: int, plan: StagePlan, num_steps: int = 1) -> Any:
   """Traces one client step of a stage on abstract arrays, state donated; returns jax's `Lowered`.
 
-  The step is `federated.training_step.train_step`, the one the round loops over, on two views of
-  `config.client.batch_size` images of `image_size` pixels. With `num_steps` above 1, so many steps in one program, as
-  in a round, each on a batch of its own (leading axis): on equal batches the compiler would run the frozen prefix once
-  for all of them.
+  The step is `federated.training_step.train_step`, the step of a round, on two views of `config.client.batch_size`
+  images of `image_size` pixels. `num_steps` above 1 gives a program of several steps, as in a round, each on its own
+  batch (leading axis): with equal batches the compiler would run the frozen prefix once for all of them.
   """
   options, batch_size = make_step_options(config, image_size), config.client.batch_size
   params = jax.eval_shape(options.model.init_params, jax.random.key(0))
@@ -61,7 +60,7 @@ def init_step_state(options: StepOptions, global_params: StageParams) -> StepSta
 
 
 def make_steps(options: StepOptions, num_steps: int) -> Callable[..., Any]:
-  """Builds (state, global params, batch or batches) -> (state, Losses) after so many steps."""
+  """Builds (state, global params, batch or batches) -> (state, Losses) after `num_steps` steps."""
 
   def steps(state, global_params, batches):
     optimizer = training_step.make_optimizer(options, global_params)

@@ -1,6 +1,6 @@
-"""Fits a client's step into a memory budget: rematerialization, micro-batches, and bfloat16 last.
+"""Fits a client's step into a memory budget: activation checkpointing, micro-batches, and bfloat16 last.
 
-Every choice is compiled and its peak memory read off the program; nothing is estimated.
+Every choice is compiled, and its peak memory comes from the program; nothing is estimated.
 """
 
 import bisect
@@ -16,17 +16,17 @@ from lwfedssl_jax.resources import flops, memory
 from lwfedssl_jax.stages import StagePlan, make_plans
 
 MEGABYTE = 10**6
-CHUNK_SHARE = 0.8  # of the memory that vmapped clients may take: fragmentation and the server need the rest
-MOST_CLIENTS = 32  # vmapped at a time; beyond, a device is busy anyway
+CHUNK_SHARE = 0.8  # of the memory, for vmapped clients; the rest is for fragmentation and the server
+MOST_CLIENTS = 32  # vmapped at a time; more do not increase a device's utilization
 
 
 class MemoryPlan(NamedTuple):
-  """How a step fits.
+  """A step that fits the budget.
 
   Attributes:
     config: the run, with micro_batch_size, rematerialize and compute_dtype chosen.
     peak_bytes: of the compiled step of the most demanding stage.
-    extra_operations: share of the run's client operations that is computed a second time.
+    extra_operations: share of the run's client FLOPs that is recomputed.
   """
 
   config: Config
@@ -35,7 +35,7 @@ class MemoryPlan(NamedTuple):
 
 
 def demanding_stages(plans: tuple[StagePlan, ...]) -> tuple[StagePlan, ...]:
-  """Returns the stages one of which has the highest peak: those that train most blocks, one of each shape."""
+  """Returns the stages among which the highest peak is: those that train most blocks, one of each shape."""
   most = max(plan.shape.num_active for plan in plans)
   return tuple({plan.shape: plan for plan in reversed(plans) if plan.shape.num_active == most}.values())
 
@@ -47,21 +47,21 @@ def peak_bytes(config: Config, image_size: int) -> int:
 
 
 def extra_operations(config: Config, image_size: int) -> float:
-  """Returns the share of matrix products, over all stages and rounds, that a step computes a second time."""
+  """Returns the share of matrix products, over all stages and rounds, that is recomputed."""
   steps = [flops.executed_flops(config, image_size, plan, config.client.batch_size) for plan in make_plans(config)]
   again = sum(step.recomputed_flops for step in steps)
   return again / (sum(step.total_flops for step in steps) - again)
 
 
 def fit(config: Config, image_size: int) -> MemoryPlan:
-  """Chooses the cheapest way to keep a client's step within `config.client.client_memory_budget_mb` (10^6 bytes).
+  """Chooses the cheapest settings that keep a client's step within `config.client.client_memory_budget_mb` (10^6 bytes).
 
-  In this order: as configured; computing again what is no matrix product, which costs next to nothing; the largest
-  micro-batch that fits; the same with ever more computed again; all of it in bfloat16, which alone changes results.
-  Peak memory falls with the micro-batch, so a bisection over the batch's divisors finds the largest.
+  The order: as configured; recompute elementwise operations, which costs next to nothing; the largest micro-batch that
+  fits; the same with more recomputation; all of these in bfloat16, which alone changes results. Peak memory falls with
+  the micro-batch, so a bisection over the batch's divisors finds the largest.
 
   Raises:
-    UsageError: nothing fits; the message names the smallest budget that would.
+    UsageError: nothing fits; the message names the smallest feasible budget.
   """
   budget = config.client.client_memory_budget_mb * MEGABYTE
   batch = config.client.batch_size
@@ -98,21 +98,21 @@ def fit(config: Config, image_size: int) -> MemoryPlan:
 
 
 def choose_chunk(config: Config, image_size: int, memory_bytes: int) -> int:
-  """Returns how many clients a device may vmap: as many as fit, at least 1 and at most MOST_CLIENTS.
+  """Returns the number of clients that a device vmaps: as many as fit, at least 1 and at most MOST_CLIENTS.
 
   Args:
     config: the run.
     image_size: pixels.
-    memory_bytes: what the device has beside the images it holds.
+    memory_bytes: memory of the device besides its images.
   """
   capacity = int(CHUNK_SHARE * memory_bytes // peak_bytes(config, image_size))
   return max(1, min(config.effective_clients_per_round, MOST_CLIENTS, capacity))
 
 
 def describe(plan: MemoryPlan) -> str:
-  """Returns one line: what was chosen, what it takes, what it costs."""
+  """Returns one line: the chosen settings, their memory and their cost."""
   client, budget = plan.config.client, plan.config.client.client_memory_budget_mb
   return (
       f'memory plan: micro_batch_size={client.micro_batch_size or client.batch_size} of {client.batch_size}, '
       f'rematerialize={client.rematerialize}, compute_dtype={plan.config.model.compute_dtype}: '
-      f'{plan.peak_bytes / MEGABYTE:.1f} of {budget:g} MB, {100 * plan.extra_operations:.1f} % more operations')
+      f'{plan.peak_bytes / MEGABYTE:.1f} of {budget:g} MB, {100 * plan.extra_operations:.1f} % more FLOPs')

@@ -1,4 +1,4 @@
-"""What a run needs before its first round: the resolved configuration, participants, inputs, the compiled round."""
+"""Set-up of a run: the resolved configuration, participants, inputs, the compiled round."""
 
 import dataclasses
 import functools
@@ -22,12 +22,12 @@ from lwfedssl_jax.resources import communication, planner
 from lwfedssl_jax.stages import StagePlan
 from lwfedssl_jax.workdir import run_dir
 
-# Runs that differ in seed, workdir and the like alone are trained by the same compiled round.
+# Runs that differ only in RunConfig (seed, workdir, ...) share a compiled round.
 _shared_round = functools.lru_cache(maxsize=4)(rounds.make_round)
 
 
 class RunSetup:
-  """One run's fixed parts, each a pure function of the configuration and the data."""
+  """The constants of a run, each a pure function of the configuration and the data."""
 
   def __init__(self, config: Config, data: FederatedDataset):
     self.config, self.data = config, data
@@ -60,11 +60,11 @@ class RunSetup:
     return self._init(self.config.run.seed)
 
   def plan_of(self, round_num: int) -> StagePlan:
-    """Returns the stage a round (0-based, over the run) belongs to."""
+    """Returns the stage plan of a round (0-based, over the run)."""
     return self.plans[round_num // self.plans[0].num_rounds]
 
   def inputs(self, round_num: int, batch: RoundBatch, last_loss: float | None, attempt: int) -> RoundInputs:
-    """Returns what a round reads; a second attempt draws other numbers."""
+    """Returns the inputs of a round; a second attempt uses other randomness."""
     factor = self.config.method.client_loss_limit
     limit = factor * abs(last_loss) if factor and last_loss is not None else np.inf
     return RoundInputs(
@@ -72,14 +72,14 @@ class RunSetup:
         self.server_images, np.float32(limit))
 
   def images_trained(self, round_num: int) -> int:
-    """Images that the clients of a round take gradients on, epochs multiplied in."""
+    """Returns the images that the clients of a round train on, over all local epochs."""
     client = self.config.client
     sizes = [int(self.sizes[i]) for i in self.participation.client_ids[round_num]]
     per_epoch = sum(min(n, batching.steps_per_epoch(n, client.batch_size) * client.batch_size) for n in sizes)
     return client.local_epochs * per_epoch
 
   def ledger_after(self, rounds_done: int) -> communication.Ledger:
-    """Returns which version of what every client holds after some rounds."""
+    """Returns the ledger after some rounds."""
     done = slice(0, rounds_done)
     return communication.charge_run(
         self.payload, self.plans, self.config.effective_num_clients, self.participation.client_ids[done],
@@ -87,9 +87,9 @@ class RunSetup:
 
 
 def with_chunk(config: Config, data: FederatedDataset) -> Config:
-  """Fills in --client_chunk: as the run in the workdir has it, else by the devices' total memory (CPUs: 1).
+  """Resolves --client_chunk: that of the run in the workdir, else by the devices' total memory (CPUs: 1).
 
-  The chunk changes the order of sums, so it must not depend on what happens to be free.
+  The chunk changes the order of sums, so it must not depend on the free memory.
   """
   if config.client.client_chunk:
     return config
@@ -105,7 +105,7 @@ def with_chunk(config: Config, data: FederatedDataset) -> Config:
 
 
 def resolve(config: Config, data: FederatedDataset) -> tuple[Config, str]:
-  """Fills in what data, memory and devices decide; returns the configuration, and what the memory plan says.
+  """Resolves settings that depend on data, memory and devices; returns the configuration and the memory plan's text.
 
   Raises:
     UsageError: no step fits --client_memory_budget_mb.

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the first asks a run to stop after the round it is in, the second drops that round."""
+"""SIGTERM and Ctrl-C: the first signal stops a run after the current round, the second drops that round."""
 
 import contextlib
 import signal
@@ -11,11 +11,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(BaseException):
-  """The second signal: the current round is dropped; what is saved is complete."""
+  """The second signal: the current round is dropped; saved checkpoints are complete."""
 
 
 class StopRequest:
-  """Whether a signal has asked the run to stop, and which."""
+  """Whether a signal has requested a stop, and which."""
 
   def __init__(self) -> None:
     self.name: str | None = None
@@ -31,7 +31,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def handle() -> Iterator[StopRequest]:
-  """Turns the two signals into a request while the block runs; only the main thread receives signals."""
+  """Handles the two signals while the block runs; only the main thread receives signals."""
   if threading.current_thread() is not threading.main_thread():
     yield StopRequest()
     return

@@ -1,4 +1,4 @@
-"""Many runs from one command: methods x seeds x one field's values, finished ones skipped, interrupted ones resumed."""
+"""Sweeps: methods x seeds x one field's values; finished runs are skipped, interrupted ones resumed."""
 
 import functools
 import itertools
@@ -21,19 +21,19 @@ from lwfedssl_jax.stages import make_plans
 from lwfedssl_jax.training import train
 from lwfedssl_jax.workdir import metrics_writer, run_dir
 
-# Share of the machine's matrix-product rate that a small encoder's run reaches: a first guess, corrected by every run.
+# Share of the machine's matrix-product rate that a small encoder's run reaches: an estimate, corrected by every run.
 FIRST_GUESS_SHARE = 0.15
 
 
 class Variation(NamedTuple):
-  """A configuration field and the values it takes in turn."""
+  """A configuration field and its values in the sweep."""
 
   field: str
   values: tuple[Any, ...]
 
 
 class SweepRun(NamedTuple):
-  """One run of a sweep: its configuration, workdir included, and how many of its rounds are already done."""
+  """One run of a sweep: its configuration, workdir included, the rounds already done, and whether it is finished."""
 
   config: Config
   rounds_done: int
@@ -45,12 +45,12 @@ class SweepRun(NamedTuple):
 
 
 class Outcome(NamedTuple):
-  """What became of a sweep.
+  """The result of a sweep.
 
   Attributes:
     finished: workdirs.
     failed: workdir -> reason.
-    stopped_by: the signal that ended it, if one did.
+    stopped_by: the signal that stopped it, or None.
   """
 
   finished: list[str]
@@ -86,10 +86,10 @@ def _shown(value: Any) -> str:
 
 def plan(base: Config, methods: Sequence[str], seeds: Sequence[int], variation: Variation | None,
          output: str) -> list[SweepRun]:
-  """Lists a sweep's runs, runs that can share compilations side by side.
+  """Lists a sweep's runs; runs that share compiled programs are adjacent.
 
   Raises:
-    UsageError: a configuration is not valid, or a folder of that name holds another run.
+    UsageError: a configuration is invalid, or a folder of that name holds another run.
   """
   runs = []
   values = variation.values if variation else (None,)
@@ -109,14 +109,14 @@ def _dataset(data: configs.DataConfig, image_size: int) -> sources.ImageDataset:
 
 
 def load_data(config: Config) -> FederatedDataset:
-  """Loads a run's data, once for all runs that use the same images, and partitions it. Raises UsageError."""
+  """Loads a run's data, once for all runs with the same images, and partitions it. Raises UsageError."""
   if config.data.auxiliary_dataset:
     return federated_dataset.load(config)
   return federated_dataset.partition_dataset(_dataset(config.data, config.model.image_size), config)
 
 
 def operations(config: Config, data: FederatedDataset, first_round: int = 0) -> float:
-  """Counts the operations of a run's matrix products from a round on: clients' and calibration's, 2 a multiply-add."""
+  """Counts the FLOPs of a run's matrix products from a round on, clients and calibration; a multiply-add counts 2."""
   sizes = [len(ids) for ids in data.client_images]
   batch, total = config.client.batch_size, 0.0
   steps: float = config.client.local_epochs * sum(batching.steps_per_epoch(size, batch) for size in sizes)
@@ -132,24 +132,24 @@ def operations(config: Config, data: FederatedDataset, first_round: int = 0) -> 
 
 
 def describe(runs: Sequence[SweepRun], remaining_operations: float, rate: float) -> str:
-  """Returns what a sweep will run, and a first estimate of how long, before anything starts.
+  """Describes a sweep before it starts: its runs, and an estimate of its time.
 
   Args:
     runs: see `plan`.
-    remaining_operations: of all that is left to do.
-    rate: operations per second of the machine's matrix products.
+    remaining_operations: FLOPs of all unfinished rounds.
+    rate: FLOP/s of the machine's matrix products.
   """
   states = [f'  {"finished" if run.finished else f"from round {run.rounds_done + 1}" if run.rounds_done else "new"}: '
             f'{run.workdir}' for run in runs]
   minutes = remaining_operations / (rate * FIRST_GUESS_SHARE) / 60
   return '\n'.join([
       f'{len(runs)} runs, {sum(not run.finished for run in runs)} to do:', *states,
-      f'about {minutes:.0f} minutes at {100 * FIRST_GUESS_SHARE:.0f} % of {rate / 1e9:.0f} GFLOP/s, and compiling; '
+      f'about {minutes:.0f} minutes at {100 * FIRST_GUESS_SHARE:.0f} % of {rate / 1e9:.0f} GFLOP/s, plus compilation; '
       'corrected after every run'])
 
 
 def run_all(runs: Sequence[SweepRun]) -> Outcome:
-  """Trains what is not finished, one run after the other; a failure is noted and the next run starts."""
+  """Trains unfinished runs one after the other; a failure is recorded and the next run starts."""
   outcome = Outcome([run.workdir for run in runs if run.finished], {})
   waiting = [(run, operations(run.config, load_data(run.config), run.rounds_done)) for run in runs if not run.finished]
   done_operations, seconds = 0.0, 0.0
@@ -163,14 +163,14 @@ def run_all(runs: Sequence[SweepRun]) -> Outcome:
       outcome.finished.append(run.workdir)
     except (StorageError, UsageError) as error:
       outcome.failed[run.workdir] = str(error)
-    except Exception as error:  # one broken run must not take the others with it
+    except Exception as error:  # one failed run must not stop the others
       traceback.print_exc()
       outcome.failed[run.workdir] = f'{type(error).__name__}: {error}'
     else:
       done_operations, seconds = done_operations + work, seconds + time.perf_counter() - begin
       left = sum(work for _, work in waiting[index + 1:])
       if left:
-        print(f'== {seconds / done_operations * left / 60:.0f} minutes to go, by the runs so far', flush=True)
+        print(f'== {seconds / done_operations * left / 60:.0f} minutes left, by the runs so far', flush=True)
   for workdir, reason in outcome.failed.items():
     print(f'failed: {workdir}: {reason}', flush=True)
   return outcome

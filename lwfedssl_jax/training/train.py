@@ -29,16 +29,16 @@ POLL_SECONDS = 0.002
 
 def train(config: Config, data: FederatedDataset | None = None,
           on_start: Callable[[Config], None] = lambda config: None) -> Summary:
-  """Runs a pretraining to its end, or to `stop_after_round`, from the start or from the newest checkpoint.
+  """Runs a pretraining to its end or to `stop_after_round`, from the start or the newest checkpoint.
 
   Args:
-    config: the run; `config.run.workdir` is where it writes.
-    data: images already loaded and partitioned; None loads what the configuration names.
-    on_start: called with the resolved configuration by the process that writes, once everything is validated.
+    config: the run; it writes to `config.run.workdir`.
+    data: loaded and partitioned images; None loads the configured data set.
+    on_start: called with the resolved configuration by the process that writes, after all validation.
 
   Returns:
-    The summary, as in summary.json. Of a run that stopped early: `finished` False, the rounds done, and the signal that
-    stopped it (see signals.py), if one did.
+    The summary, as in summary.json. For a run that stopped early: `finished` False, the rounds done, and the signal
+    that stopped it (see signals.py) or None.
 
   Raises:
     UsageError: a mistake in the configuration, the data or the workdir, found before anything is written.
@@ -89,20 +89,20 @@ def _claim_workdir(config: Config) -> Iterator[str]:
       except (StorageError, UsageError) as error:
         refused = error
     if devices.any_process(refused is not None):
-      raise refused or UsageError('--workdir: expected a folder that the first process can use, see what it says')
+      raise refused or UsageError('--workdir: expected a folder that the first process can use, see its message')
     yield config.run.workdir
 
 
 @contextlib.contextmanager
 def _naming_lost_peers() -> Iterator[None]:
-  """Says what a failed collective operation of several processes means."""
+  """Turns a failed collective operation of several processes into LostPeerError."""
   try:
     yield
   except Exception as error:
     if not devices.is_lost_peer(error):
       raise
     reason = ' '.join(str(error).split())[:200]
-    raise LostPeerError(f'another process of the run is gone; --resume goes on from the last checkpoint ({reason})'
+    raise LostPeerError(f'another process of the run died; --resume continues from the last checkpoint ({reason})'
                         ) from error
 
 
@@ -122,8 +122,8 @@ def _train_rounds(run: RunSetup, params: Params, rounds_done: int, log: metrics_
       if saved < round_num:
         checkpoints.save(params, round_num)
       raise TrainingError(
-          f'round {round_num + 1}: no client\'s update could be used, twice (not finite, or its loss exploded); the '
-          f'state before it is saved. A smaller --learning_rate may help')
+          f'round {round_num + 1}: no valid client update in two attempts (not finite, or its loss diverged); '
+          'the state before it is saved. A smaller --learning_rate may help')
     ledger, traffic = communication.charge_round(
         ledger, run.payload, plan, run.participation.client_ids[round_num], run.participation.returned[round_num])
     row |= _traffic_row(traffic, run.config.effective_num_clients)
@@ -148,7 +148,7 @@ def _run_round(run: RunSetup, params: Params, plan: StagePlan, round_num: int,
          'participants': int(returned.sum()), 'client_ids': run.participation.client_ids[round_num].tolist(),
          'client_losses': [None] * len(returned)}
   if not returned.any():
-    log.log(f'round {round_num + 1}: no client returned, the global model stays as it was')
+    log.log(f'round {round_num + 1}: no client returned, the global model is unchanged')
     return params, row | {'accepted': 0, 'rejected_clients': [], 'seconds': 0.0, 'images_per_second': 0.0}
   before = next((old['loss'] for old in reversed(log.rows) if old['loss'] is not None and old['stage'] == plan.stage),
                 None)
@@ -160,10 +160,10 @@ def _run_round(run: RunSetup, params: Params, plan: StagePlan, round_num: int,
     returned_ids = run.participation.client_ids[round_num][returned]
     rejected_clients = np.setdiff1d(returned_ids, batch.client_ids[metrics.accepted]).tolist()
     if rejected_clients:
-      log.log(f'round {round_num + 1}: rejected, update not finite or loss exploded: clients {rejected_clients}')
+      log.log(f'round {round_num + 1}: rejected clients {rejected_clients}: update not finite or loss diverged')
     if metrics.accepted.any():
       break
-    log.log(f'round {round_num + 1}: no update can be used' + ('; once more with other randomness' * (not attempt)))
+    log.log(f'round {round_num + 1}: no valid update' + ('; retry with other randomness' * (not attempt)))
   seconds = time.perf_counter() - start
   row |= {'accepted': int(metrics.accepted.sum()), 'rejected_clients': rejected_clients,
           'padding_fraction': batch.padding_fraction}
@@ -180,14 +180,14 @@ def _run_round(run: RunSetup, params: Params, plan: StagePlan, round_num: int,
 
 
 def _wait_for(arrays: Any) -> Any:
-  """Waits until arrays are computed, in Python, so that a signal is noticed meanwhile."""
+  """Waits for arrays in Python, so that signals are handled in the meantime."""
   while not all(leaf.is_ready() for leaf in jax.tree.leaves(arrays)):
     time.sleep(POLL_SECONDS)
   return arrays
 
 
 def _traffic_row(traffic: communication.RoundTraffic, num_clients: int) -> dict[str, Any]:
-  """Bytes of a round: of each sampled client, `total_` over them, and the mean per client of the federation."""
+  """Returns the bytes of a round: per sampled client, their total, and the mean over all clients."""
   client_down, client_up = traffic.download_bytes.sum(axis=1), traffic.upload_bytes.sum(axis=1)
   down, up = int(client_down.sum()), int(client_up.sum())
   return {'download_bytes': down / num_clients, 'upload_bytes': up / num_clients,
@@ -229,7 +229,7 @@ def _summarize(run: RunSetup, params: Params, rows: list[dict[str, Any]]) -> Sum
 
 
 def _write_pictures(run: RunSetup, workdir: str) -> None:
-  """Draws what the model will see and who holds what, and saves the partition, before training starts."""
+  """Plots augmented views and the partition, and saves the partition, before training starts."""
   run_plots.write_contact_sheet(
       os.path.join(workdir, 'views.png'), run.data, run.config, rng.key(run.config.run.seed, rng.Stream.CONTACT_SHEET))
   clients = [ids.tolist() for ids in run.data.client_images]

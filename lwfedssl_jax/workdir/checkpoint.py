@@ -1,7 +1,7 @@
-"""Checkpoints: orbax writes them, a digest of our own says whether what comes back is what was saved.
+"""Checkpoints: written by Orbax, verified by a SHA-256 digest of our own.
 
-Of several processes each has to ask for every save; one writes, at once, so that a lost process leaves nothing pending.
-Threads other than the main one save at once too.
+With several processes, each must call every save; one writes, synchronously, so that a lost process leaves nothing
+pending. Threads other than the main one save synchronously too.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _ONE_AT_A_TIME = threading.Lock()  # what several threads save or restore meets 
 
 
 class Restored(NamedTuple):
-  """A sound checkpoint: parameters after `rounds_done` rounds."""
+  """A valid checkpoint: parameters after `rounds_done` rounds."""
 
   params: Params
   rounds_done: int
@@ -41,15 +41,15 @@ class Checkpoints:
 
     Args:
       workdir: the run's folder.
-      keep: newest checkpoints kept; None: all.
-      read_only: nothing in the folder is touched.
-      sharding: of the parameters that are restored, whatever they were saved from; None: the first device.
+      keep: number of newest checkpoints to keep; None: all.
+      read_only: the folder is not changed.
+      sharding: of restored parameters, independent of that at saving; None: the first device.
 
     Raises:
       UsageError: with `read_only`, there are none; or orbax cannot read the folder.
       StorageError: the folder cannot be written.
     """
-    import orbax.checkpoint as ocp  # half a second to import; only runs that save need it
+    import orbax.checkpoint as ocp  # takes half a second to import
 
     self._ocp, self._sharding = ocp, sharding or devices.sharding(None)
     alone = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
@@ -57,7 +57,7 @@ class Checkpoints:
     if read_only and not os.path.isdir(path):
       raise UsageError(f'--workdir: expected a run with checkpoints, {workdir} has none')
     self._read_only = read_only
-    with _saying_only_errors() if read_only else contextlib.nullcontext():  # it warns that it is what it was told to be
+    with _saying_only_errors() if read_only else contextlib.nullcontext():  # suppresses Orbax's read-only warning
       self._manager = self._open(path, max_to_keep=keep, enable_async_checkpointing=alone, read_only=read_only,
                                  cleanup_tmp_directories=not read_only, create=not read_only)
     self._last = 0  # the newest save that was started
@@ -73,14 +73,14 @@ class Checkpoints:
       return manager()
     except _DAMAGE as error:
       refused = UsageError(
-          f'{path}: expected a folder of checkpoints that can be read ({_one_line(error)}); a checkpoint may lack '
-          f'its _CHECKPOINT_METADATA, but not have a wrong one')
+          f'{path}: expected a folder of readable checkpoints ({_one_line(error)}); _CHECKPOINT_METADATA may be '
+          f'missing, not invalid')
       metadata = [] if self._read_only else glob.glob(os.path.join(glob.escape(path), '*', '_CHECKPOINT_METADATA'))
       aside = [(name, os.path.join(path, f'.{index}_metadata')) for index, name in enumerate(metadata)]
       if not aside:
         raise refused from error
       try:
-        for name, kept in aside:  # times and versions, for people; what is restored is checked by our own digest
+        for name, kept in aside:  # times and versions only; our digest verifies the parameters
           os.replace(name, kept)
         opened = manager()
       except _DAMAGE as again:  # the metadata are sound
@@ -89,9 +89,9 @@ class Checkpoints:
             os.replace(kept, name)
         raise refused from again
       for _, kept in aside:
-        with contextlib.suppress(FileNotFoundError):  # opening may have tidied up
+        with contextlib.suppress(FileNotFoundError):  # opening may have deleted it
           os.unlink(kept)
-      logging.warning('%s: metadata of a checkpoint is damaged and done without: %s', path, _one_line(error)[:200])
+      logging.warning('%s: deleted the invalid metadata of a checkpoint: %s', path, _one_line(error)[:200])
       return opened
 
   def save(self, params: Params, rounds_done: int) -> None:
@@ -115,7 +115,7 @@ class Checkpoints:
       like: a parameter tree of the same structure, shapes and dtypes (arrays or ShapeDtypeStructs).
 
     Raises:
-      UsageError: there are checkpoints, but none is sound.
+      UsageError: there are checkpoints, and none is valid.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
     for step in steps:
@@ -124,9 +124,9 @@ class Checkpoints:
         for damaged in (s for s in steps if s > step and not self._read_only):
           self._manager.delete(damaged)
         return restored
-      logging.warning('checkpoint %d is damaged and passed over: %s', step, reason)
+      logging.warning('checkpoint %d is damaged and skipped: %s', step, reason)
     if steps:
-      raise UsageError(f'{self._manager.directory}: expected a sound checkpoint, all {len(steps)} are damaged')
+      raise UsageError(f'{self._manager.directory}: expected a valid checkpoint, all {len(steps)} are damaged')
     return None
 
   def _restore(self, step: int, like: PyTree) -> tuple[Restored | None, str]:
@@ -152,7 +152,7 @@ class Checkpoints:
     return storage.writing(f'checkpoint {rounds_done} to {folder}', os.path.dirname(folder))
 
   def close(self) -> None:
-    """Waits for saves under way and stops the background threads."""
+    """Waits for pending saves and stops the background threads."""
     try:
       with self._writing(self._last):
         self._manager.wait_until_finished()

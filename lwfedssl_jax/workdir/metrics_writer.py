@@ -1,4 +1,4 @@
-"""Rows of a run: one JSON line per round in metrics.jsonl, TensorBoard events, and lines or a bar for the user."""
+"""Metrics of a run: one JSON line per round in metrics.jsonl, TensorBoard events, and progress for the user."""
 
 import contextlib
 import json
@@ -15,10 +15,10 @@ METRICS = 'metrics.jsonl'
 
 
 def read_metrics(workdir: str) -> list[dict[str, Any]]:
-  """Returns the rows of metrics.jsonl, oldest first; a last line cut short by a crash is left out.
+  """Returns the rows of metrics.jsonl, oldest first, without a last line that a crash truncated.
 
   Raises:
-    UsageError: a whole line is not a round's row, or the file cannot be read. It need not be there.
+    UsageError: a complete line is not the row of a round, or the file cannot be read. It may be missing.
   """
   path, rows = os.path.join(workdir, METRICS), []
   try:
@@ -29,7 +29,7 @@ def read_metrics(workdir: str) -> list[dict[str, Any]]:
   except (FileNotFoundError, NotADirectoryError):
     return []
   except (OSError, ValueError, RecursionError) as error:
-    raise UsageError(f'{path}: expected a line of JSON for each round, line {len(rows) + 1} is none ({error})'
+    raise UsageError(f'{path}: expected a line of JSON for each round, line {len(rows) + 1} is invalid ({error})'
                      ) from error
   return rows
 
@@ -37,26 +37,26 @@ def read_metrics(workdir: str) -> list[dict[str, Any]]:
 def _parse_row(line: bytes) -> dict[str, Any]:
   row = json.loads(line.decode())
   if not isinstance(row, dict) or not isinstance(row.get('round'), int):
-    raise ValueError('no row of a round')
+    raise ValueError('not the row of a round')
   return row
 
 
 class MetricsReader:
-  """The rows of a run so far, in memory, for a process that writes nothing."""
+  """The rows of a run in memory, for a process that writes nothing."""
 
   def __init__(self, workdir: str, rounds_done: int, num_rounds: int):
     del num_rounds
     self.rows = [row for row in read_metrics(workdir) if row['round'] < rounds_done]
 
   def write(self, row: dict[str, Any]) -> None:
-    """Keeps a round's row."""
+    """Adds the row of a round."""
     self.rows.append(row)
 
   def log(self, text: str) -> None:
-    """Prints nothing: the first process does."""
+    """Does nothing: the first process prints."""
 
   def close(self) -> None:
-    """Has nothing to close."""
+    """Does nothing."""
 
   def __enter__(self) -> 'MetricsReader':
     return self
@@ -66,7 +66,7 @@ class MetricsReader:
 
 
 class MetricsWriter(MetricsReader):
-  """Writes one row per round to metrics.jsonl and TensorBoard, and shows the user the progress of the run."""
+  """Writes one row per round to metrics.jsonl and TensorBoard, and prints the progress of the run."""
 
   def __init__(self, workdir: str, rounds_done: int, num_rounds: int):
     super().__init__(workdir, rounds_done, num_rounds)
@@ -99,7 +99,7 @@ class MetricsWriter(MetricsReader):
       print(f'round {row["round"] + 1}/{self._num_rounds} {_progress_text(row)}', flush=True)
 
   def log(self, text: str) -> None:
-    """Prints a message beside the progress."""
+    """Prints a message without disturbing the progress bar."""
     (self._bar.write if self._bar is not None else print)(text)
 
   def close(self) -> None:

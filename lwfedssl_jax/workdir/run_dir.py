@@ -1,4 +1,4 @@
-"""A run's folder: lock, config.json, files that are written whole or not at all."""
+"""The folder of a run: lock, config.json, atomic writes."""
 
 import contextlib
 import datetime
@@ -25,7 +25,7 @@ from lwfedssl_jax.workdir import storage
 FORMAT = 1
 CONFIG, SUMMARY, LOCK = 'config.json', 'summary.json', '.lock'
 EMBEDDINGS = 'embeddings.npz'
-# Fields that do not decide a run's result, so that a resumed run may change them.
+# Fields that do not affect a run's result; a resumed run may change them.
 FREE_FIELDS = frozenset({
     'workdir', 'resume', 'stop_after_round', 'checkpoint_every', 'keep_checkpoints', 'data_dir', 'cache_dir',
     'num_devices', 'device_data_budget_mb'})
@@ -57,7 +57,7 @@ def _whole_file(path: str, mode: str, **options: Any) -> Iterator[IO[Any]]:
 
 
 def read_json(path: str) -> Any:
-  """Reads a JSON file. Raises UsageError if it is not there or not JSON."""
+  """Reads a JSON file. Raises UsageError if it is missing or invalid."""
   try:
     with open(path, encoding='utf-8') as file:
       return json.load(file)
@@ -72,8 +72,8 @@ def describe_revision(package: str) -> dict[str, Any]:
     package: path of the package's folder.
 
   Returns:
-    The commit and whether tracked files differ from it; both None where the package is not part of a checkout of its
-    own, as in a virtual environment inside another project's repository.
+    The commit and whether tracked files differ from it; both None if the package is not in a checkout of its own, such
+    as in a virtual environment inside another project's repository.
   """
   environment = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
 
@@ -115,7 +115,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def read_config(workdir: str) -> Config:
-  """Returns the configuration a workdir's run was started with. Raises UsageError."""
+  """Returns the configuration of the run in a workdir. Raises UsageError."""
   path = os.path.join(workdir, CONFIG)
   if not os.path.isdir(workdir):
     raise UsageError(f'--workdir: expected the folder of a run, there is no {workdir}')
@@ -140,11 +140,11 @@ def saved_value(workdir: str, field: str) -> Any:
 
 
 def check_workdir(config: Config) -> None:
-  """Raises what `claim_workdir` would raise, and writes nothing.
+  """Raises the errors of `claim_workdir` without writing.
 
   Raises:
-    UsageError: there is no --workdir, or it is not a folder; another process uses it; it holds a run and --resume is
-      not given; or a run of another configuration, in which case the fields that differ are named.
+    UsageError: --workdir is missing or not a folder; another process uses it; it holds a run and --resume is not set;
+      or it holds a run of another configuration, whose differing fields the message names.
   """
   workdir = config.run.workdir
   if not workdir:
@@ -160,7 +160,7 @@ def check_workdir(config: Config) -> None:
 
 @contextlib.contextmanager
 def claim_workdir(config: Config) -> Iterator[str]:
-  """Makes or re-enters the run's folder and holds its lock.
+  """Creates or reopens the folder of a run and holds its lock.
 
   Yields:
     The workdir, with config.json in it.
@@ -198,7 +198,7 @@ def _locked(workdir: str) -> Iterator[None]:
 
 def _check_same(config: Config, workdir: str) -> None:
   if not config.run.resume:
-    raise UsageError(f'--workdir: expected a new folder, {workdir} holds a run (--resume goes on with it)')
+    raise UsageError(f'--workdir: expected a new folder, {workdir} holds a run (--resume continues it)')
   saved, given = configs.flatten(read_config(workdir)), configs.flatten(config)
   differing = [f'{name} (run: {saved[name]}, given: {given[name]})'
                for name in given if name not in FREE_FIELDS and saved[name] != given[name]]
