@@ -36,9 +36,11 @@ class ObjectiveTraits(typing.NamedTuple):
   paper_views: int = 1
 
 
-def _everything(stop, step):
+def _everything(stop: int, step: int) -> int:
   return 0
-def _newest(stop, step):
+
+
+def _newest(stop: int, step: int) -> int:
   return stop - step
 
 METHODS = {

@@ -50,8 +50,10 @@ def evaluate_run(
     raise UsageError('--seeds: expected at least one whole number')
   loaded = pretrained.load_encoder(workdir)
   task = protocols.make_task(dataset, split, max_train_images)
+
   def params_of(seed):
     return pretrained.random_encoder(loaded.config, seed).params if from_scratch else loaded.params
+
   name = protocols.result_name(
       protocol, dataset.name, label_fraction, split=split, from_scratch=from_scratch, max_train_images=max_train_images)
   found = protocols.evaluate(

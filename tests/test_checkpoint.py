@@ -76,7 +76,7 @@ def test_any_damaged_file_of_the_newest_step_is_noticed_or_harmless(sound, tmp_p
     assert trees.sha256(restored.params) == trees.sha256(tree(restored.rounds_done)), (name, how)
     if restored.rounds_done == 1:
       fell_back.add(str(name))
-      assert 'checkpoint 2 is damaged and passed over' in caplog.text
+      assert 'checkpoint 2 is damaged and skipped' in caplog.text
       assert not (folder / 'checkpoints' / '2').exists()
   assert any('/d/' in name for name in fell_back)  # the arrays themselves
   assert any('meta' in name for name in fell_back)
@@ -118,7 +118,7 @@ def fail_to_restore(monkeypatch, error):
 def test_an_error_without_words_is_passed_over_too(sound, monkeypatch, caplog, error):
   fail_to_restore(monkeypatch, error)
   assert restore(sound, read_only=True).rounds_done == 1
-  assert f'checkpoint 2 is damaged and passed over: {type(error).__name__}' in caplog.text
+  assert f'checkpoint 2 is damaged and skipped: {type(error).__name__}' in caplog.text
 
 
 @pytest.mark.parametrize('error', [AssertionError('ours'), RuntimeError('ours'), NotImplementedError('ours')], ids=repr)
@@ -134,12 +134,12 @@ def test_metadata_that_orbax_cannot_bear_is_done_without_or_one_line(sound, tmp_
   shutil.copytree(sound, folder)
   metadata = folder / 'checkpoints' / '2' / '_CHECKPOINT_METADATA'
   metadata.write_text(content)
-  with pytest.raises(UsageError, match='a checkpoint may lack its _CHECKPOINT_METADATA') as raised:
+  with pytest.raises(UsageError, match='_CHECKPOINT_METADATA may be missing, not invalid') as raised:
     restore(folder, read_only=True)
   assert '\n' not in str(raised.value) and str(folder) in str(raised.value)
   assert metadata.read_text() == content
   assert restore(folder).rounds_done == 2
-  assert 'metadata of a checkpoint is damaged and done without' in caplog.text
+  assert 'deleted the invalid metadata of a checkpoint' in caplog.text
   assert restore(folder, read_only=True).rounds_done == 2
   assert sorted(path.name for path in (folder / 'checkpoints').iterdir()) == ['1', '2']
 
@@ -154,7 +154,7 @@ def test_metadata_stays_where_it_is_not_to_blame(sound, tmp_path, monkeypatch):
 
   with monkeypatch.context() as patch:
     patch.setattr(ocp, 'CheckpointManager', fail)
-    with pytest.raises(UsageError, match=r'can be read \(something else\)') as raised:
+    with pytest.raises(UsageError, match=r'readable checkpoints \(something else\)') as raised:
       restore(folder)
   assert '\n' not in str(raised.value)
   assert {path: path.read_bytes() for path in files_of(folder)} == before
@@ -227,6 +227,6 @@ def test_none_is_left(sound, tmp_path):
   for step in ('1', '2'):
     damage(folder / 'checkpoints' / step / 'meta' / 'metadata', 'emptied')
   before = files_of(folder)
-  with pytest.raises(UsageError, match='expected a sound checkpoint, all 2 are damaged'):
+  with pytest.raises(UsageError, match='expected a valid checkpoint, all 2 are damaged'):
     restore(folder)
   assert files_of(folder) == before

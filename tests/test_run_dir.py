@@ -6,12 +6,14 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from absl import flags
 
 from experiments import command
 from lwfedssl_jax import UsageError, run_evaluation
 from lwfedssl_jax import config as configs
+from lwfedssl_jax.data.sources import ImageDataset
 from lwfedssl_jax.errors import StorageError
 from lwfedssl_jax.workdir import metrics_writer, run_dir
 
@@ -86,8 +88,9 @@ with run_dir.claim_workdir(configure(workdir={config.run.workdir!r}, resume=True
 
 
 def test_evaluation_asks_for_a_seed_before_it_reads_the_run():
+  pixels = np.zeros((1, 2, 2, 3), np.uint8)
   with pytest.raises(UsageError, match=r'^--seeds: expected at least one whole number$'):
-    run_evaluation.evaluate_run('nowhere', 'knn', None, seeds=())
+    run_evaluation.evaluate_run('nowhere', 'knn', ImageDataset('', pixels, None, pixels, None, ()), seeds=())
 
 
 def test_check_writes_nothing(tmp_path):
@@ -112,14 +115,16 @@ def test_a_file_that_cannot_be_written_is_one_line_and_the_old_one_stays(tmp_pat
   run_dir.write_json(str(path), {'old': 1})
   for name in (*rounds, '13.orbax-checkpoint-tmp'):
     (tmp_path / 'checkpoints' / str(name)).mkdir(parents=True)
-  monkeypatch.setattr(os, 'fsync', refuse(number))
   saved = '; the last saved round is 12, --resume goes on from it' if rounds else ''
+  log = metrics_writer.MetricsWriter(str(tmp_path), 0, 1)
+  monkeypatch.setattr(os, 'fsync', refuse(number))
   for write in (lambda: run_dir.write_json(str(path), {}), lambda: run_dir.write_arrays(str(path), {})):
     with pytest.raises(StorageError, match=f'^cannot write {path}: {reason}{saved}$'):
       write()
-  with (metrics_writer.MetricsWriter(str(tmp_path), 0, 1) as log,
-        pytest.raises(StorageError, match=f'^cannot write {tmp_path}/metrics.jsonl: {reason}{saved}$')):
+  with pytest.raises(StorageError, match=f'^cannot write {tmp_path}/metrics.jsonl: {reason}{saved}$'):
     log.write({'round': 0, 'stage': 0, 'loss': None, 'participants': 0})
+  with pytest.raises(StorageError, match=f'^cannot write {tmp_path}: {reason}{saved}$'):  # TensorBoard's events
+    log.close()
   assert run_dir.read_json(str(path)) == {'old': 1}
 
 

@@ -78,8 +78,10 @@ def _round_case(config: Config, plan: StagePlan, each: int) -> Case:
   size, clients = config.model.image_size, config.effective_num_clients
   batch, epochs = config.client.batch_size, config.client.local_epochs
   generator = np.random.default_rng(0)
+
   def images(count):
     return jnp.asarray(generator.integers(0, 256, (count, size, size, 3), np.uint8))
+
   num_server = each if config.uses_calibration else 0
   inputs = RoundInputs(
       jax.random.key(config.run.seed), jnp.int32(0), images(clients * each),
@@ -111,8 +113,10 @@ def _torch_case(config: Config, plan: StagePlan) -> Case:
   batch = config.client.batch_size
   operations = flops.executed_flops(config, config.model.image_size, plan, batch).total_flops
   step = torch_step.make_step(config, plan)
+
   def run():
     return [step() for _ in range(STEPS_PER_CALL)]
+
   return Case(f'PyTorch {config.method.method}, stage {plan.stage + 1}', run, batch, operations, steps=STEPS_PER_CALL)
 
 

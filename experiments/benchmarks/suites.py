@@ -46,6 +46,7 @@ def check_shares(results: Sequence[dict[str, Any]]) -> None:
 def _row(result: dict[str, Any]) -> list[str]:
   def known(value, text):
     return '-' if value is None else text.format(value)
+
   return [
       result['case'], f'{result["median_seconds"]:.3f}',
       f'{result["fastest_seconds"]:.3f} to {result["slowest_seconds"]:.3f}', f'{result["ratio_to_end_to_end"]:.3f}',

@@ -100,10 +100,13 @@ def shift_hue(image: Float[Array, 'H W 3'], turns: Number) -> Float[Array, 'H W 
   sextant = jnp.where(
       value == red, (green - blue) / safe, jnp.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe))
   sextant = sextant + 6 * turns
+
   def channel(n):
     return n + sextant - 6 * jnp.floor((n + sextant) / 6)  # a remainder, by cheaper operations than %
+
   def ramp(k):
     return value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+
   return jnp.stack([ramp(channel(n)) for n in (5.0, 3.0, 1.0)], axis=-1)
 
 

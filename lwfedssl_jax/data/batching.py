@@ -58,6 +58,7 @@ def plan_epochs(
 
   def draw(epoch_num):
     return jax.random.uniform(jax.random.fold_in(key, epoch_num), position.shape)
+
   ids = jax.vmap(lambda epoch_num: epoch(draw(epoch_num)))(jnp.arange(epochs)).reshape(epochs, steps, batch_size)
   own_steps = jnp.maximum(1, num_images // batch_size)
   index = jnp.arange(epochs * steps)

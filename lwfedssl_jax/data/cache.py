@@ -128,8 +128,10 @@ def decode_into(
   Raises:
     UsageError: from `decode`; then nothing remains on the disk.
   """
+
   def in_memory(name, shape, dtype):
     return np.zeros(shape, dtype)
+
   if not path or num_bytes < MIN_BYTES:
     return decode(in_memory)
   root, folder, full = os.path.dirname(path), '', False

@@ -156,8 +156,10 @@ def _hold_out(listing: _Listing) -> tuple[_Listing, _Listing]:
   """Splits a listing into (training, test)."""
   number = len(listing.paths)
   held = stratified_holdout(np.array(listing.labels), max(1, round(HOLDOUT_SHARE * number)))
+
   def pick(mask):
     return listing._replace(
         paths=[listing.paths[i] for i in np.flatnonzero(mask)],
         labels=[listing.labels[i] for i in np.flatnonzero(mask)])
+
   return pick(~held), pick(held)

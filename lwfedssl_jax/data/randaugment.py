@@ -28,8 +28,10 @@ def affine(image: Image, matrix: Float[Array, '2 3']) -> Image:
   y, x = jnp.meshgrid(centered, centered, indexing='ij')
   grid = jnp.stack([x, y, jnp.ones_like(x)])
   source = jnp.einsum('ij,jhw->ihw', matrix, grid, precision=augment.HIGHEST) + (size - 1) / 2
+
   def sample(channel):
     return jax.scipy.ndimage.map_coordinates(channel, [source[1], source[0]], order=1)
+
   return jax.vmap(sample, in_axes=-1, out_axes=-1)(image)
 
 
@@ -63,8 +65,10 @@ def posterize(image: Image, bits: Integer) -> Image:
 def sharpness(image: Image, factor: Number) -> Image:
   """Blends with a 3 x 3 smoothing; the border of one pixel stays."""
   kernel = jnp.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], image.dtype) / 13
+
   def convolve(channel):
     return jax.scipy.signal.convolve2d(channel, kernel, 'valid', precision=augment.HIGHEST)
+
   smooth = jax.vmap(convolve, in_axes=-1, out_axes=-1)(image)
   return augment.blend(image, image.at[1:-1, 1:-1].set(smooth), factor)
 

@@ -63,8 +63,10 @@ def load(spec: str, *, data_dir: str = '', cache_dir: str = '', image_size: int 
   if not opened.train.size or not side:
     raise UsageError(f'--dataset={spec}: expected training images, found none')
   num_bytes = (opened.train.size + opened.test.size) * side * side * 3
+
   def decode(allocate):
     return images.decode_all(opened, side, bool(image_size), allocate)
+
   dataset = _to_dataset(spec, cache.decode_into(path, decode, opened.class_names, num_bytes), opened.class_names)
   if not len(dataset.train_images):
     raise UsageError(f'--dataset={spec}: expected training images, found none that can be read')

@@ -158,8 +158,10 @@ def _open(argument: str, folder: str) -> images.Opened:
     raise UsageError(f'--dataset=tfds:{argument}: expected integer images, found {features[image_key].np_dtype}')
   encoded = feature_types[image_key] == 'Image'
   test_name = next((name for name in _TEST_SPLITS if name in splits), None)
+
   def make(name):
     return _to_split(tfds, builder, name, image_key, label_key, encoded)
+
   test = make(test_name) if test_name else images.EMPTY_SPLIT
   return images.Opened(make('train'), test, tuple(features[label_key].names) if label_key else ())
 
@@ -168,14 +170,18 @@ def _to_split(tfds: Any, builder: Any, name: str, image_key: str, label_key: str
   """Wraps one split. Encoded images are left to `images`; tensors are decoded by TFDS."""
   info = builder.info.splits[name]
   paths, ends = [str(path) for path in info.filepaths], np.cumsum(info.shard_lengths)
+
   def where(index):
     return f'{paths[int(np.searchsorted(ends, index, side="right"))]} (record {index} of {name})'
+
   for path in paths:
     if not os.path.isfile(path):
       raise UsageError(f'{path}: expected a record file of the data set, found none')
   method = tfds.decode.DeserializeMethod
+
   def damaged(place, e):
     return UsageError(f'{place}: expected a valid record file: {images.one_line(e)}')
+
   try:
     # RAW_BYTES: parsing tf.train.Example ourselves takes a tenth of the time TFDS takes to decode features.
     source = builder.as_data_source(

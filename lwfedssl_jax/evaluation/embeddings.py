@@ -46,8 +46,10 @@ def make_embedder(
   def embed(params: Params, images: UInt8[np.ndarray, 'N H W C'], depth: int) -> Float[np.ndarray, 'N D']:
     if not len(images):
       return np.zeros((0, encoder.width), np.float32)
+
     def run(batch):
       return embed_batch(params, devices.put(batch, batch_sharding), np.int32(depth))
+
     return in_batches(run, images, batch_size)
 
   return embed

@@ -32,8 +32,10 @@ def choose_inverse_penalty(rows: Float[np.ndarray, 'N D'], labels: Int[np.ndarra
       rows, labels, test_size=VALIDATION_SHARE, stratify=labels,
       random_state=rng.host_seed(seed, rng.Stream.PROBE_SPLIT))
   train_rows, valid_rows, train_labels, valid_labels = parts
+
   def score(inverse):
     return _fit(inverse, train_rows, train_labels).score(valid_rows, valid_labels)
+
   return max(INVERSE_PENALTIES, key=score)
 
 

@@ -52,8 +52,10 @@ class Monitor:
     """Returns the kNN accuracy of raw pixels, with the mean image subtracted; None without labels."""
     if not self.has_labels:
       return None
+
     def flat(images):
       return images.reshape(len(images), -1).astype(np.float32) / 255
+
     bank, test = flat(self._bank.images), flat(self._test.images)
     return self._accuracy(bank - bank.mean(axis=0), test - bank.mean(axis=0))
 

@@ -145,8 +145,10 @@ def evaluate(
     np.add.at(confusion, (task.queries.labels, predicted), 1)
     runs.append({'seed': seed, 'num_labels': len(chosen), **found, **extra})
   over_seeds = {name: np.array([run[name] for run in runs]) for name in found}
+
   def deviation(values):
     return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
   return {
       'runs': runs,
       'mean': {name: float(values.mean()) for name, values in over_seeds.items()},

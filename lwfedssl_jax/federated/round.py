@@ -88,8 +88,10 @@ def make_round(
     return params, RoundMetrics(mean, losses.total, accepted, calibrated)
 
   run = functools.partial(jax.jit, static_argnums=0, donate_argnums=1)(_shard(body, placement))
+
   def arguments(params, plan, inputs):
     return (plan.shape, params, np.int32(plan.start), np.int32(plan.stop), inputs)
+
   return FederatedRound(
       apply=lambda params, plan, inputs: run(*arguments(params, plan, inputs)),
       lower=lambda params, plan, inputs: run.lower(*arguments(params, plan, inputs)),
@@ -119,8 +121,10 @@ def _train_clients(
 
   def add_chunk(carry, scanned):
     (state, first), (slots, chunk_weights) = carry, scanned
+
     def draw_keys(client_id):
       return client_update.draw_keys(inputs.seed_key, inputs.round_num, client_id)
+
     taken = batching.client_steps(slots.num_images, client.local_epochs, client.batch_size)
     num_steps = client_steps or taken.max()
     params, losses, accepted = jax.vmap(upload, in_axes=(0, 0, None))(

@@ -106,8 +106,10 @@ class RoundLoader:
     clients = (np.maximum(client_ids, 0).astype(np.int32), image_ids, num_images.astype(np.int32),
                filled & self._participation.returned[round_num][order])
     specs = input_specs(self._placement).clients
+
     def put(array, spec):
       return devices.put(array, devices.sharding(self._placement.mesh, spec))
+
     return RoundBatch(images, ClientSlots(*map(put, clients, specs)), client_ids,
                       scheduling.padding_fraction(self._steps(round_num), order, self._layout))
 

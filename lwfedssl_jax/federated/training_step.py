@@ -197,6 +197,7 @@ def _gradient_in_pieces(
   """
   model, size, count = options.model, options.micro_batch_size, batch.views.shape[1]
   unravel, stop = (lambda vectors: model.raveler.unravel(vectors, global_params.active)), global_params.stop
+
   def branches_at(vectors):
     return stack_branches(options, unravel(vectors), target, global_params)
 
@@ -210,8 +211,10 @@ def _gradient_in_pieces(
 
   def pull_back(total, piece):
     inputs, cotangent = piece
+
     def embed(vectors):
       return embed_active(model, unravel(vectors), inputs, stop)
+
     return jax.tree.map(jnp.add, total, jax.vjp(embed, params)[1](cotangent)[0]), None
 
   inputs, embeddings = jax.lax.map(embed_piece, jnp.arange(count // size))

@@ -43,6 +43,7 @@ def stack_blocks(
   def prefix(stacked, tokens, count):
     def body(i, x):
       return apply_block(jax.tree.map(lambda leaf: leaf[i], stacked), x)
+
     return jax.lax.fori_loop(0, count, body, tokens)
 
   run_block = apply_block

@@ -67,8 +67,10 @@ class Embedding(nn.Module):
     patches = patches.reshape(b, (h // p) * (w // p), p * p * c)
     tokens = Linear(self.width, self.dtype, name='patch')(patches)
     random = nn.initializers.truncated_normal(POSITION_DEVIATION)
+
     def initial(key, shape):
       return jnp.asarray(position_table(h // p, self.width)) if self.sincos else random(key, shape)
+
     table = self.param('position', initial, tokens.shape[1:])
     return (tokens.astype(table.dtype) + table).astype(self.dtype)
 
@@ -82,8 +84,10 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
     b, t, d = x.shape
+
     def linear(width, name):
       return Linear(width, self.dtype, name=name)
+
     qkv = linear(3 * d, 'qkv')(x).reshape(b, t, 3, self.num_heads, d // self.num_heads)
     q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     scores = jnp.einsum('bqhe,bkhe->bhqk', q * (d // self.num_heads) ** -0.5, k, preferred_element_type=jnp.float32)
@@ -125,8 +129,10 @@ class Block(nn.Module):
   def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
     def norm(name):
       return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name=name)
+
     def linear(width, name):
       return Linear(width, self.dtype, name=name)
+
     x = x + Attention(self.num_heads, self.dtype, name='attention')(norm('norm1')(x))
     hidden = gelu(linear(self.mlp_ratio * x.shape[-1], 'mlp1')(norm('norm2')(x)))
     return x + linear(x.shape[-1], 'mlp2')(hidden)

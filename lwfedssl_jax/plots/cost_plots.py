@@ -33,10 +33,13 @@ def _draw(path: str, found: Sequence[MethodCost], lengths: Callable[[StageCost],
 
 def write_cost_pictures(folder: str, found: Sequence[MethodCost]) -> list[str]:
   """Writes PNGs into an existing folder and returns their names; figures that the convention lacks are omitted."""
+
   def epochs(stage):
     return stage.local_epochs
+
   def per_round(s):
     return (sum(s.download_bytes.values()) + sum(s.upload_bytes.values())) / s.num_rounds / 1e6
+
   drawn = {
       'memory_over_local_epochs': (epochs, lambda s: s.peak_memory_bytes / 1e6, 'local epochs', 'peak memory, MB'),
       'flops_over_local_epochs': (epochs, lambda s: s.flops / s.local_epochs / 1e9, 'local epochs',

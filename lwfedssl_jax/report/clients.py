@@ -43,8 +43,10 @@ def _table(group: Group) -> Table | Folded | None:
   rows = [_HEADINGS]
   for client, seen in clients.items():
     losses = [entry['loss'] for entry in seen if entry['loss'] is not None]
+
     def total(name, seen=seen):
       return sum(entry[name] for entry in seen)
+
     rows.append([
         str(client), '-' if images is None else str(images[client]), str(len(seen)), str(total('returned')),
         str(total('rejected')), f'{losses[-1]:.3f}' if losses else '-', f'{total("down") / 1e6:.1f}',

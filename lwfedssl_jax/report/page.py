@@ -17,6 +17,7 @@ SMALL_FIGURES = 6  # from so many in a row on, they are drawn smaller
 def _style() -> str:
   def colors(values):
     return ' '.join(f'--c{index}: {color};' for index, color in enumerate(values))
+
   sheet = importlib.resources.files('lwfedssl_jax.report').joinpath('style.css').read_text(encoding='utf-8')
   return (f':root {{ {colors(charts.COLORS)} }}\n'
           f'@media (prefers-color-scheme: dark) {{ :root {{ {colors(charts.DARK_COLORS)} }} }}\n{sheet}')
@@ -58,6 +59,7 @@ def _image(image: Image) -> str:
 def _key(key: Key) -> str:
   def name_of(sign, name):
     return html.escape(f'class {name}' if name == sign else name)
+
   entries = ''.join(f'<li><b style="color: var(--c{color})">{html.escape(sign)}</b> {name_of(sign, name)}</li>'
                     for sign, color, name in key.entries)
   return f'<ul class="key" aria-label="Signs of the classes">{entries}</ul>'

@@ -36,10 +36,12 @@ def _reference_text(entries: Sequence[Entry]) -> str:
 
 def _describe_runs(groups: Sequence[Group]) -> str:
   """Names what all runs have in common."""
+
   def of(name: str, form: str) -> str:
     return (
         form.format(groups[0].runs[0].summary[name])
         if len({run.summary[name] for group in groups for run in group.runs}) == 1 else '')
+
   parts = [of('dataset', '{}'), of('encoder', '{}'), of('objective', '{}'), of('num_clients', '{} clients'),
            of('num_rounds', '{} rounds')]
   return ', '.join(filter(None, parts))
@@ -73,8 +75,10 @@ def evaluations_section(groups: Sequence[Group]) -> Section | None:
     return None
   found = {(group.name, name): [entry for run in group.runs for result in run.evaluations if result['name'] == name
                                 for entry in result['runs']] for group in groups for name in names}
+
   def over(group, name, key):
     return stat([entry[key] for entry in found[group.name, name]])
+
   rows, best = [['method', *names]], set()
   rows += [[group.name, *(show(over(group, name, 'accuracy')) for name in names)] for group in groups]
   for column, name in enumerate(names):

@@ -54,8 +54,10 @@ class Column(NamedTuple):
 
 def make_entries(groups: Sequence[Group]) -> list[Entry]:
   """Counts the costs of each group; compiles a client step for every stage shape, seconds each."""
+
   def count(group, convention):
     return costs.method_cost(group.config, group.config.model.image_size, convention)
+
   entries = [Entry(group, count(group, 'actual'), count(group, 'paper_v4')) for group in groups]
   references = {end_to_end_settings(entry.group.config): entry for entry in entries
                 if is_end_to_end(entry.group.config)}

@@ -123,8 +123,10 @@ def stage_traffic(
   payload = make_payload(config, image_size)
   blocks_only = convention == 'paper_v1'
   sizes = {k: v for k, v in payload.sizes_bytes.items() if k.startswith('block_') or not blocks_only}
+
   def pick(names):
     return {name: sizes[name] for name in names if name in sizes}
+
   downloads = required_components if worst_case_download else modified_components
   return tuple(
       StageTraffic(

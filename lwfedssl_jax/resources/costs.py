@@ -93,6 +93,7 @@ def by_part(components: dict[str, float]) -> dict[str, float]:
 def _paper_bytes(config: Config, image_size: int, convention: str, worst_case: bool) -> list[Traffic]:
   def scaled(sizes, rounds):
     return {name: rounds * size for name, size in sizes.items()}
+
   stages = communication.stage_traffic(config, image_size, convention, worst_case_download=worst_case)
   return [(scaled(s.round_downloads, s.num_rounds), scaled(s.round_uploads, s.num_rounds)) for s in stages]
 
@@ -113,8 +114,10 @@ def _actual_bytes(
     everything = np.array([name in required_components(plan, payload.head_names) for name in payload.sizes_bytes])
     down[plan.stage] += len(ids) * everything * sizes if worst_case else traffic.download_bytes.sum(axis=0)
     up[plan.stage] += traffic.upload_bytes.sum(axis=0)
+
   def named(row):
     return dict(zip(payload.sizes_bytes, (row / config.effective_num_clients).tolist()))
+
   return [(named(d), named(u)) for d, u in zip(down, up)]
 
 
@@ -122,15 +125,19 @@ def _expected_bytes(
     config: Config, image_size: int, plans: tuple[StagePlan, ...], worst_case: bool) -> list[Traffic]:
   payload = communication.make_payload(config, image_size)
   found = communication.expected_traffic(config, image_size)
+
   def named(row):
     return dict(zip(payload.sizes_bytes, row.tolist()))
+
   if not worst_case:
     return [(named(d), named(u)) for d, u in zip(*found)]
   share = config.effective_clients_per_round / config.effective_num_clients
+
   def everything(plan):
     return {
         name: share * plan.num_rounds * size * (name in required_components(plan, payload.head_names))
         for name, size in payload.sizes_bytes.items()}
+
   return [(everything(plan), named(u)) for plan, u in zip(plans, found.upload_bytes)]
 
 
@@ -166,8 +173,10 @@ def method_cost(
     expected = convention == 'expected'
     traffic = (_expected_bytes if expected else _actual_bytes)(config, image_size, plans, worst_case_download)
     batch = config.client.batch_size
+
     def per_image(count, plan):
       return plan.num_rounds * count(config, image_size, plan, batch).total_flops / batch
+
     operations = [epochs * per_image(flops.executed_flops, plan) for plan in plans]
     server = [plan.calibrates * config.method.calibration_epochs * per_image(flops.calibration_flops, plan)
               for plan in plans]

@@ -26,8 +26,10 @@ class _Heads(NamedTuple):
 
 def _count_heads(shapes: Shapes) -> _Heads:
   objective = shapes.model.objective
+
   def count(names):
     return sum(shapes.count_products(name) for name in names)
+
   return _Heads(count(set(objective.head_names) - set(objective.online_only)), count(objective.online_only))
 
 

@@ -64,8 +64,10 @@ def make_steps(options: StepOptions, num_steps: int) -> Callable[..., Any]:
 
   def steps(state, global_params, batches):
     optimizer = training_step.make_optimizer(options, global_params)
+
     def take(state, batch):
       return training_step.train_step(options, optimizer, state, global_params, batch)
+
     return take(state, batches) if num_steps == 1 else jax.lax.scan(take, state, batches)
 
   return steps

@@ -61,8 +61,10 @@ def component_params(config: Config, image_size: int) -> dict[str, int]:
     {component: parameters}: 'embedding', 'block_00' .. , 'norm', and the heads.
   """
   model, params, _ = trace_shapes(config, image_size)
+
   def count(part):
     return sum(leaf.size for leaf in jax.tree.leaves(params[part]))
+
   depth = model.encoder.depth
   return {
       'embedding': count('embedding'), **{block_name(i): count('blocks') // depth for i in range(depth)},

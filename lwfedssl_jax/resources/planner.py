@@ -79,7 +79,7 @@ def fit(config: Config, image_size: int) -> MemoryPlan:
   in_one_piece = [(level, sizes[-1:]) for level in levels if level != 'all']
   smallest = float('inf')
   for dtype, (level, allowed) in itertools.product(dtypes, [*in_one_piece, *((level, sizes) for level in levels)]):
-    def fits(size: int, level: str = level, dtype: str = dtype) -> bool:
+    def fits(size, level=level, dtype=dtype):
       return peak(size, level, dtype)[1] <= budget
 
     if fits(allowed[-1]):

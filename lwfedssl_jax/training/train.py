@@ -202,8 +202,10 @@ def _measure_stage(run: RunSetup, params: Params, plan: StagePlan) -> dict[str, 
 
 def _summarize(run: RunSetup, params: Params, rows: list[dict[str, Any]]) -> Summary:
   config, last = run.config, rows[-1]
+
   def total(name):
     return sum(row[name] for row in rows)
+
   return {
       'finished': True,
       'method': config.method.method,

@@ -1,5 +1,6 @@
 """Metrics of a run: one JSON line per round in metrics.jsonl, TensorBoard events, and progress for the user."""
 
+import contextlib
 import json
 import os
 import sys
@@ -76,7 +77,7 @@ class MetricsWriter(MetricsReader):
         file.writelines(json.dumps(row) + '\n' for row in self.rows)
       os.replace(temporary, self._path)
       self._file = open(self._path, 'a', encoding='utf-8')  # noqa: SIM115 (closed in close)
-    self._events = _event_writer(workdir, rounds_done)
+      self._events = _event_writer(workdir, rounds_done)
     self._num_rounds = num_rounds
     self._bar = _progress_bar(rounds_done, num_rounds)
 
@@ -102,12 +103,10 @@ class MetricsWriter(MetricsReader):
     (self._bar.write if self._bar is not None else print)(text)
 
   def close(self) -> None:
-    """Closes the files and the bar."""
-    self._file.close()
-    if self._events is not None:
-      self._events.close()
-    if self._bar is not None:
-      self._bar.close()
+    """Closes the files and the bar. Raises StorageError."""
+    with storage.writing(self._workdir, self._workdir), contextlib.ExitStack() as stack:
+      for opened in filter(None, (self._bar, self._events, self._file)):
+        stack.callback(opened.close)
 
 
 def _progress_text(row: dict[str, Any]) -> str:
