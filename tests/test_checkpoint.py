@@ -73,7 +73,7 @@ def test_any_damaged_file_of_the_newest_step_is_noticed_or_harmless(sound, tmp_p
     assert trees.sha256(restored.params) == trees.sha256(tree(restored.rounds_done)), (name, how)
     if restored.rounds_done == 1:
       fell_back.add(str(name))
-      assert 'checkpoint 2 is damaged and passed over' in caplog.text
+      assert 'checkpoint 2 is damaged and skipped' in caplog.text
       assert not (folder / 'checkpoints' / '2').exists()
   assert any('/d/' in name for name in fell_back)  # the arrays themselves
   assert any('meta' in name for name in fell_back)
@@ -111,7 +111,7 @@ def test_an_error_without_words_is_passed_over_too(sound, tmp_path, monkeypatch,
 
   monkeypatch.setattr(checkpoint.Checkpoints, '_restore', fail)
   assert restore(folder, read_only=True).rounds_done == 1
-  assert 'checkpoint 2 is damaged and passed over: AssertionError' in caplog.text
+  assert 'checkpoint 2 is damaged and skipped: AssertionError' in caplog.text
 
 
 @pytest.mark.parametrize('content', ['[]', '{"commit_timestamp_nsecs": "soon"}', '{"commit_timestamp_nsecs": 1e99}'])
@@ -125,7 +125,7 @@ def test_metadata_that_orbax_cannot_bear_is_done_without_or_one_line(sound, tmp_
   assert '\n' not in str(raised.value) and str(folder) in str(raised.value)
   assert metadata.read_text() == content
   assert restore(folder).rounds_done == 2
-  assert 'metadata of a checkpoint is damaged and done without' in caplog.text
+  assert 'deleted the invalid metadata of a checkpoint' in caplog.text
   assert restore(folder, read_only=True).rounds_done == 2
   assert sorted(path.name for path in (folder / 'checkpoints').iterdir()) == ['1', '2']
 
@@ -182,7 +182,7 @@ def test_disk_that_is_full_is_said_in_one_line_and_earlier_checkpoints_stay(soun
   shutil.copytree(sound, folder)
   result = subprocess.run([sys.executable, '-c', FULL_DISK, str(folder)], capture_output=True, text=True, timeout=120,
                           env=os.environ | {'JAX_PLATFORMS': 'cpu'})
-  assert f'USAGE {folder}/checkpoints: expected room for checkpoint 3' in result.stdout, result.stderr[-2000:]
+  assert f'USAGE {folder}/checkpoints: cannot write checkpoint 3' in result.stdout, result.stderr[-2000:]
   assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 20_000
   assert restore(folder).rounds_done == 2
 
@@ -193,6 +193,6 @@ def test_none_is_left(sound, tmp_path):
   for step in ('1', '2'):
     damage(folder / 'checkpoints' / step / 'meta' / 'metadata', 'emptied')
   before = files_of(folder)
-  with pytest.raises(UsageError, match='expected a sound checkpoint, all 2 are damaged'):
+  with pytest.raises(UsageError, match='expected a valid checkpoint, all 2 are damaged'):
     restore(folder)
   assert files_of(folder) == before

@@ -16,7 +16,7 @@ jitted = functools.lru_cache(maxsize=8)(jax.jit)  # callers share compiled funct
 
 
 def in_batches(run: Callable[[np.ndarray], Any], rows: np.ndarray, batch_size: int = 256) -> np.ndarray:
-  """Applies `run` to rows (N, ...), N at least 1, in batches of one size, padding the last; concatenates the results."""
+  """Applies `run` to rows (N, ...), N >= 1, in batches of one size, padding the last; concatenates the results."""
   parts = []
   for first in range(0, len(rows), batch_size):
     batch = rows[first:first + batch_size]

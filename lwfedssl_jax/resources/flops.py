@@ -1,8 +1,8 @@
 """FLOPs of a client: in the paper's convention, and as this program executes them.
 
-The two counts are not comparable. `paper_*` is the convention of arXiv 2401.11647 v4, Table 2, derived from its numbers:
-one image, one view (SimCLR: both), online branch only, a multiply-add counts 1. `executed_flops` counts the matrix
-products of one training step, all branches and views; a multiply-add counts 2.
+The two counts are not comparable. `paper_*` is the convention of arXiv 2401.11647 v4, Table 2, derived from its
+numbers: one image, one view (SimCLR: both), online branch only, a multiply-add counts 1. `executed_flops` counts the
+matrix products of one training step, all branches and views; a multiply-add counts 2.
 """
 
 import itertools
@@ -193,8 +193,8 @@ def executed_flops(config: Config, image_size: int, plan: StagePlan, batch_size:
 def calibration_flops(config: Config, image_size: int, plan: StagePlan, batch_size: int) -> StepFlops:
   """Counts the matrix products of one step of server-side calibration.
 
-  The server trains all blocks of the stage and the embedding end to end on the objective, without alignment. The rules are
-  those of `executed_flops`; nothing is frozen. Counts a step whether or not `plan` calibrates.
+  The server trains all blocks of the stage and the embedding end to end on the objective, without alignment. The rules
+  are those of `executed_flops`; nothing is frozen. Counts a step whether or not `plan` calibrates.
   """
   return _step_flops(config, image_size, plan, batch_size, start=0, trains_embedding=True, aligned=False,
       micro_batched=False)

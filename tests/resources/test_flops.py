@@ -218,7 +218,7 @@ def test_parts_of_a_step():
       online_forward_flops=images * block,
       online_backward_flops=images * 2 * block,
       target_forward_flops=images * block,
-      received_forward_flops=images * block,
+      global_forward_flops=images * block,
       heads_forward_flops=images * (3 * projector + predictor),
       heads_backward_flops=images * 2 * (projector + predictor),
       similarity_flops=2 * (2 + 2) * 2 * BATCH * BATCH * 256,
