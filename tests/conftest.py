@@ -100,7 +100,8 @@ def tiny_round(tiny_library):
     shared = {'method': 'layerwise'} if objective in tiny.OBJECTIVE_VALUES else own
     built, traces = tiny.build_round(epsilon, pipeline, tuple(sorted({**values, **shared, **changes}.items())))
     init = functools.partial(tiny.random_params, tiny.param_shapes(objective))
-    apply = lambda params, plan, inputs: built.apply(jax.tree.map(jnp.array, params), plan, inputs)
+    def apply(params, plan, inputs):
+      return built.apply(jax.tree.map(jnp.array, params), plan, inputs)
     stage = tiny.STAGES.get((method, objective), 0)
     return tiny.TinyRound(config, stages.make_plans(config), stage, init, apply, built, traces, epsilon)
 

@@ -140,12 +140,14 @@ def test_nobody_accepted_is_not_calibrated_either(tiny_round, tiny_inputs):
 def test_median_of_clipped_updates(ran, tiny_round):
   """Against each client's update by itself: a round in which only that client returns."""
   tiny, plan, inputs, params, _ = ran
-  active = lambda tree: stages.split(tree, plan.shape, plan.start)[0]
+  def active(tree):
+    return stages.split(tree, plan.shape, plan.start)[0]
   alone = [active(tiny.apply(params, plan, leave_out(inputs, [other for other in range(4) if other != client]))[0])
            for client in (0, 2, 3)]
   received = active(params)
-  length = lambda tree: float(jnp.sqrt(sum(
-      jnp.square(a - b).sum() for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(received)))))
+  def length(tree):
+    return float(jnp.sqrt(sum(
+        jnp.square(a - b).sum() for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(received)))))
   lengths = [length(tree) for tree in alone]
   clip = float(np.median(lengths))
   expected = jax.tree.map(

@@ -85,7 +85,8 @@ def test_offset_stays_inside_for_the_greatest_uniform_number():
   draws[:, :10] = np.random.default_rng(0).random((1000, 1))
   draws[:, 10:20] = np.random.default_rng(1).random((1000, 1))
   for size in (3, 32, 224, 4096):
-    top, left, height, width = np.asarray(jax.jit(jax.vmap(lambda u: augment.crop_box(u, size, (0.08, 1.0))))(draws)).T
+    draw_boxes = jax.jit(jax.vmap(functools.partial(augment.crop_box, size=size, area=(0.08, 1.0))))
+    top, left, height, width = np.asarray(draw_boxes(draws)).T
     assert (top + height == size).all() and (left + width == size).all()
 
 

@@ -151,12 +151,14 @@ def as_a_user(root, workdir):
 
 def test_second_run_compiles_nothing_and_ends_with_the_same_bits(class_folder_run):
   root, first = class_folder_run
-  compiled = lambda: {path.name for path in (root / 'user_cache' / 'lwfedssl_jax' / 'compiled').glob('*-cache')}
+  def compiled():
+    return {path.name for path in (root / 'user_cache' / 'lwfedssl_jax' / 'compiled').glob('*-cache')}
   before = compiled()
   assert len(before) > 5
   second = as_a_user(root, 'again')
   assert compiled() == before
-  digest = lambda result: json.loads(result.stdout.splitlines()[-1])['params_sha256']
+  def digest(result):
+    return json.loads(result.stdout.splitlines()[-1])['params_sha256']
   assert digest(second) == digest(first)
 
 

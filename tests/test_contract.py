@@ -123,7 +123,8 @@ def test_step_moves_the_active_and_the_target_by_its_average_only(step):
       options, optimizer, state, global_params, Batch(views, mask)))
   after, losses = run(state, jnp.array([True, True, False, True]))
   assert jax.tree.structure(after) == jax.tree.structure(state)
-  unravel = lambda vectors: by_name(options.model.raveler.unravel(vectors, global_params.active))
+  def unravel(vectors):
+    return by_name(options.model.raveler.unravel(vectors, global_params.active))
   old_params, new_params = unravel(state.params), unravel(after.params)
   for name, old in old_params.items():
     assert name == WITHOUT_GRADIENT or not np.array_equal(old, new_params[name]), name
@@ -144,7 +145,8 @@ def test_step_moves_the_active_and_the_target_by_its_average_only(step):
 
 def test_only_the_online_branch_has_a_gradient(step):
   options, _, state, global_params, views = step
-  unravel = lambda vectors: None if vectors is None else options.model.raveler.unravel(vectors, global_params.active)
+  def unravel(vectors):
+    return None if vectors is None else options.model.raveler.unravel(vectors, global_params.active)
 
   @jax.jit
   def gradients(params, target, received):
@@ -179,7 +181,8 @@ def test_a_round_starts_from_the_global_model_with_a_fresh_optimizer(step):
 def test_block_learning_rates_fall_from_the_newest_block_that_exists():
   params = {'blocks': {'kernel': jnp.ones((4, 2, 2))}, 'norm': {'scale': jnp.ones(2)},
             'embedding': {'kernel': jnp.ones(2)}}
-  factors = lambda start, stop: optimizer.layer_factors(params, stages.labels(params, start, stop, start == 0), 0.5)
+  def factors(start, stop):
+    return optimizer.layer_factors(params, stages.labels(params, start, stop, start == 0), 0.5)
   found = factors(0, 4)
   np.testing.assert_array_equal(found['blocks']['kernel'][:, 0, 0], [0.125, 0.25, 0.5, 1])
   np.testing.assert_array_equal(found['embedding']['kernel'], 0.0625)
@@ -243,8 +246,10 @@ def test_raveled_trees_unravel_to_themselves(tiny_round, without, online_only):
   of_target = raveler.unravel(trees.without_online_only(vectors), whole if 'embedding' not in without else tree)
   assert of_target.keys() == tree.keys() - set(online_only)
   # Weight decay is told apart by the vectors' names.
-  decayed = lambda params: sum(
-      leaf.size for leaf, is_decayed in zip(*map(jax.tree.leaves, (params, optimizer.is_matrix(params)))) if is_decayed)
+  def decayed(params):
+    pairs = zip(*map(jax.tree.leaves, (params, optimizer.is_matrix(params))))
+    return sum(leaf.size for leaf, is_decayed in pairs if is_decayed)
+
   assert decayed(vectors) == decayed(tree) > 0
 
 
@@ -305,7 +310,8 @@ def test_plans_are_the_paper_s_table(tiny_round, method, blocks_per_stage):
     assert plan.shape == (len(active), embedding)
     assert plan.calibrates == (method == 'lw_fedssl')
 
-    names = lambda indices: tuple(f'block_{i:02d}' for i in indices)
+    def names(indices):
+      return tuple(f'block_{i:02d}' for i in indices)
     upload = (('embedding',) if embedding else ()) + names(active) + ('norm', *heads)
     everything = ('embedding', *names(range(existing)), 'norm', *heads)
     assert stages.uploaded_components(plan, heads) == upload

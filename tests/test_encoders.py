@@ -54,7 +54,8 @@ def make_toy(config, image_size, rematerialize):
     return {'embedding': patch.init(key, patches)['params'], 'blocks': stack.init(key),
             'norm': out.init(key, token)['params']}
 
-  pool = lambda params, tokens: out.apply({'params': params}, tokens).mean(axis=1)
+  def pool(params, tokens):
+    return out.apply({'params': params}, tokens).mean(axis=1)
   work = EncoderFlops(
       PartFlops(count**2 * 3 * config.patch_size**2 * WIDTH), PartFlops(count**2 * 6 * WIDTH**2, count**2 * WIDTH),
       PartFlops(count**2 * WIDTH**2))
@@ -184,7 +185,8 @@ def test_a_target_branch_lacks_every_online_only_head():
 
 
 def test_heads_that_the_objective_does_not_name_are_refused():
-  build = lambda *arguments: make_two_predictors(*arguments)._replace(head_names=('projector', 'first'))
+  def build(*arguments):
+    return make_two_predictors(*arguments)._replace(head_names=('projector', 'first'))
   objectives.register_objective('forgetful', ObjectiveTraits(similarity_products=0), build)
   with pytest.raises(ValueError, match=r'two_predictors: expected parameters .*, got .*second'):
     communication.make_payload(configure(encoder='toy', objective='forgetful'), IMAGE_SIZE)

@@ -18,7 +18,8 @@ SIZE = 16
 def loaded():
   config = configs.with_values(configs.Config(), {'encoder': 'vit_micro', 'image_size': SIZE, 'patch_size': 4})
   made = pretrained.random_encoder(config, seed=0)
-  noise = lambda path, leaf: leaf + 0.05 * np.random.default_rng(len(str(path))).normal(size=leaf.shape).astype('f')
+  def noise(path, leaf):
+    return leaf + 0.05 * np.random.default_rng(len(str(path))).normal(size=leaf.shape).astype('f')
   return made._replace(params=jax.tree_util.tree_map_with_path(noise, made.params))  # biases and scales count too
 
 
@@ -35,7 +36,8 @@ def normalized(images, description):
 def vision_transformer(tensors, arguments, x):
   """timm's VisionTransformer.forward in float64 NumPy, without class token, mean-pooled after the norm."""
   tensors = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
-  linear = lambda name, x: x @ tensors[f'{name}.weight'].T + tensors[f'{name}.bias']
+  def linear(name, x):
+    return x @ tensors[f'{name}.weight'].T + tensors[f'{name}.bias']
 
   def norm(name, x):
     centered = x - x.mean(-1, keepdims=True)

@@ -50,8 +50,10 @@ def check_mlp(names):
 
 def check_by_hand(names):
   """One client's second block is trained, then the server calibrates both."""
-  kernel = lambda params: np.asarray(params['blocks']['mlp1']['kernel'])
-  moved = lambda old, new: np.any(kernel(old) != kernel(new), axis=(1, 2)).tolist()
+  def kernel(params):
+    return np.asarray(params['blocks']['mlp1']['kernel'])
+  def moved(old, new):
+    return np.any(kernel(old) != kernel(new), axis=(1, 2)).tolist()
   assert moved(names['before'], names['after']) == [False, True, False, False]
   assert moved(names['after'], names['calibrated']) == [True, True, False, False]
   assert np.isfinite(names['client_losses'].total)
@@ -62,7 +64,8 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   use, objective, method, rule, encoder, by_hand = re.findall(r'```python\n(.*?)```', PAGE.read_text(), flags=re.DOTALL)
   names = {}
-  run = lambda code: exec(compile(code, 'extending.md', 'exec'), names)
+  def run(code):
+    return exec(compile(code, 'extending.md', 'exec'), names)
   run(use)
   assert names['embeddings'].shape == (10, 64) and names['embeddings'].dtype == np.float32
   assert names['result']['mean']['accuracy'] > 0.2

@@ -88,7 +88,8 @@ def test_padding_changes_neither_output_nor_gradients(padding):
   value, gradients = jax.value_and_grad(scalar, argnums=(0, 1))(params, x, jnp.ones(3, bool), np.arange(3))
   padded_value, padded_gradients = jax.value_and_grad(scalar, argnums=(0, 1))(params, padded, jnp.asarray(mask), slots)
   np.testing.assert_allclose(padded_value, value, rtol=1e-5)
-  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+  def close(a, b):
+    return np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
   jax.tree.map(close, padded_gradients[0], gradients[0])
   close(padded_gradients[1][:, slots], gradients[1])
   np.testing.assert_array_equal(padded_gradients[1][:, ~mask], 0)
@@ -106,7 +107,8 @@ def test_bfloat16_products_float32_result():
   head, x = Head((7,), 4, jnp.bfloat16), jnp.asarray(draw(2, 5, 6))
   params = head.init(jax.random.key(0), x, jnp.ones(5, bool))['params']
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
-  apply = lambda params: head.apply({'params': params}, x, jnp.ones(5, bool))
+  def apply(params):
+    return head.apply({'params': params}, x, jnp.ones(5, bool))
   assert apply(params).dtype == jnp.float32
   products = [equation for equation in jax.make_jaxpr(apply)(params).eqns if equation.primitive.name == 'dot_general']
   assert len(products) == 2

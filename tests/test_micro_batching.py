@@ -53,7 +53,8 @@ def whole(case):
 
 def check_equal(found, losses, whole):
   np.testing.assert_allclose(losses, whole[1], rtol=1e-5)
-  leaves = lambda tree: {trees.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  def leaves(tree):
+    return {trees.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
   expected = leaves(whole[0])
   scale = max(float(np.abs(leaf).max()) for leaf in expected.values())
   assert scale > 1e-2

@@ -42,7 +42,8 @@ def test_gelu_in_bfloat16_is_exact_to_its_rounding():
   wide = np.asarray(x, np.float64)
   cumulative = special.ndtr(wide)
   slope = cumulative + wide * np.exp(-wide**2 / 2) / np.sqrt(2 * np.pi)
-  rms = lambda found, exact: np.sqrt(np.mean((np.asarray(found, np.float64) - exact)**2))
+  def rms(found, exact):
+    return np.sqrt(np.mean((np.asarray(found, np.float64) - exact)**2))
   assert vit.gelu(x).dtype == BFLOAT16
   assert rms(vit.gelu(x), wide * cumulative) < 1.2e-4  # by erf in bfloat16: 1.3e-3; jax.nn.gelu: 1.5e-4
   assert rms(jax.vmap(jax.grad(vit.gelu))(x), slope) < 1.3e-4  # differentiated in bfloat16: 8.4e-4

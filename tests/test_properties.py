@@ -142,7 +142,8 @@ def test_a_mangled_npz_is_read_or_refused_in_one_line(data):
     ['--flagfile', '--flagfile=a', '-flagfile=b', '--seed=1', '--', '--flagfile=', '--flagfile= ']))))
 def test_presets_move_to_the_front_and_nothing_is_lost(arguments):
   moved = presets.put_first(arguments)
-  is_preset = lambda argument: argument.startswith('--flagfile=') or argument.startswith('-flagfile=')
+  def is_preset(argument):
+    return argument.startswith('--flagfile=') or argument.startswith('-flagfile=')
   count = sum(map(is_preset, moved))
   assert all(map(is_preset, moved[:count]))
   kept = [argument for argument in arguments if not is_preset(argument)]

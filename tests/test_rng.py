@@ -44,9 +44,9 @@ def test_every_stream_has_one_purpose():
 
 def test_only_streams_draw_on_the_host():
   """`np.random` elsewhere would be a generator without a stream."""
-  found = {path for path, tree in parsed_files().items() for node in ast.walk(tree)
-           if isinstance(node, ast.Attribute) and node.attr == 'random' and isinstance(node.value, ast.Name)
-           and node.value.id in ('np', 'numpy')}
+  calls = {(path, ast.unparse(node.func)) for path, tree in parsed_files().items() for node in ast.walk(tree)
+           if isinstance(node, ast.Call)}
+  found = {path for path, function in calls if function.startswith(('np.random.', 'numpy.random.'))}
   assert found == {'rng.py'}
 
 

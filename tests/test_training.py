@@ -184,7 +184,8 @@ def test_stopping_after_any_round_and_resuming_changes_nothing(finished, tmp_pat
   with open(tmp_path / 'metrics.jsonl', 'a') as file:  # a crash after a row was written and before its checkpoint
     file.write(f'{{"round": {stop}, "stage": 1, "loss": 1.0}}\n{{"round": {stop + 1}, "sta')
   resumed = train.train(tiny(tmp_path, resume=True))
-  untimed = lambda rows: [{k: v for k, v in row.items() if k not in ('seconds', 'images_per_second')} for row in rows]
+  def untimed(rows):
+    return [{k: v for k, v in row.items() if k not in ('seconds', 'images_per_second')} for row in rows]
   assert untimed([resumed]) == untimed([summary])
   assert untimed(metrics_writer.read_metrics(str(tmp_path))) == untimed(metrics_writer.read_metrics(str(whole_workdir)))
 

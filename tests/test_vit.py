@@ -23,7 +23,8 @@ def encoder():
 def params(encoder):
   """Parameters none of which is zero or one."""
   generator = np.random.default_rng(0)
-  draw = lambda leaf: 0.5 * generator.normal(size=leaf.shape).astype(np.float32)
+  def draw(leaf):
+    return 0.5 * generator.normal(size=leaf.shape).astype(np.float32)
   return jax.tree.map(lambda leaf: jnp.asarray(draw(leaf)), jax.eval_shape(encoder.init, jax.random.key(0)))
 
 
@@ -108,7 +109,7 @@ def test_depth_leaves_out_the_blocks_above(encoder, params, images):
   with_depth = jax.jit(lambda blocks, depth: encoder.blocks(blocks, tokens, depth))
   gradient = jax.jit(jax.grad(lambda blocks, depth: (encoder.blocks(blocks, tokens, depth) ** 2).sum()))
   for depth in range(1, SIZE.depth + 1):
-    first = jax.tree.map(lambda leaf: leaf[:depth], params['blocks'])
+    first = jax.tree.map(lambda leaf, depth=depth: leaf[:depth], params['blocks'])
     expected = encoder.blocks(first, tokens)
     np.testing.assert_allclose(with_depth(params['blocks'], depth), expected, rtol=1e-5, atol=1e-5)
     for leaf in jax.tree.leaves(gradient(params['blocks'], depth)):
@@ -180,7 +181,8 @@ def test_bfloat16_attention_keeps_scores_and_softmax_in_float32():
   tokens = np.random.default_rng(0).integers(-2, 3, (1, 8, 4)).astype(np.float32)
   tokens[..., 0] = 1
   scales = np.array([[32, 1, 1, 1], [16, 1, 1, 1], [1, 1, 1, 1]])  # of queries, keys and values
-  linear = lambda kernel: {'kernel': jnp.asarray(kernel, jnp.float32), 'bias': jnp.zeros(kernel.shape[1])}
+  def linear(kernel):
+    return {'kernel': jnp.asarray(kernel, jnp.float32), 'bias': jnp.zeros(kernel.shape[1])}
   qkv = np.concatenate([np.diag(scale) for scale in scales], axis=1)
   params = {'qkv': linear(qkv), 'projection': linear(np.eye(4))}
   query, key, value = (tokens[0].astype(np.float64) * scale for scale in scales)

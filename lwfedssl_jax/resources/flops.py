@@ -1,8 +1,8 @@
 """FLOPs of a client: in the paper's convention, and as this program executes them.
 
-The two counts are not comparable. `paper_*` is the convention of arXiv 2401.11647 v4, Table 2, derived from its numbers:
-one image, one view (SimCLR: both), online branch only, a multiply-add counts 1. `executed_flops` counts the matrix
-products of one training step, all branches and views; a multiply-add counts 2.
+The two counts are not comparable. `paper_*` is the convention of arXiv 2401.11647 v4, Table 2, derived from its
+numbers: one image, one view (SimCLR: both), online branch only, a multiply-add counts 1. `executed_flops` counts the
+matrix products of one training step, all branches and views; a multiply-add counts 2.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def _count_heads(shapes: Shapes) -> _Heads:
 
 
 def _paper_count(part: PartFlops) -> int:
-  return part.products + LAYER_NORM_OPERATIONS * part.norm_elements
+  return part.products + LAYER_NORM_FLOPS * part.norm_elements
 
 
 # The paper's convention.
@@ -108,7 +108,7 @@ class StepFlops(NamedTuple):
     online_forward_flops: active blocks, pool, and the embedding where it is trained.
     online_backward_flops: of the same.
     target_forward_flops: the same of the target branch; 0 where the objective has none.
-    received_forward_flops: the same of the received global model; 0 without representation alignment.
+    global_forward_flops: the same of the received global model; 0 without representation alignment.
     heads_forward_flops: the heads of all branches, and those of the online branch alone.
     heads_backward_flops: of the online branch.
     similarity_flops: similarity matrices of objective and alignment, forward and backward.
@@ -163,7 +163,7 @@ def _step_flops(
       online_forward_flops=pair * (embedding + active),
       online_backward_flops=pair * (embedding + 2 * active),  # the images have no gradient
       target_forward_flops=has_target * pair * (embedding + active),
-      received_forward_flops=aligned * pair * (embedding + active),
+      global_forward_flops=aligned * pair * (embedding + active),
       heads_forward_flops=pair * (branches * heads.shared + heads.online_only),
       heads_backward_flops=pair * 2 * sum(heads),
       similarity_flops=_similarity_flops(config, shapes, batch_size, aligned),
@@ -192,8 +192,8 @@ def executed_flops(config: Config, image_size: int, plan: StagePlan, batch_size:
 def calibration_flops(config: Config, image_size: int, plan: StagePlan, batch_size: int) -> StepFlops:
   """Counts the matrix products of one step of server-side calibration.
 
-  The server trains all blocks of the stage and the embedding end to end on the objective, without alignment. The rules are
-  those of `executed_flops`; nothing is frozen. Counts a step whether or not `plan` calibrates.
+  The server trains all blocks of the stage and the embedding end to end on the objective, without alignment. The rules
+  are those of `executed_flops`; nothing is frozen. Counts a step whether or not `plan` calibrates.
   """
   return _step_flops(config, image_size, plan, batch_size, start=0, trains_embedding=True, aligned=False,
       micro_batched=False)

@@ -54,7 +54,7 @@ def extra_operations(config: Config, image_size: int) -> float:
 
 
 def fit(config: Config, image_size: int) -> MemoryPlan:
-  """Chooses the cheapest settings that keep a client's step within `config.client.client_memory_budget_mb` (10^6 bytes).
+  """Chooses the cheapest settings that keep a client's step within --client_memory_budget_mb (10^6 bytes).
 
   The order: as configured; recompute elementwise operations, which costs next to nothing; the largest micro-batch that
   fits; the same with more recomputation; all of these in bfloat16, which alone changes results. Peak memory falls with

@@ -58,7 +58,8 @@ def test_default_cache_folder(tmp_path, decodes):
 
 def test_changed_added_and_removed_files_are_noticed(tmp_path, decodes):
   root = make_classes(tmp_path / 'images')
-  load = lambda: sources.load(f'folder:{root}', cache_dir=str(tmp_path / 'cache'))
+  def load():
+    return sources.load(f'folder:{root}', cache_dir=str(tmp_path / 'cache'))
   load()
   changes = [
       lambda: color((9, 9, 9)).save(root / 'cat' / '001.png'),
@@ -81,7 +82,8 @@ def test_changed_added_and_removed_files_are_noticed(tmp_path, decodes):
 def test_skipped_images_are_cached_too(tmp_path, decodes):
   root = make_classes(tmp_path / 'images', 10)
   (root / 'cat' / '003.png').write_text('nonsense')
-  load = lambda: sources.load(f'folder:{root}', cache_dir=str(tmp_path / 'cache'))
+  def load():
+    return sources.load(f'folder:{root}', cache_dir=str(tmp_path / 'cache'))
   first = load()
   decodes.clear()
   same(first, load())

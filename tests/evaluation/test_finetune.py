@@ -23,7 +23,8 @@ PEAK = 3.2 * 4 / 256
 def make_params(seed=0):
   """A linear encoder with one leaf of every kind of name; none of them zero."""
   generator = np.random.default_rng(seed)
-  draw = lambda *shape: (0.3 + 0.3 * generator.normal(size=shape)).astype(np.float32)
+  def draw(*shape):
+    return (0.3 + 0.3 * generator.normal(size=shape)).astype(np.float32)
   return {'position': draw(PIXELS), 'kernel': draw(PIXELS, WIDTH), 'bias': draw(WIDTH), 'norm': {'scale': draw(WIDTH)}}
 
 
@@ -142,7 +143,8 @@ def test_without_gradient_only_kernels_move_and_by_the_scheduled_decay(num_image
 
 
 def test_every_epoch_has_an_order_of_its_own():
-  plan = lambda seed, epoch: np.asarray(finetune.plan_epoch(jax.random.key(seed), epoch, COUNT, 4))
+  def plan(seed, epoch):
+    return np.asarray(finetune.plan_epoch(jax.random.key(seed), epoch, COUNT, 4))
   epochs = [plan(0, epoch) for epoch in range(8)]
   for ids in epochs:
     assert ids.shape == (2, 4)
@@ -160,7 +162,8 @@ def test_a_set_smaller_than_a_batch_is_one_batch(examples):
 
 def test_the_head_s_product_is_float32_at_full_precision(examples):
   trained = finetune.init_params(make_params(), CLASSES)
-  constant = lambda params, images: jnp.ones((len(images), WIDTH))
+  def constant(params, images):
+    return jnp.ones((len(images), WIDTH))
   equations = jax.make_jaxpr(lambda p: finetune.compute_logits(constant, p, examples[0]))(trained).eqns
   product, = (equation for equation in equations if equation.primitive.name == 'dot_general')
   assert set(product.params['precision']) == {jax.lax.Precision.HIGHEST}

@@ -180,7 +180,8 @@ def apply(image, view, config):
 def draws_of(key, count):
   """The uniform numbers of both views of `count` images, (2, count, 33) float64."""
   keys = jax.random.split(key, (2, count))
-  uniform = lambda own: jax.random.uniform(own, (NUM_DRAWS,), jnp.float32)
+  def uniform(own):
+    return jax.random.uniform(own, (NUM_DRAWS,), jnp.float32)
   return np.asarray(jax.vmap(jax.vmap(uniform))(keys), np.float64)
 
 

@@ -300,7 +300,8 @@ def make_batches(images, steps, batch_size, key, setting):
 def train_client(params, trained, member, inputs, setting):
   client_id, image_ids, num_images = int(member[0]), np.asarray(member[1]), int(member[2])
   config, client = setting.config, setting.config.client
-  own_key = lambda stream: rng.key(inputs.seed_key, stream, inputs.round_num, client_id)
+  def own_key(stream):
+    return rng.key(inputs.seed_key, stream, inputs.round_num, client_id)
   steps = plan_steps(own_key(rng.Stream.SHUFFLE), image_ids, num_images, client.local_epochs, client.batch_size)
   batches = make_batches(inputs.images, steps, client.batch_size, own_key(rng.Stream.AUGMENT), setting)
   optimizer = AdamW(client.learning_rate * client.batch_size / 256, client.weight_decay,
@@ -314,7 +315,8 @@ def calibrate(params, trained, inputs, setting):
   """The server trains everything that exists, end to end, on its own images; no alignment."""
   config, method, num_images = setting.config, setting.config.method, len(inputs.server_images)
   batch_size = min(method.calibration_batch_size or config.client.batch_size, num_images)
-  own_key = lambda stream: rng.key(inputs.seed_key, stream, inputs.round_num)
+  def own_key(stream):
+    return rng.key(inputs.seed_key, stream, inputs.round_num)
   steps = plan_steps(own_key(rng.Stream.CALIBRATION_SHUFFLE), range(num_images), num_images,
                      method.calibration_epochs, batch_size)
   batches = make_batches(inputs.server_images, steps, batch_size, own_key(rng.Stream.CALIBRATION_AUGMENT), setting)
@@ -337,8 +339,9 @@ def naive_round(setting: Setting, params, stage: int, inputs) -> NaiveResult:
   """
   config, size = setting.config, setting.config.model.traits
   trained = trained_in_stage(config.method.method, stage, size.depth, config.method.blocks_per_stage)
-  to_float64 = lambda leaf: np.asarray(leaf, np.float64)
-  per_block = [jax.tree.map(lambda leaf: to_float64(leaf)[i], params['blocks']) for i in range(size.depth)]
+  def to_float64(leaf):
+    return np.asarray(leaf, np.float64)
+  per_block = [jax.tree.map(lambda leaf, i=i: to_float64(leaf)[i], params['blocks']) for i in range(size.depth)]
   existing = jax.tree.map(to_float64, {k: v for k, v in params.items() if k != 'blocks'})
   existing['blocks'] = per_block[:trained.existing]
 
@@ -347,7 +350,8 @@ def naive_round(setting: Setting, params, stage: int, inputs) -> NaiveResult:
   back = [i for i, returned in enumerate(np.asarray(inputs.clients.returned)) if returned]
   sizes = np.asarray(inputs.clients.num_images, np.float64)
   total = sum(sizes[i] for i in back)
-  mean = lambda values: sum(sizes[i] / total * values[i] for i in back)
+  def mean(values):
+    return sum(sizes[i] / total * values[i] for i in back)
   flat = [flatten(client_params) for client_params, _ in results]
   aggregated = unflatten({path: mean([f[path] for f in flat]) for path in flat[0]})
   client_mean = {name: mean([losses[name] for losses in client_losses]) for name in client_losses[0]}

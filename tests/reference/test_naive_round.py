@@ -145,7 +145,8 @@ def test_adamw_equals_naive_adamw(tiny_round, decay):
   params = tiny_round('layerwise', 'byol').init(0)
   active = dict(params, blocks=jax.tree.map(lambda leaf: leaf[1:3], params['blocks']))
   del active['embedding']
-  as_lists = lambda tree: dict(tree, blocks=[jax.tree.map(lambda leaf: leaf[i], tree['blocks']) for i in range(2)])
+  def as_lists(tree):
+    return dict(tree, blocks=[jax.tree.map(lambda leaf, i=i: leaf[i], tree['blocks']) for i in range(2)])
   factors = optimizer.layer_factors(active, stages.labels(active, 0, 2, False), decay)
   fast = optimizer.make_optimizer(0.5, 128, 0.1, factors)
   naive = naive_round.AdamW(0.25, 0.1, decay, naive_round.Trained((0, 1), 2, False), naive_round.ADAM_EPSILON)

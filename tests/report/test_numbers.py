@@ -82,7 +82,8 @@ def test_training_counts_rounds_from_one_and_stages_as_shares(seeds):
 
 def test_costs_over_rounds_and_totals_each_in_its_convention():
   section = sections.costs_section(make_entries(runs.group([make_run()])))
-  steps = lambda name: [row[:2] for row in numbers(chart(section, name))]
+  def steps(name):
+    return [row[:2] for row in numbers(chart(section, name))]
   np.testing.assert_allclose(steps('memory_per_stage'), [[0, 10.49], [2, 10.49], [2, 20.97], [5, 20.97]])
   np.testing.assert_allclose(steps('flops_per_stage'), [[0, 1000], [2, 1000], [2, 2000], [5, 2000]])
   heading, row = section.items[-1].rows

@@ -49,7 +49,8 @@ def test_classes_tell_their_names():
 
 def test_identifiers_of_two_charts_differ():
   one, other = (svg.to_svg(chart(('a', [1, 2], [3, 4])), name) for name in ('one', 'other'))
-  identifiers = lambda text: {element.get('id') for element in ElementTree.fromstring(text).iter()} - {None}
+  def identifiers(text):
+    return {element.get('id') for element in ElementTree.fromstring(text).iter()} - {None}
   assert identifiers(one) and not identifiers(one) & identifiers(other)
 
 

@@ -92,7 +92,8 @@ def test_text_and_series_have_contrast_in_both_schemes(report, scheme):
   for condition, variables in re.findall(r'(@media [^{]*\{\s*)?:root \{([^}]*)\}', report[2]):
     if not condition or (scheme == 'dark' and 'dark' in condition):
       found |= dict(re.findall(r'(--\w+): (#\w+)', variables))
-  expand = lambda color: color if len(color) == 7 else '#' + ''.join(2 * c for c in color[1:])
+  def expand(color):
+    return color if len(color) == 7 else '#' + ''.join(2 * c for c in color[1:])
   colors = {name: expand(color) for name, color in found.items()}
   assert set(colors) >= {'--ink', '--muted', '--paper', *(f'--c{index}' for index in range(8))}
   assert (luminance(colors['--paper']) > 0.5) == (scheme == 'light')

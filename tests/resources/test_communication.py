@@ -31,7 +31,8 @@ def traffic(config, image_size=32, convention='paper_v4', **options):
 @pytest.mark.parametrize('objective', ['moco_v3', 'byol', 'simclr'])
 def test_component_params_are_those_of_the_model(encoder, objective):
   config = configure(encoder=encoder, objective=objective)
-  count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+  def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
   params = jax.eval_shape(make_encoder(config.model, 32).init, jax.random.key(0))
   depth = config.model.traits.depth
   expected = {'embedding': count(params['embedding'])}
@@ -110,8 +111,10 @@ def test_ratios_of_the_first_versions(method, ratio, objective):
 
 def test_published_ratios():
   """3.20 and 1.846 (v1-v3), and 5.07 and 1.67 (v4; within its rounding of 8.40 GB / 1.66 GB)."""
-  total = lambda m, c: traffic(configure(method=m, **TINY), convention=c).total_bytes
-  ratio = lambda m, c: total('end_to_end', c) / total(m, c)
+  def total(m, c):
+    return traffic(configure(method=m, **TINY), convention=c).total_bytes
+  def ratio(m, c):
+    return total('end_to_end', c) / total(m, c)
   assert round(ratio('lw_fedssl', 'paper_v1'), 2) == 3.20
   assert round(ratio('prog_fedssl', 'paper_v1'), 3) == 1.846
   assert round(ratio('prog_fedssl', 'paper_v4'), 2) == 1.67

@@ -50,10 +50,11 @@ def test_parts_of_a_stage():
 
 
 def test_worst_case_of_layerwise_downloads_what_lw_fedssl_does():
+  def cost(method, convention, worst):
+    return costs.method_cost(config_of(method), 32, convention, worst_case_download=worst, with_memory=False)
+
   for convention in ('paper_v4', 'actual'):
-    cost = lambda method, worst: costs.method_cost(
-        config_of(method), 32, convention, worst_case_download=worst, with_memory=False)
-    worst, calibrated = cost('layerwise', True), cost('lw_fedssl', False)
+    worst, calibrated = cost('layerwise', convention, True), cost('lw_fedssl', convention, False)
     assert [s.download_bytes for s in worst.stages] == [s.download_bytes for s in calibrated.stages]
     assert worst.stages[3].upload_bytes == cost('layerwise', False).stages[3].upload_bytes
 
@@ -105,7 +106,8 @@ def test_actual_memory_is_compiled_once_for_all_stages_of_a_shape():
 
 def test_micro_batches_and_rematerialization_are_counted_as_operations():
   plan = make_plans(config_of('layerwise'))[3]
-  count = lambda **values: flops.executed_flops(config_of('layerwise', **values), 32, plan, 64)
+  def count(**values):
+    return flops.executed_flops(config_of('layerwise', **values), 32, plan, 64)
   whole = count()
   assert whole.recomputed_flops == 0
   again = whole.online_forward_flops
@@ -139,7 +141,8 @@ def test_expected_bytes_lie_between_nothing_and_the_worst_case_and_share_the_res
   config = config_of('layerwise', clients_per_round=2, client_dropout=0.1)
   expected, actual = (costs.method_cost(config, 32, name, with_memory=False) for name in ('expected', 'actual'))
   worst = costs.method_cost(config, 32, 'expected', worst_case_download=True, with_memory=False)
-  total = lambda cost: sum(sum(stage.download_bytes.values()) for stage in cost.stages)
+  def total(cost):
+    return sum(sum(stage.download_bytes.values()) for stage in cost.stages)
   assert 0 < total(expected) < total(worst)
   assert total(expected) == pytest.approx(total(actual), rel=0.2)
   assert expected.total_flops == actual.total_flops

@@ -161,14 +161,16 @@ def traced_flops(config, plan, shape, start, aligned):
     tokens = images
     if not shape.trains_embedding:
       tokens = encoder.prefix(frozen['blocks'], encoder.embed(frozen['embedding'], images), start)
-    cut = lambda tree: stages.split(tree, shape, start)[0]
+    def cut(tree):
+      return stages.split(tree, shape, start)[0]
     return jax.grad(loss)(active, cut(target), cut(received), tokens)
 
   key = jax.random.key(0)
   params = jax.eval_shape(encoder.init, key)
   # A calibrated stage trains what exists: the absent blocks are cut off.
   params['blocks'] = jax.tree.map(lambda x: jax.ShapeDtypeStruct((plan.stop, *x.shape[1:]), x.dtype), params['blocks'])
-  init = lambda head, width: jax.eval_shape(head.init, key, jnp.zeros((2, width)), mask[:2])['params']
+  def init(head, width):
+    return jax.eval_shape(head.init, key, jnp.zeros((2, width)), mask[:2])['params']
   params['projector'] = init(projector, config.model.traits.width)
   if name != 'simclr':
     params['predictor'] = init(predictor, PROJECTION_SIZE)
@@ -218,7 +220,7 @@ def test_parts_of_a_step():
       online_forward_flops=images * block,
       online_backward_flops=images * 2 * block,
       target_forward_flops=images * block,
-      received_forward_flops=images * block,
+      global_forward_flops=images * block,
       heads_forward_flops=images * (3 * projector + predictor),
       heads_backward_flops=images * 2 * (projector + predictor),
       similarity_flops=2 * (2 + 2) * 2 * BATCH * BATCH * 256,
@@ -228,8 +230,10 @@ def test_parts_of_a_step():
 
 def test_the_saving_is_in_the_count():
   """At batch 512 a layer-wise step of ViT-Tiny executes less than a third of an end-to-end one in any stage."""
-  count = lambda method, stage: flops.executed_flops(
-      configure(method=method, **TINY), 32, stages.make_plans(configure(method=method, **TINY))[stage], 512).total_flops
+  def count(method, stage):
+    config = configure(method=method, **TINY)
+    return flops.executed_flops(config, 32, stages.make_plans(config)[stage], 512).total_flops
+
   layerwise = [count('layerwise', stage) for stage in range(12)]
   assert layerwise[1:] == sorted(layerwise[1:])
   assert 3 * max(layerwise) < count('end_to_end', 0)

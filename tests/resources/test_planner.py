@@ -25,14 +25,16 @@ def whole():
 
 
 def test_demanding_stages_are_the_widest_of_each_shape():
-  shapes = lambda method: [(p.stage, p.shape) for p in planner.demanding_stages(make_plans(config_of(method=method)))]
+  def shapes(method):
+    return [(p.stage, p.shape) for p in planner.demanding_stages(make_plans(config_of(method=method)))]
   assert shapes('layerwise') == [(1, (1, False)), (0, (1, True))]
   assert shapes('prog_fedssl') == [(3, (4, True))]
   assert shapes('end_to_end') == [(0, (4, True))]
 
 
 def test_as_many_clients_are_vmapped_as_fit(whole):
-  chosen = lambda steps, **values: planner.choose_chunk(config_of(**values), 16, int(steps * whole / 0.8) + 1)
+  def chosen(steps, **values):
+    return planner.choose_chunk(config_of(**values), 16, int(steps * whole / 0.8) + 1)
   assert chosen(3.5) == 3
   assert chosen(0.5) == 1
   assert chosen(100) == 10  # clients a round
@@ -95,7 +97,8 @@ def test_a_smaller_budget_is_met_by_the_largest_micro_batch_that_fits(whole):
 
 
 def test_operations_without_matrix_products_are_computed_again_before_any_product_is():
-  of = lambda **values: config_of(method='end_to_end', batch_size=64, **values)
+  def of(**values):
+    return config_of(method='end_to_end', batch_size=64, **values)
   needed = {level: planner.peak_bytes(of(rematerialize=level), 16) for level in ('none', 'elementwise')}
   assert needed['elementwise'] < 0.8 * needed['none']  # under 0.6 with jax 0.10.2, 0.62 with 0.12.0.1
   plan = planner.fit(of(client_memory_budget_mb=needed['elementwise'] / 1e6), 16)

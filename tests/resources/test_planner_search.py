@@ -60,7 +60,8 @@ def test_the_cheapest_choice_that_fits_is_taken_or_the_smallest_peak_named(made_
 
 def test_peak_is_that_of_the_most_demanding_stage(monkeypatch):
   sizes = {0: 5, 1: 7, 2: 1}
-  fake = lambda config, image_size, plan: memory.StepMemory(sizes[plan.stage], 0, 0, 0)
+  def fake(config, image_size, plan):
+    return memory.StepMemory(sizes[plan.stage], 0, 0, 0)
   monkeypatch.setattr(memory, 'step_memory', fake)
   assert planner.peak_bytes(config_of(), 16) == 7
   sizes[0] = 9
@@ -70,8 +71,9 @@ def test_peak_is_that_of_the_most_demanding_stage(monkeypatch):
 @pytest.mark.parametrize('method', ['layerwise', 'end_to_end'])
 def test_extra_operations_are_relative_to_a_step_that_computes_nothing_twice(method):
   plain, again = config_of(method=method), config_of(method=method, micro_batch_size=6)
-  total = lambda config: sum(
-      flops.executed_flops(config, 16, plan, BATCH).total_flops for plan in make_plans(config))
+  def total(config):
+    return sum(
+        flops.executed_flops(config, 16, plan, BATCH).total_flops for plan in make_plans(config))
   assert planner.extra_operations(plain, 16) == 0
   assert planner.extra_operations(again, 16) == pytest.approx(total(again) / total(plain) - 1)
   assert planner.extra_operations(again, 16) > 0.1

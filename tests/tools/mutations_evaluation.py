@@ -88,7 +88,8 @@ ROWS = (
      'if not from_scratch else loaded.params', EVALUATIONS),
     ('run_evaluation.py', 'random weights of one seed for all', 'random_encoder(loaded.config, seed)',
      'random_encoder(loaded.config, 0)', EVALUATIONS),
-    ('run_evaluation.py', 'options of finetuning are lost', 'seeds=seeds, options=options)', 'seeds=seeds)', EVALUATIONS),
+    ('run_evaluation.py', 'options of finetuning are lost', 'seeds=seeds, options=options)', 'seeds=seeds)',
+     EVALUATIONS),
     ('run_evaluation.py', 'evaluated on the test split whatever is asked', 'protocols.make_task(dataset, split, max',
      "protocols.make_task(dataset, 'test', max", EVALUATIONS),
 )
