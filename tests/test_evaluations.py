@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from lwfedssl_jax import encoders, reporting
+from lwfedssl_jax import pretrained, run_plots
 from lwfedssl_jax.data.sources import ImageDataset
 from lwfedssl_jax.evaluation import finetune, protocols
 
@@ -26,11 +26,11 @@ def asked(monkeypatch):
 
   config = object()
   loaded = types.SimpleNamespace(apply='apply', params='trained', config=config, rounds_done=7)
-  monkeypatch.setattr(encoders, 'load_encoder', lambda workdir: loaded)
-  monkeypatch.setattr(encoders, 'random_encoder', lambda given, seed: types.SimpleNamespace(
+  monkeypatch.setattr(pretrained, 'load_encoder', lambda workdir: loaded)
+  monkeypatch.setattr(pretrained, 'random_encoder', lambda given, seed: types.SimpleNamespace(
       params=f'random {seed}' if given is config else 'of another configuration'))
   monkeypatch.setattr(protocols, 'evaluate', evaluate)
-  monkeypatch.setattr(reporting, 'write_confusion_picture', lambda *arguments: None)
+  monkeypatch.setattr(run_plots, 'write_confusion_picture', lambda *arguments: None)
   return recorded
 
 
