@@ -5,9 +5,10 @@ import types
 import numpy as np
 import pytest
 
-from lwfedssl_jax import pretrained, run_plots
+from lwfedssl_jax import pretrained, run_evaluation
 from lwfedssl_jax.data.sources import ImageDataset
 from lwfedssl_jax.evaluation import finetune, protocols
+from lwfedssl_jax.plots import run_plots
 
 DATASET = ImageDataset('made', np.zeros((20, 2, 2, 3), np.uint8), np.arange(20, dtype=np.int32) % 2,
                        np.zeros((6, 2, 2, 3), np.uint8), np.arange(6, dtype=np.int32) % 2, ('a', 'b'))
