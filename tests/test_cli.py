@@ -15,7 +15,7 @@ from PIL import Image
 
 from experiments import command as commands
 from experiments import flags, presets
-from lwfedssl_jax import UsageError, catalog
+from lwfedssl_jax import UsageError, catalog, run_evaluation
 from lwfedssl_jax import config as configs
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -241,6 +241,7 @@ MISTAKES_OF_OTHERS = (
     ('sweep', ('--output={tmp}', '--methods=magic'), '--method: expected one of'),
     ('sweep', ('--output={tmp}', '--workdir={tmp}'), '--workdir: expected none'),
     ('sweep', ('--output={tmp}', '--seeds=x'), '--seeds: expected whole numbers'),
+    ('benchmark', ('--suite=devices', '--image_size=8'), 'xla_force_host_platform_device_count'),
 )
 
 

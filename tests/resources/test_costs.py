@@ -56,7 +56,7 @@ def test_worst_case_of_layerwise_downloads_what_lw_fedssl_does():
   for convention in ('paper_v4', 'actual'):
     worst, calibrated = cost('layerwise', convention, True), cost('lw_fedssl', convention, False)
     assert [s.download_bytes for s in worst.stages] == [s.download_bytes for s in calibrated.stages]
-    assert worst.stages[3].upload_bytes == cost('layerwise', False).stages[3].upload_bytes
+    assert worst.stages[3].upload_bytes == cost('layerwise', convention, False).stages[3].upload_bytes
 
 
 def test_actual_counts_the_hand_over_of_finished_blocks():
