@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 from absl import flags as absl_flags
@@ -40,7 +41,8 @@ def command(capsys):
     capsys.readouterr()
     return Result(commands.execute(one, [f'experiments/{module}.py', *arguments]), *capsys.readouterr())
 
-  return execute
+  yield execute
+  jax.config.update('jax_enable_compilation_cache', True)  # which a benchmark switches off
 
 
 def start(module, *arguments, without=(), **environment):
