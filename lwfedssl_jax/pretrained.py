@@ -4,6 +4,7 @@ import functools
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from lwfedssl_jax import rng
 from lwfedssl_jax.base import Apply, Array, Encoder, Float, Params, Shaped
@@ -38,7 +39,7 @@ class LoadedEncoder(NamedTuple):
     return jax.tree.leaves(self.params['blocks'])[0].shape[0]
 
 
-def _apply(encoder: Encoder, params: Params, images: Shaped[Array, 'B H W C']) -> Float[Array, 'B D']:
+def _apply(encoder: Encoder, params: Params, images: Shaped[Array | np.ndarray, 'B H W C']) -> Float[Array, 'B D']:
   inputs = augment.to_float(images) if images.dtype == 'uint8' else images
   tokens = encoder.embed(params['embedding'], augment.normalize(inputs))
   return encoder.pool(params['norm'], encoder.blocks(params['blocks'], tokens))

@@ -146,7 +146,7 @@ def class_folder_run(tmp_path_factory):
 def as_a_user(root, workdir):
   """Compiled fully, into a cache of its own."""
   environment = {'JAX_DISABLE_MOST_OPTIMIZATIONS': '0', 'XDG_CACHE_HOME': str(root / 'user_cache')}
-  without = ('JAX_COMPILATION_CACHE_DIR', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS')
+  without = ('JAX_COMPILATION_CACHE_DIR', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', 'XLA_FLAGS')
   return start('pretrain', f'--dataset=folder:{root}/images', *SMALL, f'--workdir={root}/{workdir}', without=without,
                **environment)
 

@@ -123,7 +123,7 @@ def test_time_to_go_is_that_of_the_runs_not_yet_done(tmp_path, monkeypatch, caps
   monkeypatch.setattr(sweep, 'operations', lambda config, data, first_round: 7.0)
   monkeypatch.setattr(train, 'train', lambda config, data: {'finished': True})
   sweep.run_all(plan(tmp_path, methods=('layerwise',), seeds=(0, 1, 2)))
-  said = [line for line in capsys.readouterr().out.splitlines() if 'to go' in line]
+  said = [line for line in capsys.readouterr().out.splitlines() if 'minutes left' in line]
   assert [line.split()[1] for line in said] == ['4', '2']
 
 
