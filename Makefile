@@ -8,7 +8,7 @@ METHODS := lw_fedssl,layerwise,prog_fedssl,end_to_end
 
 .PHONY: demo test quick coverage lint dist requirements clean
 
-# Installed once per change of the packaging files; a half-made environment is made anew.
+# Installed once per change of the packaging files; an incomplete environment is created again.
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PIP_INSTALL) -e .
@@ -22,7 +22,7 @@ $(VENV)/installed-for-dist: $(VENV)/installed
 	$(PIP_INSTALL) -e '.[dist]'
 	touch $@
 
-# The four methods on scikit-learn's digits, then a page that compares them. An interrupted demo goes on where it was.
+# Four methods on scikit-learn's digits, then a report. An interrupted demo is resumed.
 demo: $(VENV)/installed
 	@$(RUN) -m experiments.sweep --preset=quickstart --methods=$(METHODS) --output=$(DEMO)
 	@$(RUN) -m experiments.report --workdirs=$(DEMO) --output=$(DEMO)/report
@@ -52,7 +52,7 @@ dist: $(VENV)/installed-for-dist
 	$(RUN) -m twine check --strict dist/*
 	$(VENV)/bin/check-wheel-contents dist/*.whl
 
-# requirements.txt anew, from what is installed.
+# Rewrites requirements.txt from the installed versions.
 requirements: $(VENV)/installed-for-tests
 	$(RUN) .ci/pin.py > requirements.txt.new
 	mv requirements.txt.new requirements.txt

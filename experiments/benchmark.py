@@ -6,8 +6,8 @@ r"""Times client steps or whole rounds of every method, against end to end and a
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m experiments.benchmark --suite=devices \
         --method=layerwise --image_size=32 --num_clients=16 --batch_size=32
 
-The cases take turns, so that a machine whose speed drifts treats them alike: quote the ratios, which are formed within
-a turn. PyTorch is left out where it is not installed (extra `torch`).
+Timing is interleaved, so that a drift of the machine's speed affects all cases equally. Quote the ratios, which are
+formed within a repeat. PyTorch is skipped if it is not installed (extra `torch`).
 """
 
 from typing import Any
@@ -22,11 +22,11 @@ FLAGS = absl_flags.FlagValues()
 _SUITE = absl_flags.DEFINE_enum(
     'suite', 'step', ['step', 'round', 'clients', 'devices'], 'what to measure', flag_values=FLAGS)
 _REPEATS = absl_flags.DEFINE_integer(
-    'repeats', 7, 'turns that are timed, after one that is not', lower_bound=1, flag_values=FLAGS)
+    'repeats', 7, 'timed repeats, after an untimed one', lower_bound=1, flag_values=FLAGS)
 _IMAGES = absl_flags.DEFINE_integer(
-    'images_per_client', 128, 'suite round: images that a client holds', lower_bound=2, flag_values=FLAGS)
+    'images_per_client', 128, 'suite round: images per client', lower_bound=2, flag_values=FLAGS)
 _ALL_STAGES = absl_flags.DEFINE_boolean(
-    'all_stages', False, 'every stage of layerwise, not a choice of four', flag_values=FLAGS)
+    'all_stages', False, 'every stage of layerwise, not four of them', flag_values=FLAGS)
 
 
 def main() -> dict[str, Any]:
@@ -44,14 +44,14 @@ def main() -> dict[str, Any]:
 
   if suite == 'devices' and jax.device_count() == 1:
     raise UsageError('--suite=devices: expected several devices; on a CPU XLA_FLAGS='
-                     '--xla_force_host_platform_device_count=8 makes them')
+                     '--xla_force_host_platform_device_count=8 creates them')
   flags.print_config(config)
   if suite in ('clients', 'devices'):
     command.use_compilation_cache()
     run_suite = suites.run_clients if suite == 'clients' else suites.run_devices
     found: dict[str, Any] = {'cases': run_suite(config, _REPEATS.value)}
   else:
-    jax.config.update('jax_enable_compilation_cache', False)  # so that compiling is really timed
+    jax.config.update('jax_enable_compilation_cache', False)  # so that compilation is timed
     found = suites.run_cases(config, suite, _REPEATS.value, _IMAGES.value, _ALL_STAGES.value)
   return {'suite': suite, 'device_kind': jax.devices()[0].device_kind, **found}
 

@@ -1,4 +1,4 @@
-"""The life of a command: parse, help, run, one line for a mistake, exit codes. Imports no jax."""
+"""Runs a command: parsing, help, one-line errors, exit codes. Imports no jax."""
 
 import json
 import os
@@ -28,9 +28,9 @@ class Command(NamedTuple):
 
   Attributes:
     doc: description with usage examples.
-    flags: the flags of its own, and once it runs all it has.
-    main: () -> result, once flags are parsed.
-    has_config: every configuration field is a flag too, and presets may set them.
+    flags: its own flags; `define_flags` adds the others.
+    main: () -> result, after flags are parsed.
+    has_config: whether configuration fields are flags too, which presets may set.
   """
 
   doc: str
@@ -44,15 +44,15 @@ def _print_error(message: str) -> None:
 
 
 def define_flags(command: Command) -> None:
-  """Adds the configuration's flags and those that every command has, unless they are there."""
+  """Adds the configuration's flags and the common ones, unless they are defined."""
   if 'verbosity' in command.flags:
     return
   if command.has_config:
     absl_flags.DEFINE_string(
-        'preset', '', f'values of flags by name: {", ".join(presets.names())}; repeat it to combine several, the later '
-        'wins; what is typed beats all', flag_values=command.flags)
+        'preset', '', f'named set of flag values: {", ".join(presets.names())}; repeat it to combine several, the last '
+        'one wins; flags on the command line override it', flag_values=command.flags)
     flags.define_config_flags(command.flags)
-  absl_flags.DEFINE_string('flagfile', '', 'file of flags, one a line; what is typed beats it',
+  absl_flags.DEFINE_string('flagfile', '', 'file of flags, one per line; flags on the command line override it',
                            flag_values=command.flags)
   absl_flags.DEFINE_integer('verbosity', logging.WARNING, 'log messages shown: -1 warnings, 0 information, 1 debugging',
                             flag_values=command.flags)
@@ -74,12 +74,12 @@ def parse(command: Command, arguments: Sequence[str]) -> None:
   if len(left) > 1:
     raise UsageError(f'expected flags only (--name=value), got {left[1]!r}')
   if command.has_config and command.flags['preset'].present:
-    raise UsageError('--preset: expected on the command line, found in a file of flags (there --flagfile=PATH)')
+    raise UsageError('--preset: expected on the command line, found in a file of flags (use --flagfile=PATH there)')
   logging.set_verbosity(command.flags.verbosity)
 
 
 def use_compilation_cache() -> None:
-  """Keeps compiled programs in the user's cache folder, so that a second run starts at once."""
+  """Caches compiled programs in the user's cache folder, so that a second run starts at once."""
   import jax
 
   if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
@@ -90,7 +90,7 @@ def use_compilation_cache() -> None:
 
 
 def _leave_peers(message: str) -> NoReturn:
-  """Ends without the farewell that jax takes of processes which are no longer there."""
+  """Exits without jax's shutdown barrier, which waits for lost processes."""
   _print_error(message)
   os._exit(FAILURE_EXIT_CODE)
 
@@ -99,7 +99,7 @@ def _result_code(result: dict[str, Any]) -> int:
   """Prints a result as the last line, JSON."""
   print(json.dumps(result), flush=True)
   if result.get('stopped_by'):
-    print(f'stopped by {result["stopped_by"]}: the same command with --resume goes on', file=sys.stderr)
+    print(f'stopped by {result["stopped_by"]}: the same command with --resume continues', file=sys.stderr)
     return STOPPED_EXIT_CODE
   return FAILURE_EXIT_CODE if result.get('failed') else 0
 
@@ -127,17 +127,17 @@ def execute(command: Command, argv: Sequence[str]) -> int:
   except LostPeerError as error:
     _leave_peers(str(error))
   except (Interrupted, KeyboardInterrupt) as error:
-    _print_error(f'{str(error) or "SIGINT"}: dropped what was under way; --resume goes on from the last checkpoint')
+    _print_error(f'{str(error) or "SIGINT"}: dropped the current round; --resume continues from the last checkpoint')
     return STOPPED_EXIT_CODE
 
 
 def run(command: Command) -> None:
-  """Runs a command with the arguments of this process and ends it."""
+  """Runs a command with the arguments of this process and exits."""
   logging.use_absl_handler()
-  absl_flags.FLAGS.mark_as_parsed()  # absl's own, which libraries may read
+  absl_flags.FLAGS.mark_as_parsed()  # absl's global flags, which libraries may read
   try:
     code = execute(command, sys.argv)
   except BrokenPipeError:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it ends
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at exit
     code = 0 if usage.asked(sys.argv[1:]) else CLOSED_PIPE_EXIT_CODE
   sys.exit(code)

@@ -1,8 +1,8 @@
-"""Evaluates runs' encoders: kNN, linear probe or finetuning, on all labels or few, on their own data or another set.
+"""Evaluates encoders of runs: kNN, linear probe or finetuning, on all or few labels, on their data set or another.
 
     python -m experiments.evaluate --workdir=runs/a,runs/b --protocol=linear --label_fraction=0.1 --seeds=0,1,2
 
-A sweep's folder stands for the runs in it. Writes evaluations/NAME.json and a confusion matrix, NAME.png, into each
+A sweep's folder means all runs in it. Writes evaluations/NAME.json and a confusion matrix, NAME.png, into each
 run's folder.
 """
 
@@ -23,22 +23,24 @@ _DATASET = absl_flags.DEFINE_string('dataset', '', 'data set to evaluate on; emp
 _DATA_DIR = absl_flags.DEFINE_string(
     'data_dir', '', 'folder of prepared TFDS data sets; empty: the run\'s', flag_values=FLAGS)
 _CACHE_DIR = absl_flags.DEFINE_string(
-    'cache_dir', '', 'where decoded images are kept; empty: the user cache folder', flag_values=FLAGS)
+    'cache_dir', '', 'folder of the cache of decoded images; empty: the run\'s', flag_values=FLAGS)
 _FRACTION = absl_flags.DEFINE_float(
     'label_fraction', 1.0, 'share of each class\'s training labels, 0 to 1', flag_values=FLAGS)
 _SEEDS = absl_flags.DEFINE_list('seeds', ['0'], 'seeds of label subset, probe and finetuning', flag_values=FLAGS)
 _SPLIT = absl_flags.DEFINE_enum(
-    'split', 'test', catalog.SPLITS, 'images asked; validation: a fifth of the training images', flag_values=FLAGS)
+    'split', 'test', catalog.SPLITS, 'images to classify; validation: a fifth of the training images',
+    flag_values=FLAGS)
 _MAX_TRAIN = absl_flags.DEFINE_integer(
-    'max_train_images', 0, 'use so many training images; 0: all', lower_bound=0, flag_values=FLAGS)
+    'max_train_images', 0, 'number of training images to use; 0: all', lower_bound=0, flag_values=FLAGS)
 _FROM_SCRATCH = absl_flags.DEFINE_boolean('from_scratch', False, 'random weights, the reference', flag_values=FLAGS)
-# Defaults as of `finetune.FinetuneOptions`, which loads jax; a test holds them equal.
+# Defaults of `finetune.FinetuneOptions`, whose module loads jax; a test requires equality.
 _EPOCHS = absl_flags.DEFINE_integer('epochs', 40, 'finetune: epochs', lower_bound=1, flag_values=FLAGS)
-_WARMUP = absl_flags.DEFINE_integer('warmup_epochs', 10, 'finetune: warm-up', lower_bound=0, flag_values=FLAGS)
-_BATCH = absl_flags.DEFINE_integer('batch_size', 256, 'finetune: images a step', lower_bound=1, flag_values=FLAGS)
+_WARMUP = absl_flags.DEFINE_integer('warmup_epochs', 10, 'finetune: warm-up epochs', lower_bound=0, flag_values=FLAGS)
+_BATCH = absl_flags.DEFINE_integer('batch_size', 256, 'finetune: images per step', lower_bound=1, flag_values=FLAGS)
 _RATE = absl_flags.DEFINE_float(
-    'learning_rate', 1e-3, 'finetune: base rate per 256 images', lower_bound=0, flag_values=FLAGS)
-_DECAY = absl_flags.DEFINE_float('weight_decay', 1e-5, 'finetune: of matrices', lower_bound=0, flag_values=FLAGS)
+    'learning_rate', 1e-3, 'finetune: base learning rate per 256 images', lower_bound=0, flag_values=FLAGS)
+_DECAY = absl_flags.DEFINE_float(
+    'weight_decay', 1e-5, 'finetune: weight decay of matrices', lower_bound=0, flag_values=FLAGS)
 
 _SHOWN = ('accuracy', 'mean_per_class_accuracy', 'macro_precision', 'macro_recall', 'macro_f1')
 
@@ -49,7 +51,7 @@ def _row(workdir: str, result: Mapping[str, Any]) -> list[str]:
 
 
 def _evaluate(workdir: str, seeds: list[int]) -> dict[str, Any]:
-  """Evaluates one run as the flags say."""
+  """Evaluates one run by the flags."""
   from lwfedssl_jax import run_evaluation
   from lwfedssl_jax.data import sources
   from lwfedssl_jax.evaluation import finetune

@@ -1,8 +1,8 @@
-"""Exports a run's encoder for timm: weights as safetensors, and a JSON of how to build and feed the model.
+"""Exports a run's encoder for timm: weights as safetensors, and a JSON with architecture and normalization.
 
     python -m experiments.export --workdir=runs/a --output=encoder.safetensors
 
-docs/extending.md shows how PyTorch reads them.
+docs/extending.md shows how to load them in PyTorch.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from . import command
 FLAGS = absl_flags.FlagValues()
 _WORKDIR = absl_flags.DEFINE_string('workdir', '', 'folder of the run', flag_values=FLAGS)
 _OUTPUT = absl_flags.DEFINE_string(
-    'output', 'encoder.safetensors', 'file to write; its JSON goes beside it', flag_values=FLAGS)
+    'output', 'encoder.safetensors', 'file to write; the JSON is written beside it', flag_values=FLAGS)
 
 
 def main() -> dict[str, Any]:

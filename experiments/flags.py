@@ -1,6 +1,6 @@
-"""From the configuration's fields to absl flags and back to a validated configuration. Imports no jax.
+"""Defines absl flags from the configuration's fields, and builds the configuration from them. Imports no jax.
 
-Each command has a `FlagValues` of its own instead of absl's global one, so that one process can hold several commands.
+Each command has a `FlagValues` of its own instead of absl's global one, so that one process can run several commands.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ def _value(values: flags.FlagValues, name: str, annotation: Any) -> Any:
 
 
 def config_from_flags(values: flags.FlagValues) -> Config:
-  """Returns the validated configuration that the parsed flags describe. Raises UsageError."""
+  """Returns the validated configuration of the parsed flags. Raises UsageError."""
   groups = {}
   for group, group_type in configs.GROUPS.items():
     annotations = typing.get_type_hints(group_type)

@@ -1,4 +1,4 @@
-"""Presets: files of flags that never beat what is typed; by name (`--preset=NAME`) or by path (`--flagfile=PATH`)."""
+"""Presets: files of flags, by name (`--preset=NAME`) or path (`--flagfile=PATH`); the command line overrides them."""
 
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ FOLDER = pathlib.Path(__file__).parent / 'presets'
 
 
 def names() -> list[str]:
-  """Returns the presets that come with the package."""
+  """Returns the presets of the package."""
   return sorted(path.stem for path in FOLDER.glob('*.flags'))
 
 
@@ -21,7 +21,7 @@ def find(name: str) -> pathlib.Path:
 
 
 def _values_of(flag: str, arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-  """Yields every argument, and the value of those that set `flag`; a value that is missing is empty."""
+  """Yields every argument, with its value if it sets `flag`; a missing value is empty."""
   rest = iter(arguments)
   for argument in rest:
     name, equals, value = argument.partition('=')
@@ -40,7 +40,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
 def put_first(arguments: Sequence[str]) -> list[str]:
   """Moves flag files to the front, in the order given.
 
-  absl lets the last value of a flag win. So a later file beats an earlier one, and what is typed beats both.
+  In absl the last value of a flag wins. A later file therefore overrides an earlier one, and the command line both.
   """
   given = list(_values_of('flagfile', arguments))
   files = [f'--flagfile={path}' for _, path in given if path is not None]

@@ -2,7 +2,7 @@
 
     python -m experiments.pretrain --preset=quickstart --workdir=runs/quickstart
 
-On several hosts the same command on each of them, with --coordinator_address (docs/clusters.md).
+On several hosts, run the same command on each with --coordinator_address (docs/clusters.md).
 """
 
 from typing import Any
@@ -13,10 +13,10 @@ from . import command, flags
 
 FLAGS = absl_flags.FlagValues()
 _COORDINATOR = absl_flags.DEFINE_string(
-    'coordinator_address', '', 'HOST:PORT of the first of several processes, or auto: as the cluster says; empty: one',
-    flag_values=FLAGS)
-_PROCESSES = absl_flags.DEFINE_integer('num_processes', 1, 'processes of the run', flag_values=FLAGS)
-_PROCESS_ID = absl_flags.DEFINE_integer('process_id', 0, 'which of them this is, from 0', flag_values=FLAGS)
+    'coordinator_address', '', 'HOST:PORT of the first process; auto: from the cluster\'s environment; empty: one '
+    'process', flag_values=FLAGS)
+_PROCESSES = absl_flags.DEFINE_integer('num_processes', 1, 'number of processes', flag_values=FLAGS)
+_PROCESS_ID = absl_flags.DEFINE_integer('process_id', 0, 'index of this process, from 0', flag_values=FLAGS)
 
 
 def main() -> dict[str, Any]:

@@ -4,7 +4,7 @@ The rows of the table are also in report.csv and report.json, in base units.
 
     python -m experiments.report --workdirs=runs/a,runs/b --output=runs/report
 
-A folder without a run of its own stands for the runs in it, as experiments.sweep leaves them.
+A folder without a run of its own means all runs in it, as experiments.sweep writes them.
 """
 
 import shlex
@@ -23,7 +23,7 @@ _OUTPUT = absl_flags.DEFINE_string('output', 'report', 'folder to write the repo
 
 
 def main() -> dict[str, Any]:
-  """Writes the report and returns where it is."""
+  """Writes the report and returns its path."""
   if not _WORKDIRS.value:
     raise UsageError('--workdirs: expected at least one folder of a finished run')
 

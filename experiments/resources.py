@@ -1,9 +1,9 @@
-"""Reads what a client will pay before anything is spent: bytes, operations and memory, per method and stage.
+"""Predicts the costs of a client before a run: bytes, FLOPs and memory, per method and stage.
 
     python -m experiments.resources --encoder=vit_tiny --image_size=32 --convention=paper_v4
     python -m experiments.resources --preset=paper_v1 --convention=actual --format=json
 
-All methods, unless --method names one.
+Shows all methods, or the one of --method.
 """
 
 import os
@@ -22,17 +22,17 @@ FLAGS = absl_flags.FlagValues()
 _CONVENTION = absl_flags.DEFINE_enum(
     'convention', 'paper_v4', catalog.CONVENTIONS, 'how costs are counted', flag_values=FLAGS)
 _WORST_CASE = absl_flags.DEFINE_boolean(
-    'worst_case_download', False, 'the client downloads everything below the active block in every round',
+    'worst_case_download', False, 'charge the download of everything below the active block in every round',
     flag_values=FLAGS)
 _FORMAT = absl_flags.DEFINE_enum(
-    'format', 'table', ['table', 'json'], 'what is printed before the last line', flag_values=FLAGS)
+    'format', 'table', ['table', 'json'], 'output before the last line', flag_values=FLAGS)
 _MEMORY = absl_flags.DEFINE_boolean(
-    'memory', True, 'convention actual: compile the steps for their peak memory', flag_values=FLAGS)
+    'memory', True, 'own conventions: compile the steps for their peak memory', flag_values=FLAGS)
 _MEASURE = absl_flags.DEFINE_boolean(
-    'measure_memory', False, 'convention actual: run each step in a process of its own and read its high-water mark',
+    'measure_memory', False, 'own conventions: run each step in a process of its own and read its high-water mark',
     flag_values=FLAGS)
 _PLOTS = absl_flags.DEFINE_string(
-    'plots', '', 'folder for memory, operations and bytes as pictures; empty: none', flag_values=FLAGS)
+    'plots', '', 'folder for plots of memory, FLOPs and bytes; empty: none', flag_values=FLAGS)
 
 
 def _measured(run: Config) -> list[dict[str, int]]:

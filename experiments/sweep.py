@@ -1,4 +1,4 @@
-r"""Pretrains methods x seeds x one flag's values; finished runs are skipped, interrupted ones go on.
+r"""Pretrains methods x seeds x one flag's values; finished runs are skipped, interrupted ones resumed.
 
     python -m experiments.sweep --preset=quickstart --methods=lw_fedssl,layerwise \
         --seeds=0,1,2 --vary=learning_rate=2e-3,5e-3 --output=runs/sweep
@@ -18,9 +18,9 @@ FLAGS = absl_flags.FlagValues()
 _METHODS = absl_flags.DEFINE_list('methods', [], 'methods to run; empty: --method alone', flag_values=FLAGS)
 _SEEDS = absl_flags.DEFINE_list('seeds', [], 'seeds to run; empty: --seed alone', flag_values=FLAGS)
 _VARY = absl_flags.DEFINE_string(
-    'vary', '', 'FLAG=VALUE,VALUE,...: one flag of pretrain and the values it takes', flag_values=FLAGS)
-_OUTPUT = absl_flags.DEFINE_string('output', '', 'folder to write the runs\' folders to', flag_values=FLAGS)
-_DRY_RUN = absl_flags.DEFINE_boolean('dry_run', False, 'say what would run, and stop', flag_values=FLAGS)
+    'vary', '', 'FLAG=VALUE,VALUE,...: one flag of pretrain and its values', flag_values=FLAGS)
+_OUTPUT = absl_flags.DEFINE_string('output', '', 'folder of the runs\' folders', flag_values=FLAGS)
+_DRY_RUN = absl_flags.DEFINE_boolean('dry_run', False, 'list the runs and stop', flag_values=FLAGS)
 
 
 def main() -> dict[str, Any]:

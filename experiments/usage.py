@@ -1,4 +1,4 @@
-"""What `--help` prints: a command's description, its own flags, and the configuration's by group. Imports no jax."""
+"""The output of `--help`: a command's description, its flags, and the configuration's by group. Imports no jax."""
 
 import dataclasses
 import inspect
@@ -16,18 +16,18 @@ _ASKS = frozenset({'--help', '-help', '-h', '--helpshort', '-helpshort', '--help
 
 
 def asked(arguments: Sequence[str]) -> str | None:
-  """Returns the first argument that asks for help, if one does."""
+  """Returns the first argument that requests help, or None."""
   return next((argument for argument in arguments if argument in _ASKS), None)
 
 
 def _limits(metadata: Mapping[str, Any]) -> str:
-  """Returns the range of a configuration field in words; empty where there is none."""
+  """Returns the range of a configuration field in words; empty if it has none."""
   words = {'at_least': 'at least', 'above': 'more than', 'at_most': 'at most'}
   return ', '.join(f'{words[name]} {metadata[name]:g}' for name in words if metadata[name] is not None)
 
 
 def _describe(flag: 'flags.Flag[Any]', limits: str = '') -> str:
-  """Returns a flag with its default on a line, and its help text below, limits in brackets."""
+  """Returns a flag with its default on one line, and its help text below, with limits in brackets."""
   text, default = flag.help or '', (flag.default_as_str or '').strip("'")
   head = f'--{flag.name}={default}'
   if flag.boolean:
@@ -39,7 +39,7 @@ def _describe(flag: 'flags.Flag[Any]', limits: str = '') -> str:
 
 
 def _started_as(program: str) -> str:
-  """Returns what stands before a command's name, by the way in which this one was started."""
+  """Returns the prefix of commands, by the way in which this one was started."""
   script = os.path.basename(program)
   return 'lwfedssl-' if script.startswith('lwfedssl-') else f'python -m {__package__}.'
 
@@ -49,12 +49,12 @@ def describe(doc: str, values: flags.FlagValues, common: frozenset[str], *, has_
   """Returns the help text of a command.
 
   Args:
-    doc: its description with usage examples, which keep their lines; `python -m experiments.` in them becomes the way
-      in which the program was started.
+    doc: its description with usage examples, whose lines are preserved; `python -m experiments.` is replaced by the
+      way in which the program was started.
     values: its flags.
-    common: names of flags that every command has.
+    common: names of the flags of every command.
     has_config: whether the configuration's fields are among them.
-    full: show those that every command has, too.
+    full: include the flags of every command.
     program: argv[0].
   """
   groups = {
@@ -68,4 +68,4 @@ def describe(doc: str, values: flags.FlagValues, common: frozenset[str], *, has_
       inspect.cleandoc(doc).replace('python -m experiments.', _started_as(program)),
       *('\n'.join([f'{title}:', *(_describe(values[name], limits) for name, limits in names.items())])
         for title, names in sections.items() if names),
-      *([] if full else ['--helpfull adds the flags that every command has.'])]) + '\n'
+      *([] if full else ['--helpfull adds the flags of every command.'])]) + '\n'

@@ -1,4 +1,4 @@
-"""The errors a user meets. Imports no jax."""
+"""Errors that end in one line for the user. Imports no jax."""
 
 
 class UsageError(ValueError):
@@ -10,11 +10,11 @@ class StorageError(RuntimeError):
 
 
 class LostPeerError(RuntimeError):
-  """Another process of the run is gone; the checkpoints are whole."""
+  """Another process of the run died; the checkpoints are complete."""
 
 
 class MeasurementError(RuntimeError):
-  """A measurement contradicts what is physically possible. The message is one line."""
+  """A measurement is physically impossible. The message is one line."""
 
 
 class TrainingError(RuntimeError):

@@ -100,7 +100,7 @@ def main():
         'loss': [run['after'][0]['loss'] for run in (one, four)],
         'calibration': [run['after'][0]['calibration'] for run in (one, four)],
         'accepted': [one['accepted'], four['accepted']],
-        'once_a_round': [collectives.once_a_round(run['collectives']) for run in (one, four)],
+        'bytes_per_round': [collectives.bytes_per_round(run['collectives']) for run in (one, four)],
         'in_loops': [sum(op.num_bytes for op in run['collectives'] if op.in_loop) for run in (one, four)],
         'active_bytes': one['active_bytes'],
     }

@@ -15,7 +15,7 @@ from PIL import Image
 
 from experiments import command as commands
 from experiments import flags, presets
-from lwfedssl_jax import UsageError, catalog, evaluations
+from lwfedssl_jax import UsageError, catalog
 from lwfedssl_jax import config as configs
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -216,7 +216,7 @@ def test_run_is_evaluated_and_exported(class_folder_run, command):
   found = json.loads(result.stdout.splitlines()[-1])['results']
   assert [entry['name'] for entry in found] == [f'finetune, folder:{root}/images, 100 % of labels']
   assert 0 <= found[0]['mean']['accuracy'] <= 1
-  kept, = evaluations.read_evaluations(str(root / 'run'))
+  kept, = run_evaluation.read_evaluations(str(root / 'run'))
   assert kept['options'] == {'epochs': 2, 'warmup_epochs': 1, 'batch_size': 64, 'learning_rate': 0.002,
                              'weight_decay': 0.3, 'flip_probability': 0.25}
   result = command('export', f'--workdir={root}/run', f'--output={root}/encoder.safetensors')

@@ -53,7 +53,7 @@ def test_a_lost_process_is_named_and_the_run_goes_on_with_one_and_with_two_again
   said, _ = first.communicate(timeout=300)
   second.communicate(timeout=60)
   assert first.returncode == 1, said[:4000]
-  assert 'error: another process of the run is gone; --resume goes on from the last checkpoint' in said
+  assert 'error: another process of the run died; --resume continues from the last checkpoint' in said
   assert 'Traceback' not in said
   assert not (tmp_path / 'run' / 'summary.json').exists()
   rows = read_rows(tmp_path / 'run')

@@ -47,12 +47,12 @@ def test_streaming_changes_no_bit_and_holds_only_a_round_s_images(report):
 
 def test_a_round_s_traffic_is_one_sum_of_the_active_parameters(report):
   for case in ('lw_fedssl', 'layerwise'):
-    one, four = report[case]['once_a_round']
+    one, four = report[case]['bytes_per_round']
     assert one == 0
     assert 0 <= four - report[case]['active_bytes'] <= SCALARS
   assert report['layerwise']['in_loops'] == [0, 0]
   assert report['lw_fedssl']['in_loops'][1] > report['lw_fedssl']['active_bytes']  # calibration: gradients, embeddings
-  assert report['median']['once_a_round'][1] > 4 * report['median']['active_bytes']  # all updates, to every device
+  assert report['median']['bytes_per_round'][1] > 4 * report['median']['active_bytes']  # all updates, to every device
 
 
 def test_collectives_are_read_from_the_program_s_text():
@@ -69,7 +69,7 @@ ENTRY %main (a: f32[3]) -> f32[3] {
 '''
   found = collectives.read_collectives(text)
   assert found == [('all-gather', 32, True), ('all-reduce', 44, False), ('all-reduce', 20, False)]
-  assert collectives.once_a_round(found) == 64
+  assert collectives.bytes_per_round(found) == 64
 
 
 def test_asynchronous_collectives_of_a_gpu_program_count_their_results_alone():

@@ -61,7 +61,7 @@ def test_help_shows_defaults_choices_and_ranges(capsys):
   text = ' '.join(shown('pretrain', capsys, '--help').split())
   assert ' --method=lw_fedssl ' in text and '(end_to_end, layerwise, lw_fedssl, prog_fedssl, centralized)' in text
   assert ' --crop_area=0.08,1.0 ' in text
-  assert ' --[no]resume go on' in text and '--workdir (default: false)' in text
+  assert ' --[no]resume continue' in text and '--workdir (default: false)' in text
   assert 'on for lw_fedssl (default: unset)' in text
   assert '(more than 0, at most 1)' in text
   assert all(FIELDS[name].metadata['help'] for name in FIELDS)

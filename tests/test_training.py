@@ -212,7 +212,7 @@ def test_only_damaged_checkpoints_are_an_error_and_stay_as_they_are(tmp_path):
   train.train(tiny(tmp_path, stop_after_round=2))
   for step in (tmp_path / 'checkpoints').iterdir():
     (step / 'meta' / 'metadata').write_text('')
-  with pytest.raises(UsageError, match='expected a sound checkpoint'):
+  with pytest.raises(UsageError, match='expected a valid checkpoint'):
     train.train(tiny(tmp_path, resume=True))
   assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['1', '2']
 
@@ -231,10 +231,10 @@ def test_round_without_returning_clients_leaves_the_model_alone_and_says_so(tmp_
 
 
 def test_updates_that_cannot_be_used_end_the_run_with_the_last_good_state(tmp_path, capsys):
-  with pytest.raises(TrainingError, match=r'round 2: no client.s update could be used, twice'):
+  with pytest.raises(TrainingError, match=r'round 2: no valid client update in two attempts'):
     train.train(tiny(tmp_path, client_loss_limit=0.5))  # no loss falls by half in a round
   said = capsys.readouterr().out
-  assert said.count('clients [0, 1, 2]') == 2 and said.count('once more with other randomness') == 1
+  assert said.count('rejected clients [0, 1, 2]') == 2 and said.count('retry with other randomness') == 1
   rows = metrics_writer.read_metrics(str(tmp_path))
   assert [(row['round'], row['accepted'], row['rejected_clients']) for row in rows] == [(0, 3, [])]
   assert lwfedssl_jax.load_encoder(str(tmp_path)).rounds_done == 1

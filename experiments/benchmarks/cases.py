@@ -1,4 +1,4 @@
-"""Suites `step` and `round` of experiments.benchmark: client steps and whole rounds of every method, and PyTorch's."""
+"""Suites `step` and `round` of experiments.benchmark: client steps and rounds of every method, and PyTorch's steps."""
 
 import importlib.util
 import time
@@ -22,17 +22,17 @@ from lwfedssl_jax.federated.training_step import Batch
 from lwfedssl_jax.resources import flops, memory
 from lwfedssl_jax.stages import StagePlan
 
-STEPS_PER_CALL = 4  # in one program, as in a round: what a call costs by itself must not be charged to the step
+STEPS_PER_CALL = 4  # in one program, as in a round, so that the cost of a call is not charged to the step
 
 
 class Case(NamedTuple):
-  """Something to time.
+  """A case to time.
 
   Attributes:
     name: what it is.
     run: takes `steps` steps, or a round, and returns when it is done.
     images: that a step or the round trains on.
-    operations: of its matrix products, a multiply-add counting 2.
+    operations: FLOPs of its matrix products, a multiply-add counts 2.
     compile_seconds: tracing and compiling; None if nothing is compiled.
     peak_bytes: of the compiled program; None if unknown.
     steps: that `run` takes; 1 for a round.
@@ -74,7 +74,7 @@ def _step_case(config: Config, plan: StagePlan) -> Case:
 
 
 def _round_case(config: Config, plan: StagePlan, each: int) -> Case:
-  """A round in which every client holds `each` random images."""
+  """Compiles a round in which every client holds `each` random images."""
   size, clients = config.model.image_size, config.effective_num_clients
   batch, epochs = config.client.batch_size, config.client.local_epochs
   generator = np.random.default_rng(0)
@@ -128,17 +128,17 @@ def _named_stages(config: Config, all_stages: bool) -> list[tuple[str, int]]:
 
 
 def _has_torch(config: Config) -> bool:
-  """Whether PyTorch's step can be timed beside ours; says so where it is only not installed."""
+  """Whether PyTorch's step can be timed too; prints a line if PyTorch is not installed."""
   if config.objective.objective != 'moco_v3' or jax.default_backend() != 'cpu':
     return False
   if importlib.util.find_spec('torch') is None:
-    print('PyTorch is not installed (extra `torch`): left out', flush=True)
+    print('PyTorch is not installed (extra `torch`): skipped', flush=True)
     return False
   return True
 
 
 def make_cases(config: Config, suite: str, images_per_client: int, all_stages: bool) -> list[Case]:
-  """Compiles steps (suite `step`) or rounds (`round`), end to end first: the others are compared with it."""
+  """Compiles steps (suite `step`) or rounds (`round`), end to end first, as the reference."""
   with_torch = suite == 'step' and _has_torch(config)
   cases, torch_cases = [], []
   for method, stage in _named_stages(config, all_stages):

@@ -1,4 +1,4 @@
-"""Suites `clients` and `devices` of experiments.benchmark: what grows with clients, what devices tell each other."""
+"""Suites `clients` and `devices` of experiments.benchmark: scaling with clients, communication between devices."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ POPULATIONS = (10, 100, 1_000, 10_000)
 SAMPLED = 10
 CLIENTS_A_ROUND = (10, 100, 1_000)
 IMAGES_A_CLIENT = 64
-POOL_IMAGES = 4_096  # that all clients' images are drawn from: storage is shared, work is not
+POOL_IMAGES = 4_096  # shared by all clients: storage is shared, work is not
 ROUNDS_PLANNED = 64
 
 
@@ -33,7 +33,7 @@ class Scaled(NamedTuple):
   Attributes:
     name: what it is.
     run: computes the next round and returns when it is done.
-    params: () -> the parameters as they are now.
+    params: () -> the current parameters.
     initial: the parameters before the first round, on the host.
     images: a round trains on, epochs multiplied in.
     image_bytes: of the images among the round's arguments.
@@ -54,10 +54,10 @@ class Scaled(NamedTuple):
 
 
 def _federation(config: Config, server_images: int) -> FederatedDataset:
-  """A federation of random images in which clients share a pool.
+  """Returns a federated data set of random images, in which clients share a pool.
 
-  They are mosaics of colors: a fresh encoder tells pictures of pixel noise hardly apart, and batch normalization of
-  embeddings that are nearly the same would show rounding instead of what is compared.
+  They are mosaics of colors. An untrained encoder has nearly equal embeddings of pixel noise, and batch normalization
+  would amplify their rounding.
   """
   generator = np.random.default_rng(0)
   side = next(tiles for tiles in (4, 2, 1) if config.model.image_size % tiles == 0)
@@ -70,7 +70,7 @@ def _federation(config: Config, server_images: int) -> FederatedDataset:
 
 
 def build(config: Config, name: str) -> Scaled:
-  """Compiles the last stage's round of a synthetic federation whose clients hold IMAGES_A_CLIENT images each."""
+  """Compiles the last stage's round on a synthetic data set with IMAGES_A_CLIENT images per client."""
   data = _federation(config, IMAGES_A_CLIENT if config.uses_calibration else 0)
   plan = stages.make_plans(config)[-1]
   participation = sampling.plan_participation(
@@ -108,7 +108,7 @@ def build(config: Config, name: str) -> Scaled:
 
 
 def client_cases(config: Config) -> Iterator[Scaled]:
-  """Builds populations of which SAMPLED train in a round, rounds of ever more clients, and one that streams images."""
+  """Builds growing populations with SAMPLED clients per round, growing rounds, and one with streamed images."""
   small: dict[str, Any] = {'batch_size': IMAGES_A_CLIENT // 2, 'rounds_per_stage': ROUNDS_PLANNED}
   a_quarter = POOL_IMAGES * 3 * config.model.image_size**2 / 4 / round_loader.MEGABYTE
   for population in POPULATIONS:
@@ -123,14 +123,14 @@ def client_cases(config: Config) -> Iterator[Scaled]:
 
 
 def device_cases(config: Config) -> Iterator[Scaled]:
-  """Builds the same round on 1, 2, 4, .. of the devices there are."""
+  """Builds the same round on 1, 2, 4, .. devices."""
   found = jax.device_count()
   for count in (2**power for power in range(found.bit_length()) if 2**power <= found):
     yield build(configs.with_values(config, {'num_devices': count}), f'{count} devices')
 
 
 def differences(cases: Sequence[Scaled]) -> list[float]:
-  """Returns the l2 distance of each case's parameters to the first one's, as a share of what these have moved."""
+  """Returns the l2 distance of each case's parameters to the first one's, relative to the distance these moved."""
   first = cases[0].params()
   moved = _distance(first, cases[0].initial)
   return [_distance(first, case.params()) / moved for case in cases]

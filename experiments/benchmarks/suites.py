@@ -1,4 +1,4 @@
-"""Runs the suites of experiments.benchmark in turns and prints their tables."""
+"""Runs the suites of experiments.benchmark with interleaved timing and prints their tables."""
 
 import statistics
 from collections.abc import Sequence
@@ -31,9 +31,9 @@ def _result(case: Case, seconds: list[float], reference: list[float], rate: floa
 
 
 def check_shares(results: Sequence[dict[str, Any]]) -> None:
-  """Raises MeasurementError if a case seems to compute faster than the machine multiplies matrices.
+  """Raises MeasurementError if a case exceeds the rate of the machine's matrix products.
 
-  Then its program does not do the work that is counted: the compiler has moved a part of it out of the timed loop.
+  Its program then does not execute the counted work: the compiler has moved a part out of the timed loop.
   """
   for result in results:
     share = result['share_of_matrix_product_rate']
@@ -66,7 +66,7 @@ def _scaled_rows(made: Sequence[scaling.Scaled], seconds: Sequence[list[float]])
 
 
 def run_clients(config: Config, repeats: int) -> list[dict[str, Any]]:
-  """Times rounds of more and more clients; prints a table and returns its rows."""
+  """Times rounds with growing numbers of clients; prints a table and returns its rows."""
   made = list(scaling.client_cases(config))
   turns.take_turn(made)
   results = _scaled_rows(made, turns.time_in_turns(made, repeats))
@@ -77,26 +77,26 @@ def run_clients(config: Config, repeats: int) -> list[dict[str, Any]]:
 
 
 def run_devices(config: Config, repeats: int) -> list[dict[str, Any]]:
-  """Times a round on more and more devices; compared after the first round: later ones amplify rounding."""
+  """Times a round on growing numbers of devices; compares after the first round, as later ones amplify rounding."""
   made = list(scaling.device_cases(config))
   turns.take_turn(made)
   differences = scaling.differences(made)
   results = _scaled_rows(made, turns.time_in_turns(made, repeats))
   for case, row, difference in zip(made, results, differences, strict=True):
     row['difference_to_one_device'] = difference
-    row['active_bytes'], row['bytes_once_a_round'] = case.active_bytes, collectives.once_a_round(case.traffic)
-    row['bytes_a_calibration_step'] = sum(op.num_bytes for op in case.traffic if op.in_loop)
-  shown = ('active_bytes', 'bytes_once_a_round', 'bytes_a_calibration_step')
+    row['active_bytes'], row['bytes_per_round'] = case.active_bytes, collectives.bytes_per_round(case.traffic)
+    row['bytes_per_calibration_step'] = sum(op.num_bytes for op in case.traffic if op.in_loop)
+  shown = ('active_bytes', 'bytes_per_round', 'bytes_per_calibration_step')
   print(tables.markdown([
       ['', 'images/s', *(name.replace('_', ' ') for name in shown), 'difference'], *(
           [row['case'], f'{row["images_per_second"]:.0f}', *(str(row[name]) for name in shown),
            f'{row["difference_to_one_device"]:.1e}'] for row in results)]))
-  print('difference: l2 distance of the parameters to one device\'s after a round, as a share of what they moved')
+  print('difference: l2 distance of the parameters to one device\'s after a round, relative to the distance they moved')
   return results
 
 
 def run_cases(config: Config, suite: str, repeats: int, images_per_client: int, all_stages: bool) -> dict[str, Any]:
-  """Times steps or rounds of every method in turns; prints a table and returns the figures."""
+  """Times steps or rounds of every method, interleaved; prints a table and returns the figures."""
   made = cases.make_cases(config, suite, images_per_client, all_stages)
   rate = machine.matrix_product_rate()
   turns.take_turn(made)
@@ -109,6 +109,6 @@ def run_cases(config: Config, suite: str, repeats: int, images_per_client: int, 
       [suite, 'median s', 'fastest to slowest', 'of end to end', 'images/s', 'of product rate', 'compile s',
        'peak MB'], *map(_row, results)]))
   layerwise = [result['median_seconds'] for result in results if result['case'].startswith('layerwise')]
-  print(f'{jax.devices()[0].device_kind}, matrix products {rate / 1e9:.0f} GFLOP/s; median of {repeats} turns')
+  print(f'{jax.devices()[0].device_kind}, matrix products {rate / 1e9:.0f} GFLOP/s; median of {repeats} repeats')
   return {'matrix_product_flops_per_second': rate,
           'mean_layerwise_to_end_to_end': statistics.mean(layerwise) / results[0]['median_seconds'], 'cases': results}

@@ -1,7 +1,7 @@
-"""The same client step in plain PyTorch, written as one would: the yardstick of `experiments.benchmark`.
+"""The same client step in plain PyTorch, the reference of `experiments.benchmark`.
 
-ViT and MoCo v3 as in lwfedssl_jax (arXiv 2010.11929, 2104.02057, 2401.11647), with PyTorch's own fused attention and
-fused AdamW; what has no gradient (frozen blocks, target branch) runs under no_grad, frozen blocks once for both
+ViT and MoCo v3 as in lwfedssl_jax (arXiv 2010.11929, 2104.02057, 2401.11647), with PyTorch's fused attention and
+fused AdamW. Parts without gradient (frozen blocks, target branch) run under no_grad, frozen blocks once for both
 branches.
 """
 
@@ -68,7 +68,7 @@ def _sizes(config: Config) -> tuple[int, int, int]:
 
 
 class Active(nn.Module):
-  """What is trained, but for the predictor: the embedding where it is, the active blocks, norm and projector."""
+  """The trained part without the predictor: embedding (if trained), active blocks, norm and projector."""
 
   def __init__(self, config: Config, plan: StagePlan):
     super().__init__()

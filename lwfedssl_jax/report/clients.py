@@ -1,4 +1,4 @@
-"""What each client contributed: images, rounds, losses, bytes, rejected updates."""
+"""The clients of runs: images, rounds, losses, bytes, rejected updates."""
 
 import os
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def _num_images(run: FinishedRun) -> list[int] | None:
 
 
 def _client_rows(run: FinishedRun) -> dict[int, list[dict[str, Any]]]:
-  """Returns {client: what each of its rounds says about it}, by client; empty where rows do not tell clients apart."""
+  """Returns {client: one entry per round}, by client; empty if rows have no clients."""
   found: dict[int, list[dict[str, Any]]] = {}
   for row in run.rows:
     for place, client in enumerate(row.get('client_ids', ())):
@@ -57,7 +57,7 @@ def _table(group: Group) -> Table | Folded | None:
 
 
 def _losses(group: Group, style: int) -> Series | None:
-  """Unweighted mean of the clients' losses in each round, least and greatest as the band."""
+  """Returns the unweighted mean of the clients' losses in each round, with minimum and maximum as the band."""
   found = [(row['round'] + 1, losses) for row in group.runs[0].rows
            if (losses := [loss for loss in row.get('client_losses', ()) if loss is not None])]
   if not found:
@@ -67,15 +67,15 @@ def _losses(group: Group, style: int) -> Series | None:
 
 
 def clients_section(groups: Sequence[Group]) -> Section | None:
-  """Returns a row for each client of each group's first run; None where the runs did not record clients."""
+  """Returns a row per client of each group's first run; None if the runs did not record clients."""
   tables = [found for group in groups if (found := _table(group))]
   if not tables:
     return None
   chart = curves.line(
-      'client_losses', 'Mean loss of the clients in each round; the band is the least and the greatest client.',
+      'client_losses', 'Mean loss of the clients in each round; the band spans minimum and maximum over clients.',
       [_losses(group, place) for place, group in enumerate(groups)], Axes('round', 'loss of a client'))
-  text = ('Rounds: in which the client was sampled. Rejected: its update was not finite or its loss exploded, so the '
-          'server left it out.')
+  text = ('Rounds: in which the client was sampled. Rejected: its update was not finite or its loss diverged, so the '
+          'server did not aggregate it.')
   if any(len(group.runs) > 1 for group in groups):
     text += ' First seed of each method.'
   return Section('Clients', text, [*([chart] if chart else []), *tables])

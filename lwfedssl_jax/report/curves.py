@@ -1,4 +1,4 @@
-"""Charts of what runs have measured round by round, and of what a stage costs."""
+"""Charts of the metrics of runs over rounds, and of the costs of stages."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,19 +18,19 @@ def rounds(run: FinishedRun) -> np.ndarray:
 
 
 def progress(run: FinishedRun) -> np.ndarray:
-  """Returns the share of the training that is over: stages differ between methods, rounds do not."""
+  """Returns the share of training done; stages differ between methods, rounds do not."""
   return rounds(run) / len(run.rows)
 
 
 def exchanged_megabytes(run: FinishedRun) -> np.ndarray:
-  """Returns what a client has sent and received by the end of each round."""
+  """Returns the MB that a client has exchanged by the end of each round."""
   return np.cumsum([row['download_bytes'] + row['upload_bytes'] for row in run.rows]) / 1e6
 
 
 def numbers(caption: str, series: Sequence[Series], names: Axes) -> Table:
   """Returns the points of a chart as a table."""
   banded = any(one.low is not None for one in series)
-  rows = [['method', names.x_label, names.y_label, *(['least', 'greatest'] if banded else [])]]
+  rows = [['method', names.x_label, names.y_label, *(['minimum', 'maximum'] if banded else [])]]
   for one in series:
     for index in range(len(one.x)):
       edges = ['-', '-'] if one.low is None or one.high is None else [f'{one.low[index]:.4g}', f'{one.high[index]:.4g}']
@@ -39,12 +39,12 @@ def numbers(caption: str, series: Sequence[Series], names: Axes) -> Table:
 
 
 def ends(series: Sequence[Series]) -> str:
-  """Says where each line ends."""
+  """Describes the last value of each line."""
   return '; '.join(f'{one.label} ends at {one.y[-1]:.3g}' for one in series)
 
 
 def _measured(group: Group, metric: str, x_of: Callable[[FinishedRun], np.ndarray], style: int) -> Series | None:
-  """A series over the rows in which `metric` was measured: mean over seeds, least and greatest as the band."""
+  """Returns a series over the rows with `metric`: mean over seeds, with minimum and maximum as the band."""
   picked = [[index for index, row in enumerate(run.rows) if row.get(metric) is not None] for run in group.runs]
   if not picked[0] or any(found != picked[0] for found in picked):
     return None
@@ -55,7 +55,7 @@ def _measured(group: Group, metric: str, x_of: Callable[[FinishedRun], np.ndarra
 
 
 def line(name: str, caption: str, found: Sequence[Series | None], names: Axes, **options: Any) -> Chart | None:
-  """Returns a line chart of the series that are there; None if none is. Options are those of `charts.line_chart`."""
+  """Returns a line chart of the series that are not None, or None. Options are those of `charts.line_chart`."""
   series = [one for one in found if one is not None]
   if not series:
     return None
@@ -65,15 +65,15 @@ def line(name: str, caption: str, found: Sequence[Series | None], names: Axes, *
 
 def metric(name: str, caption: str, groups: Sequence[Group], x_of: Callable[[FinishedRun], np.ndarray], names: Axes,
            **options: Any) -> Chart | None:
-  """Returns a line chart of a metric of the rounds; a group looks alike in all charts.
+  """Returns a line chart of a metric over rounds; a group has one style in all charts.
 
   Args:
     name: of the metric in metrics.jsonl.
     caption: of the chart.
-    groups: a line each; those that did not measure it are left out.
+    groups: a line each; groups without the metric are omitted.
     x_of: run -> (rounds,).
     names: of the axes.
-    **options: of `charts.line_chart`; `file`, the chart's name where it is not the metric's.
+    **options: of `charts.line_chart`; `file`, the chart's name if it differs from the metric's.
   """
   found = [_measured(group, name, x_of, place) for place, group in enumerate(groups)]
   return line(options.pop('file', name), caption, found, names, **options)
@@ -114,7 +114,7 @@ def _from_summary(name: str) -> Callable[[FinishedRun], float | None]:
 
 
 def reference_levels(groups: Sequence[Group]) -> dict[str, float]:
-  """Returns the accuracies of random weights and raw pixels where all groups share a dataset and encoder."""
+  """Returns the accuracies of random weights and raw pixels if all groups share a dataset and encoder."""
   if len({(group.dataset, group.config.model) for group in groups}) > 1:
     return {}
   names = {'random_init_knn_accuracy': 'random weights', 'raw_pixel_knn_accuracy': 'raw pixels'}

@@ -18,7 +18,7 @@ def _projections(rows: np.ndarray) -> dict[str, np.ndarray]:
   import threadpoolctl
   from sklearn import decomposition, manifold
 
-  # One thread: for so few points more of them only wait for each other, by far the longer the busier the machine is.
+  # One thread: for so few points more threads only wait for each other.
   with threadpoolctl.threadpool_limits(1):
     return {
         'PCA': decomposition.PCA(2, random_state=0).fit_transform(rows),
@@ -35,7 +35,7 @@ def _scatters(name: str, rows: np.ndarray, labels: np.ndarray, names: Sequence[s
 
 
 def make_key(labels: np.ndarray, names: Sequence[str]) -> Key:
-  """Returns the signs of the classes that occur, in order; images without a label have none."""
+  """Returns the signs of the classes that occur, in order; images without labels have none."""
   return Key([(charts.class_sign(index, names), index % len(charts.COLORS), names[index])
               for index in map(int, np.unique(labels)) if index >= 0])
 
@@ -61,7 +61,7 @@ def _dataset_items(groups: Sequence[Group]) -> list[Key | Chart]:
 
 
 def embeddings_section(groups: Sequence[Group]) -> Section | None:
-  """Returns scatter plots of the first seed of each group, and of random weights once for each dataset."""
+  """Returns scatter plots of the first seed of each group, and of random weights once per dataset."""
   items = []
   for dataset in dict.fromkeys(group.dataset for group in groups):
     items += _dataset_items([group for group in groups

@@ -24,7 +24,7 @@ def _markdown_table(table: Table) -> str:
 
 
 def _markdown_item(item: Any, output: str) -> list[str]:
-  """Returns the lines of an item; writes the PNG file that they show."""
+  """Returns the lines of an item; writes its PNG file."""
   if isinstance(item, Table):
     return [_markdown_table(item)]
   if isinstance(item, Folded):
@@ -42,7 +42,7 @@ def _markdown_item(item: Any, output: str) -> list[str]:
 
 
 def write_markdown(report: Report, output: str) -> None:
-  """Writes report.md and the PNG files that it shows into a folder."""
+  """Writes report.md and its PNG files into a folder."""
   lines = [f'# {report.title}', '', report.finding, '']
   for note in report.notes:
     lines += [note, '']

@@ -1,4 +1,4 @@
-"""What the runs show, in one sentence made from their figures."""
+"""The finding of a report: one sentence from the figures of its runs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,9 +18,9 @@ def _costs(entry: Entry) -> str:
 
 
 def _pick(entries: Sequence[Entry], rank: Callable[[Entry], Any]) -> tuple[Entry, Entry | None]:
-  """Returns the federated method of the highest rank besides end_to_end, and what it is compared to.
+  """Returns the federated method of the highest rank other than end_to_end, and the one to compare it with.
 
-  That is its end-to-end counterpart with the same settings, or else the next in rank.
+  The latter is its end-to-end counterpart with the same settings, or else the next in rank.
   """
   candidates = [entry for entry in entries if entry.group.config.is_federated
                 and (entry.reference is None or entry.reference.group is not entry.group)]
@@ -52,9 +52,9 @@ def _sentence(entries: Sequence[Entry]) -> str:
 
 
 def find(entries: Sequence[Entry]) -> str:
-  """Returns a sentence for each dataset: which method reaches which accuracy with how much memory of a client.
+  """Returns a sentence per dataset: which method reaches which accuracy with how much client memory.
 
-  Without labels it names memory and bytes instead; a method that is alone is compared to random weights.
+  Without labels it compares memory and bytes; a single method is compared with random weights.
   """
   datasets = list(dict.fromkeys(entry.group.dataset for entry in entries))
   sentences = [_sentence([entry for entry in entries if entry.group.dataset == dataset]) for dataset in datasets]
@@ -64,9 +64,9 @@ def find(entries: Sequence[Entry]) -> str:
 
 
 def describe_unfinished(unfinished: Sequence[UnfinishedRun]) -> list[str]:
-  """Returns a note that names the runs which the report leaves out."""
+  """Returns a note that names the runs that the report omits."""
   if not unfinished:
     return []
   names = short_names([run.workdir for run in unfinished])
   runs = ', '.join(f'{name} (round {run.rounds_done} of {run.num_rounds})' for name, run in zip(names, unfinished))
-  return [f'Left out, not finished: {runs}.']
+  return [f'Omitted, not finished: {runs}.']

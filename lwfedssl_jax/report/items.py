@@ -1,4 +1,4 @@
-"""What a report is made of; no markup here."""
+"""The items of a report, without markup."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -7,13 +7,13 @@ from lwfedssl_jax.plots.charts import Plot
 
 
 class Table(NamedTuple):
-  """Cells as shown.
+  """A table of formatted cells.
 
   Attributes:
     caption: a few words.
-    rows: headings first; the first cell of a row names it.
+    rows: headings first; the first cell of a row is its name.
     best: (row, column) of the cells that hold the best value of their column.
-    is_text: cells hold words, not numbers.
+    is_text: cells are text, not numbers.
   """
 
   caption: str
@@ -23,14 +23,14 @@ class Table(NamedTuple):
 
 
 class Folded(NamedTuple):
-  """A table that is shown on demand."""
+  """A collapsed table."""
 
   summary: str
   table: Table
 
 
 class Chart(NamedTuple):
-  """A plot, its caption, a text that replaces it, and its numbers; `name` is unique in a report."""
+  """A plot, its caption, its alternative text, and its numbers; `name` is unique in a report."""
 
   name: str
   plot: Plot
@@ -48,13 +48,13 @@ class Image(NamedTuple):
 
 
 class Key(NamedTuple):
-  """What the signs of a scatter plot stand for: (sign, index of its color, name)."""
+  """The legend of a scatter plot: (sign, index of its color, name)."""
 
   entries: Sequence[tuple[str, int, str]]
 
 
 class Section(NamedTuple):
-  """A heading, a paragraph, and what follows; `items` are the types above."""
+  """A heading, a paragraph, and items of the types above."""
 
   title: str
   text: str
@@ -66,10 +66,10 @@ class Report(NamedTuple):
 
   Attributes:
     title: of the page.
-    finding: one sentence; what the runs show.
-    notes: what the reader must know beside it, for example which runs are left out.
+    finding: one sentence.
+    notes: further remarks, for example which runs are omitted.
     sections: in reading order.
-    records: the comparison as {column: value}, one a configuration, in base units.
+    records: the comparison as {column: value}, one per configuration, in base units.
   """
 
   title: str

@@ -1,4 +1,4 @@
-"""A report as one HTML page that loads nothing: styles, plots and images are inside."""
+"""A report as one self-contained HTML page: styles, plots and images are embedded."""
 
 import base64
 import html
@@ -11,7 +11,7 @@ from lwfedssl_jax.plots import charts
 from lwfedssl_jax.plots.svg import to_svg
 from lwfedssl_jax.report.items import Chart, Folded, Image, Key, Report, Section, Table
 
-SMALL_FIGURES = 6  # from so many in a row on, they are drawn smaller
+SMALL_FIGURES = 6  # from this many consecutive figures on, they are smaller
 
 
 def _style() -> str:
@@ -69,7 +69,7 @@ _RENDER: dict[type, Callable[[Any], str]] = {Table: _table, Folded: _folded, Cha
 
 
 def _items(items: Sequence[Any]) -> str:
-  """Figures that follow each other stand in a grid."""
+  """Returns items as HTML; consecutive figures form a grid."""
   parts = []
   for are_figures, run in itertools.groupby(items, lambda item: isinstance(item, (Chart, Image))):
     rendered = [_RENDER[type(item)](item) for item in run]
@@ -93,7 +93,7 @@ def to_html(report: Report, files: Sequence[str]) -> str:
 
   Args:
     report: its content.
-    files: names of files beside the page that hold its rows; linked.
+    files: names of files beside the page that hold its rows; they are linked.
   """
   title = html.escape(report.title)
   links = ''.join(f'<a href="#{_anchor(name)}">{html.escape(name)}</a>' for name, *_ in report.sections)
@@ -105,5 +105,5 @@ def to_html(report: Report, files: Sequence[str]) -> str:
           f'<title>{title}</title><style>{_style()}</style></head>\n<body><header><h1>{title}</h1>'
           f'<p class="finding">{html.escape(report.finding)}</p>{notes}'
           f'<nav aria-label="Sections">{links}</nav></header>\n<main>{sections}</main>\n'
-          f'<footer>The rows of the comparison lie beside this page: {rows}. Point at a mark of a chart for its figure.'
+          f'<footer>The rows of the comparison are in {rows}. Hover over a mark of a chart for its value.'
           '</footer></body></html>\n')

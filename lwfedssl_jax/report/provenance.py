@@ -1,4 +1,4 @@
-"""Where the figures come from: settings that differ between runs or from the defaults, machines, versions, commands."""
+"""Provenance: settings that differ between runs or from the defaults, machines, versions, commands."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ def _show(value: Any) -> str:
 
 
 def settings_section(groups: Sequence[Group]) -> Section:
-  """Returns what differs between the runs, then what they share: first what is not the default, the rest folded."""
+  """Returns the settings that differ between runs, the shared ones that are not defaults, and the rest collapsed."""
   runs = [run for group in groups for run in group.runs]
   differing, defaults = differing_fields(runs), configs.flatten(configs.Config())
   shared = shared_fields(runs)
@@ -32,11 +32,11 @@ def settings_section(groups: Sequence[Group]) -> Section:
     items.append(Table('Shared settings that are not the default', flags, is_text=True))
   items.append(Folded(f'{len(rest) - 1} settings at their defaults', Table('Settings at their defaults', rest,
                                                                            is_text=True)))
-  return Section('Settings', 'Folders, checkpoints and devices, which do not decide a result, are left out.', items)
+  return Section('Settings', 'Folders, checkpoints and devices do not affect a result and are omitted.', items)
 
 
 def _facts(run: FinishedRun) -> dict[str, str]:
-  """Returns what config.json says about the making of a run; what it does not say is left out."""
+  """Returns the facts about a run that config.json records."""
   environment = run.environment
   kind = environment.get('device_kind')
   found = {
@@ -47,13 +47,13 @@ def _facts(run: FinishedRun) -> dict[str, str]:
 
 
 def _started(runs: Sequence[FinishedRun]) -> str | None:
-  """Returns when the first and the last run started, to the minute."""
+  """Returns the start times of the first and the last run, to the minute."""
   times = sorted(run.environment['started'][:16].replace('T', ' ') for run in runs if 'started' in run.environment)
   return None if not times else ' to '.join(dict.fromkeys([times[0], times[-1]])) + ' UTC'
 
 
 def provenance_section(groups: Sequence[Group], made: dict[str, str]) -> Section:
-  """Returns commands, machines and versions of the runs; a fact that is not the same in all names its runs.
+  """Returns commands, machines and versions of the runs; a fact that differs names its runs.
 
   Args:
     groups: of the runs.

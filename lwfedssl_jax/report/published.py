@@ -1,4 +1,4 @@
-"""The paper's own table of costs, and whether runs have its setting."""
+"""The paper's table of costs, and whether runs have its setting."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +19,7 @@ _SETTING = configs.configure(
 
 
 def _cost_settings(config: Config) -> dict[str, Any]:
-  """Returns what the costs of the paper's table depend on besides the method."""
+  """Returns the settings that determine the costs of the paper's table, besides the method."""
   return {
       'encoder': config.model.encoder, 'image_size': config.model.image_size, 'patch_size': config.model.patch_size,
       'objective': config.objective.objective, 'rounds': num_rounds(config),
@@ -30,18 +30,18 @@ def _cost_settings(config: Config) -> dict[str, Any]:
 
 
 def differences(config: Config) -> dict[str, tuple[Any, Any]]:
-  """Returns {setting: (value here, value in the paper)} of what differs from the paper's table."""
+  """Returns {setting: (value here, value in the paper)} of the differences to the paper's table."""
   return {name: (value, _cost_settings(_SETTING)[name]) for name, value in _cost_settings(config).items()
           if value != _cost_settings(_SETTING)[name]}
 
 
 def _is_published(config: Config) -> bool:
-  """Whether the method is one of the table's: with neither calibration nor alignment, as in version 4."""
+  """Whether the table has the method: without calibration and alignment, as in version 4."""
   return config.method.method in PUBLISHED and not config.uses_calibration and not config.uses_alignment
 
 
 def published_section(groups: Sequence[Group]) -> Section:
-  """Returns the paper's table beside this program's count of the same setting, and the runs that have the setting."""
+  """Returns the paper's table, this program's count of the same setting, and the runs with that setting."""
   rows = [['method', 'GFLOPs, published', 'GFLOPs, counted', 'communication GB, published',
            'communication GB, counted', 'peak GB, published', 'run with this setting']]
   matching = [group for group in groups if _is_published(group.config) and not differences(group.config)]
@@ -55,7 +55,7 @@ def published_section(groups: Sequence[Group]) -> Section:
           'program, same setting, convention paper_v4. The published peak is of a whole GPU process.')
   if matching:
     return Section('The paper\'s table', text, [Table('Published costs', rows)])
-  return Section('The paper\'s table: another setting', f'Another setting than that of the runs on this page. '
+  return Section('The paper\'s table: another setting', f'The setting differs from that of the runs on this page. '
                  f'{_name_differences(groups)} {text}', [Table('Published costs, another setting', rows)])
 
 

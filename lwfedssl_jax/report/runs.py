@@ -1,4 +1,4 @@
-"""Finished runs: seeds of one configuration in a group, under a name that tells it from the others."""
+"""Finished runs: the seeds of one configuration form a group with a distinct name."""
 
 import glob
 import os
@@ -15,14 +15,14 @@ from lwfedssl_jax.workdir import metrics_writer, run_dir
 
 _MECHANISMS = frozenset({'server_calibration', 'representation_alignment'})
 _APART = frozenset({'seed', 'method'}) | _MECHANISMS | run_dir.FREE_FIELDS
-# What end-to-end training does not depend on; how many rounds it runs is compared apart.
+# Fields that end-to-end training does not depend on; its number of rounds is compared separately.
 _NOT_END_TO_END = _APART | {
     'calibration_epochs', 'calibration_batch_size', 'calibration_learning_rate', 'alignment_kind', 'alignment_weight',
     'new_block_init', 'blocks_per_stage', 'rounds_per_stage'}
 
 
 class FinishedRun(NamedTuple):
-  """What a run left behind."""
+  """The files of a finished run."""
 
   workdir: str
   config: Config
@@ -45,7 +45,7 @@ class UnfinishedRun(NamedTuple):
 
 
 class Group(NamedTuple):
-  """Runs that differ in their seed alone, under one name."""
+  """Runs that differ only in their seed, under one name."""
 
   name: str
   runs: tuple[FinishedRun, ...]
@@ -69,8 +69,8 @@ class Stat(NamedTuple):
   Attributes:
     mean: arithmetic mean.
     std: sample standard deviation; None for one value.
-    low: least value.
-    high: greatest value.
+    low: minimum.
+    high: maximum.
   """
 
   mean: float
@@ -80,7 +80,7 @@ class Stat(NamedTuple):
 
 
 def stat(values: Sequence[float | None]) -> Stat | None:
-  """Returns the statistic of values; None if there are none or one is missing."""
+  """Returns the statistic of values; None if there is none or one is missing."""
   if not values or any(value is None for value in values):
     return None
   present = [value for value in values if value is not None]
@@ -94,7 +94,7 @@ def over_seeds(group: Group, value: Callable[[FinishedRun], float | None]) -> St
 
 
 def show(found: Stat | None, form: str = '{:.3f}', scale: float = 1, missing: str = '-') -> str:
-  """Returns mean and deviation as text; the deviation only where seeds differ."""
+  """Returns mean and standard deviation as text; the latter only if seeds differ."""
   if found is None:
     return missing
   text = form.format(found.mean / scale)
@@ -113,16 +113,16 @@ def read_run(workdir: str) -> FinishedRun:
 
 
 def num_rounds(config: Config) -> int:
-  """Returns the rounds of a whole run."""
+  """Returns the number of rounds of a run."""
   return sum(plan.num_rounds for plan in stages.make_plans(config))
 
 
 def find(folders: Sequence[str]) -> tuple[list[str], list[UnfinishedRun]]:
-  """Replaces a folder that has no run of its own by the runs in it.
+  """Replaces a folder without a run of its own by the runs in it.
 
   Returns:
-    The folders to read, and the unfinished runs that were found in such a folder. A folder that is given by its own
-    name is among the former, finished or not.
+    The folders to read, and the unfinished runs in such a folder. A run's folder that is named itself is among the
+    former, finished or not.
 
   Raises:
     UsageError: an unfinished run's files cannot be read.
@@ -142,14 +142,14 @@ def find(folders: Sequence[str]) -> tuple[list[str], list[UnfinishedRun]]:
 
 
 def short_names(workdirs: Sequence[str]) -> list[str]:
-  """Returns the folders without what all have in common."""
+  """Returns the folders without their common prefix."""
   paths = [os.path.abspath(workdir) for workdir in workdirs]
   common = os.path.commonpath(map(os.path.dirname, paths))
   return [os.path.relpath(path, common) for path in paths]
 
 
 def method_name(config: Config) -> str:
-  """Returns the method, and the mechanisms switched on or off against its default: 'layerwise + calibration'."""
+  """Returns the method, and mechanisms that differ from its default: 'layerwise + calibration'."""
   plain = configs.with_values(config, {'server_calibration': None, 'representation_alignment': None})
   name = config.method.method
   for switch, text in (('uses_calibration', 'calibration'), ('uses_alignment', 'alignment')):
@@ -165,32 +165,32 @@ def _identity(config: Config) -> tuple[Any, ...]:
 
 
 def is_end_to_end(config: Config) -> bool:
-  """Whether this is the plain method to which others are compared."""
+  """Whether this is plain end-to-end training, the reference of others."""
   return config.method.method == 'end_to_end' and not config.uses_calibration and not config.uses_alignment
 
 
 def end_to_end_settings(config: Config) -> tuple[Any, ...]:
-  """Returns what an end-to-end run must share with a run to be its reference: all that decides the former's result."""
+  """Returns the settings that determine an end-to-end run's result; a run and its reference share them."""
   flat = configs.flatten(config)
   return (num_rounds(config), *(value for name, value in flat.items() if name not in _NOT_END_TO_END))
 
 
 def differing_fields(runs: Sequence[FinishedRun]) -> dict[str, list[Any]]:
-  """Returns {field: its value in each run} of the fields that are not the same in all."""
+  """Returns {field: its value in each run} of the fields that differ."""
   flat = [configs.flatten(run.config) for run in runs]
   return {name: [values[name] for values in flat] for name in flat[0]
           if name not in run_dir.FREE_FIELDS and any(values[name] != flat[0][name] for values in flat)}
 
 
 def shared_fields(runs: Sequence[FinishedRun]) -> dict[str, Any]:
-  """Returns {field: value} of what all runs have in common and what decides a result: no folders, no devices."""
+  """Returns {field: value} of the fields that all runs share and that affect a result: no folders, no devices."""
   differing = differing_fields(runs)
   return {name: value for name, value in configs.flatten(runs[0].config).items()
           if name not in differing and name not in run_dir.FREE_FIELDS}
 
 
 def group(runs: Sequence[FinishedRun]) -> tuple[Group, ...]:
-  """Puts seeds together, in the order given; names groups of one method apart by the fields in which they differ."""
+  """Groups seeds, in the given order; names of groups of one method list their differing fields."""
   members: dict[tuple[Any, ...], list[FinishedRun]] = {}
   for run in runs:
     members.setdefault(_identity(run.config), []).append(run)
@@ -209,7 +209,7 @@ def group(runs: Sequence[FinishedRun]) -> tuple[Group, ...]:
 
 
 def seeds_text(groups: Sequence[Group]) -> str:
-  """Says over how many seeds figures are: 'seed 0', 'mean of 3 seeds', 'means of 1 to 3 seeds'."""
+  """Describes the seeds of figures: 'seed 0', 'mean of 3 seeds', 'means of 1 to 3 seeds'."""
   counts = sorted({len(found.runs) for found in groups})
   if counts == [1]:
     seeds = sorted({seed for found in groups for seed in found.seeds})

@@ -17,8 +17,8 @@ def _has_several_seeds(groups: Sequence[Group]) -> bool:
   return any(len(group.runs) > 1 for group in groups)
 
 
-def _spread_text(groups: Sequence[Group]) -> str:
-  """Says what figures of several seeds are; nothing where every method has one."""
+def _seeds_text(groups: Sequence[Group]) -> str:
+  """Describes figures over several seeds; empty if every method has one seed."""
   if not _has_several_seeds(groups):
     return ''
   where = '' if all(len(group.runs) > 1 for group in groups) else ' where a method has several'
@@ -26,12 +26,12 @@ def _spread_text(groups: Sequence[Group]) -> str:
 
 
 def _band_text(groups: Sequence[Group]) -> str:
-  return ' The band is the least and the greatest seed.' if _has_several_seeds(groups) else ''
+  return ' The band spans minimum and maximum over seeds.' if _has_several_seeds(groups) else ''
 
 
 def _reference_text(entries: Sequence[Entry]) -> str:
   has_ratios = any(column.is_ratio for column in tables.columns_with_values(entries))
-  return ' ×: times less than end_to_end with the same settings.' if has_ratios else ''
+  return ' ×: reduction factor relative to end_to_end with the same settings.' if has_ratios else ''
 
 
 def _describe_runs(groups: Sequence[Group]) -> str:
@@ -55,16 +55,16 @@ def overview(entries: Sequence[Entry]) -> Section:
   items = [
       comparison,
       curves.metric(
-          'knn_accuracy', 'Accuracy at the end of each stage against what a client has sent and received by then.'
+          'knn_accuracy', 'Accuracy at the end of each stage against the bytes a client has exchanged by then.'
           + _band_text(groups), groups, curves.exchanged_megabytes,
           Axes('MB a client has exchanged, down and up', 'kNN accuracy', log_x=True), levels=levels,
           file='accuracy_against_bytes'),
       curves.accuracy_against_memory(entries, levels)]
   best = ' The best value of a column is bold.' if comparison.best else ''
-  text = (f'{_describe_runs(groups)}. kNN: cosine, k = 200, on the pooled embedding.{_spread_text(groups)}{best}'
+  text = (f'{_describe_runs(groups)}. kNN: cosine, k = 200, on the pooled embedding.{_seeds_text(groups)}{best}'
           f'{_reference_text(entries)} Costs in convention "actual": bytes of a client over all rounds, as really '
           'exchanged; memory of the compiled client step; FLOPs of an image over all local epochs, all branches and '
-          'both views, a multiply-add counting 2.')
+          'both views, a multiply-add counts 2.')
   return Section('Comparison', text, [item for item in items if item])
 
 
@@ -88,10 +88,10 @@ def evaluations_section(groups: Sequence[Group]) -> Section | None:
   details += [[group.name, name, *(show(over(group, name, key)) for key in _DETAILS)]
               for group in groups for name in names if found[group.name, name]]
   several = any(len(entries) > 1 for entries in found.values())
-  spread = ', mean ± standard deviation over pretraining and evaluation seeds' if several else ''
+  seeds_text = ', mean ± standard deviation over pretraining and evaluation seeds' if several else ''
   return Section(
-      'Evaluation', f'Test accuracy by protocol{spread}. A linear probe\'s penalty is chosen on a held-out fifth of '
-      'its training labels.', [Table('Test accuracy', rows, frozenset(best)),
+      'Evaluation', f'Test accuracy by protocol{seeds_text}. A linear probe\'s penalty is chosen on a held-out fifth '
+      'of its training labels.', [Table('Test accuracy', rows, frozenset(best)),
                            Folded('Precision, recall and F1', Table('Macro averages', details))])
 
 
@@ -108,7 +108,7 @@ def training_section(groups: Sequence[Group]) -> Section | None:
       curves.metric('effective_rank', 'Effective rank of the embeddings at the end of each stage; 1 is a collapse to a '
                     'line.', groups, curves.progress, Axes(share, rank)),
       curves.metric('embedding_std', 'Standard deviation of the normalized embeddings times the root of their width; '
-                    '1: spread evenly, 0: collapsed.', groups, curves.progress, Axes(share, std))]
+                    '1: uniformly distributed, 0: collapsed.', groups, curves.progress, Axes(share, std))]
   return Section('Training', _band_text(groups).strip(), [item for item in items if item])
 
 
@@ -129,7 +129,7 @@ def costs_section(entries: Sequence[Entry]) -> Section:
                  f'{actual.total_bytes / costs.gb_bytes("actual"):.3f}', f'{actual.total_flops / 1e9:.2f}',
                  f'{tables.memory(entry).mean / 1e6:.0f}'])
   return Section(
-      'What a client pays', 'Each column is in one named convention; figures of two are not comparable. '
+      'Costs of a client', 'Each column is in one named convention; figures of two conventions are not comparable. '
       'paper_v4: GB = 1000 MiB, one view and the online branch, a multiply-add counts 1. actual: GB = 10^9 bytes '
       'really exchanged, all that is executed, a multiply-add counts 2.',
       [*filter(None, items), Table('Costs by convention', rows)])
@@ -140,7 +140,7 @@ def data_section(groups: Sequence[Group]) -> Section:
   run, items = groups[0].runs[0], []
   for name, caption, alternative in (
       ('partition.png', 'Images of each class on each client.', 'Number of images of each class on each client.'),
-      ('views.png', 'Training images, each followed by two augmented views.', 'Training images beside their two '
+      ('views.png', 'Training images, each followed by two augmented views.', 'Training images and their two '
        'augmented views.')):
     path = os.path.join(run.workdir, name)
     if os.path.exists(path):
@@ -149,11 +149,11 @@ def data_section(groups: Sequence[Group]) -> Section:
 
 
 def make_report(groups: Sequence[Group], unfinished: Sequence[UnfinishedRun], made: dict[str, str]) -> Report:
-  """Gathers everything; compiles client steps for their memory.
+  """Builds a report; compiles client steps for their memory.
 
   Args:
     groups: at least one.
-    unfinished: runs that are left out.
+    unfinished: runs that are omitted.
     made: {fact: value} about the report itself.
   """
   entries = tables.make_entries(groups)

@@ -1,4 +1,4 @@
-"""The comparison of methods: columns as data, ratios to end-to-end training, the best of each column."""
+"""The comparison of methods: columns as data, ratios to end-to-end training, best values per column."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -9,13 +9,13 @@ from lwfedssl_jax.resources import costs
 
 
 class Entry(NamedTuple):
-  """A group and what a client pays.
+  """A group and the costs of a client.
 
   Attributes:
     group: runs of one configuration.
-    actual: cost of its first run as it is.
+    actual: cost of its first run, convention `actual`.
     paper: cost of the same configuration in the paper's convention.
-    reference: the group's end-to-end counterpart with the same settings, if it is there; itself for that one.
+    reference: the group's end-to-end counterpart with the same settings, if it exists; itself for that one.
   """
 
   group: Group
@@ -34,10 +34,10 @@ class Column(NamedTuple):
   Attributes:
     key: its name in report.csv and report.json, which hold base units.
     heading: its name on the page.
-    value: figure of an entry over its seeds; None where it has none.
-    form: how a figure is shown.
-    scale: base units in a unit of the page.
-    choose: `max` or `min`, which value is best; None where no value is.
+    value: figure of an entry over its seeds; None if it has none.
+    form: format of a figure.
+    scale: base units per unit of the page.
+    choose: `max` or `min`, whichever is best; None if no value is best.
   """
 
   key: str
@@ -69,7 +69,7 @@ def _summary(name: str) -> Callable[[Entry], Stat | None]:
 
 
 def _exchanged(*names: str) -> Callable[[Entry], Stat | None]:
-  """Bytes of a client; a run without a network has none."""
+  """Bytes of a client; None for a run without exchange."""
   return lambda entry: over_seeds(
       entry.group, lambda run: sum(run.summary[name] for name in names) if run.config.is_federated else None)
 
@@ -113,7 +113,7 @@ COLUMNS = (
 
 
 def columns_with_values(entries: Sequence[Entry]) -> list[Column]:
-  """Returns the columns in which an entry has a figure; ratios need a reference other than the entry itself."""
+  """Returns the columns with figures; ratios need a reference other than the entry itself."""
   compared = [entry for entry in entries if entry.reference and entry.reference.group is not entry.group]
   return [column for column in COLUMNS
           if any(column.value(entry) for entry in (compared if column.is_ratio else entries))]
@@ -142,7 +142,7 @@ def best_rows(groups: Sequence[Group], stats: Sequence[Stat | None], form: str, 
 
 
 def comparison(entries: Sequence[Entry]) -> Table:
-  """Returns the main table: a row for each entry."""
+  """Returns the main table: one row per entry."""
   columns, groups = columns_with_values(entries), [entry.group for entry in entries]
   several = any(len(group.runs) > 1 for group in groups)
   rows = [['method', 'seeds' if several else 'seed'], *([entry.name, ', '.join(map(str, entry.group.seeds))]

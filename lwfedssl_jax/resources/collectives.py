@@ -50,6 +50,6 @@ def _tuple_elements(shapes: str) -> list[str]:
   return [shapes[first + 1:last] for first, last in itertools.pairwise([0, *commas, len(shapes) - 1])]
 
 
-def once_a_round(found: list[Collective]) -> int:
+def bytes_per_round(found: list[Collective]) -> int:
   """Returns the bytes that a device contributes to collectives outside loops."""
   return sum(operation.num_bytes for operation in found if not operation.in_loop)

@@ -72,7 +72,7 @@ def test_identifiers_and_their_uses_agree(report):
 def test_the_finding_opens_the_page_and_unfinished_runs_are_named(report):
   opening = Page(report[2]).text('header')[0]
   assert report[1]['finding'] in opening
-  assert 'Left out, not finished: d0 (round 2 of 2).' in opening
+  assert 'Omitted, not finished: d0 (round 2 of 2).' in opening
 
 
 def luminance(color):

@@ -86,7 +86,7 @@ def test_the_paper_s_table_names_the_runs_that_have_its_setting(tmp_path):
 def test_any_other_setting_is_labeled_as_such(tmp_path, values, named):
   section = published.published_section(groups_of(paper_run(tmp_path, **values)))
   assert section.title == 'The paper\'s table: another setting'
-  assert section.text.startswith('Another setting than that of the runs on this page. ') and named in section.text
+  assert section.text.startswith('The setting differs from that of the runs on this page. ') and named in section.text
   assert 'another setting' in section.items[0].caption
   assert {row[-1] for row in section.items[0].rows[1:]} == {'none'}
 
