@@ -17,17 +17,18 @@ def loaded():
 
 
 @pytest.mark.parametrize(('shape', 'dtype', 'expected'), [
-    ((2, 8, 8), 'uint8', r'the shape \(B, 8, 8, 3\), got \(2, 8, 8\)'),
-    ((8, 8, 3), 'uint8', r'the shape \(B, 8, 8, 3\), got \(8, 8, 3\)'),
-    ((2, 8, 8, 1), 'uint8', r'the shape \(B, 8, 8, 3\), got \(2, 8, 8, 1\)'),
-    ((2, 16, 16, 3), 'float32', r'the shape \(B, 8, 8, 3\), got \(2, 16, 16, 3\)'),
-    ((2, 8, 8, 3), 'int32', r'uint8, or floating point in \[0, 1\], got int32'),
+    ((2, 8, 8), 'uint8', 'the shape (B, 8, 8, 3), got (2, 8, 8)'),
+    ((8, 8, 3), 'uint8', 'the shape (B, 8, 8, 3), got (8, 8, 3)'),
+    ((2, 8, 8, 1), 'uint8', 'the shape (B, 8, 8, 3), got (2, 8, 8, 1)'),
+    ((2, 16, 16, 3), 'float32', 'the shape (B, 8, 8, 3), got (2, 16, 16, 3)'),
+    ((2, 8, 8, 3), 'int32', 'uint8, or floating point in [0, 1], got int32'),
 ])
 def test_images_of_another_shape_or_type_are_refused(loaded, shape, dtype, expected):
   for images in (np.ones(shape, dtype), jnp.ones(shape, dtype)):
     for apply in (loaded.apply, jax.jit(loaded.apply)):
-      with pytest.raises(UsageError, match=f'^images: expected {expected}$'):
+      with pytest.raises(UsageError) as raised:
         apply(loaded.params, images)
+      assert str(raised.value) == f'images: expected {expected}'
 
 
 @pytest.mark.parametrize('dtype', ['uint8', 'float32', 'float16', 'bfloat16'])
