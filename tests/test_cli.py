@@ -132,7 +132,7 @@ def test_a_run_needs_no_flag_but_a_folder_and_no_tensorflow_datasets(tmp_path):
   assert result.returncode == 0, result.stderr
   lines = result.stdout.splitlines()
   config, summary = json.loads(lines[0].removeprefix('config: ')), json.loads(lines[-1])
-  assert (config['dataset'], config['image_size'], config['method']) == ('digits', 0, 'lw_fedssl')
+  assert (config['dataset'], config['image_size'], config['method']) == ('digits', 8, 'lw_fedssl')
   assert summary['rounds_done'] == 1 and not summary['finished']
 
 

@@ -59,7 +59,7 @@ def test_memory_in_use_does_not_change_the_chunk(whole, monkeypatch, tmp_path):
   assert chosen == [3, 3]  # 0.8 of 60 GiB less the images
 
 
-def test_a_resumed_run_keeps_its_chunk_on_another_device(monkeypatch, tmp_path, capsys):
+def test_a_resumed_run_keeps_its_chunk_on_another_device(monkeypatch, tmp_path):
   given = config_of(workdir=str(tmp_path), dataset='digits', image_size=16, resume=True)
   data = federated_dataset.load(given)
   run_dir.write_json(str(tmp_path / 'config.json'), {
@@ -73,7 +73,6 @@ def test_a_resumed_run_keeps_its_chunk_on_another_device(monkeypatch, tmp_path, 
   monkeypatch.setattr(devices, 'total_bytes', lambda: 2**40)
   monkeypatch.setattr(planner, 'peak_bytes', lambda config, image_size: 2**38)
   assert setup.with_chunk(elsewhere, data).client.client_chunk == 3
-  assert 'client_chunk=3' in capsys.readouterr().out
 
 
 def test_what_fits_stays_as_it_is(whole):
