@@ -65,6 +65,7 @@ class ConfigFields(typing.TypedDict, total=False):
   grayscale_probability: float
   blur_probability: tuple[float, float]
   blur_sigma: tuple[float, float]
+  blur_kernel_size: int
   solarize_probability: tuple[float, float]
   # RunConfig
   seed: int

@@ -15,7 +15,7 @@ from PIL import Image
 
 from experiments import command as commands
 from experiments import flags, presets
-from lwfedssl_jax import UsageError, catalog
+from lwfedssl_jax import UsageError, catalog, run_evaluation
 from lwfedssl_jax import config as configs
 
 ROOT = pathlib.Path(__file__).parents[1]

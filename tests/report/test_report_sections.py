@@ -27,9 +27,9 @@ def test_settings_show_what_differs_and_fold_the_defaults(tmp_path):
   differing, chosen = by_caption(section, 'Runs'), by_caption(section, 'Shared settings')
   [folded] = [item for item in section.items if isinstance(item, Folded)]
   assert [row[:2] for row in differing.rows] == [['run', 'learning_rate'], ['a', '0.1'], ['b', '0.2']]
-  assert ['batch_size', '4', '512'] in chosen.rows and ['num_clients', '2', '10'] in chosen.rows
+  assert ['batch_size', '4', '64'] in chosen.rows and ['num_clients', '2', '10'] in chosen.rows
   assert all(value != default for _, value, default in chosen.rows[1:])
-  assert ['temperature', '0.05'] in folded.table.rows
+  assert ['temperature', '0.2'] in folded.table.rows
   listed = {row[0] for table in (chosen, folded.table) for row in table.rows[1:]}
   assert folded.summary == f'{len(folded.table.rows) - 1} settings at their defaults'
   assert not listed & {'workdir', 'data_dir', 'resume', 'learning_rate'}
