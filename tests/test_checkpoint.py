@@ -195,7 +195,7 @@ def test_disk_that_is_full_is_said_in_one_line_and_earlier_checkpoints_stay(soun
   result = subprocess.run([sys.executable, '-c', FULL_DISK, str(folder)], capture_output=True, text=True, timeout=120,
                           env=os.environ | {'JAX_PLATFORMS': 'cpu'})
   expected = (f'STORAGE cannot write checkpoint 3 to {folder}/checkpoints: file too large; the last saved round is 2, '
-              '--resume goes on from it\n')
+              '--resume continues from it\n')
   assert expected in result.stdout, result.stderr[-2000:]
   assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 20_000
   assert restore(folder).rounds_done == 2

@@ -318,7 +318,8 @@ def test_no_room_for_a_row_is_one_line_and_what_was_saved_is_whole(finished, tmp
 
   with monkeypatch.context() as patch:
     patch.setattr(metrics_writer.MetricsWriter, 'write', fail)
-    expected = f'cannot write {tmp_path}: no space left on device; the last saved round is 2, --resume goes on from it'
+    expected = (f'cannot write {tmp_path}: no space left on device; the last saved round is 2, '
+                '--resume continues from it')
     with pytest.raises(StorageError, match=expected):
       train.train(tiny(tmp_path))
   assert train.train(tiny(tmp_path, resume=True))['params_sha256'] == summary['params_sha256']

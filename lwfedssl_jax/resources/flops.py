@@ -127,7 +127,7 @@ class StepFlops(NamedTuple):
 
   @property
   def total_flops(self) -> int:
-    """The whole step."""
+    """All parts of the step."""
     return sum(self)
 
 

@@ -41,8 +41,8 @@ def train(config: Config, data: FederatedDataset | None = None,
     that stopped it (see signals.py) or None.
 
   Raises:
-    UsageError: a mistake in the configuration, the data or the workdir, found before anything is written.
-    StorageError: the workdir's disk is full or fails; what was saved before is whole.
+    UsageError: invalid configuration, data or workdir, before anything is written.
+    StorageError: the workdir's disk is full or fails; saved checkpoints are complete.
     TrainingError: two attempts at a round in a row gave no update that could be used; the state before it is saved.
     LostPeerError: another process of the run is gone; checkpoints stay.
     Interrupted: a second signal; complete checkpoints stay.
