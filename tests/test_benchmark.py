@@ -5,7 +5,7 @@ import itertools
 import jax
 import pytest
 
-from experiments.benchmarks import cases, suites, turns
+from experiments.benchmarks import cases, suites, timing
 from lwfedssl_jax import configure
 from lwfedssl_jax.errors import MeasurementError
 from lwfedssl_jax.resources import machine, memory
@@ -17,7 +17,7 @@ def run_fake(monkeypatch, seconds):
   case = cases.Case('layerwise, stage 12', lambda: None, images=64, operations=10e9, steps=4)
   monkeypatch.setattr(cases, 'make_cases', lambda *arguments: [case])
   monkeypatch.setattr(machine, 'matrix_product_rate', lambda: 100e9)
-  monkeypatch.setattr(turns.time, 'perf_counter', itertools.count(step=seconds).__next__)
+  monkeypatch.setattr(timing.time, 'perf_counter', itertools.count(step=seconds).__next__)
   return suites.run_cases(None, 'step', 3, 2, False)['cases'][0]
 
 
