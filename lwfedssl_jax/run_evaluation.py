@@ -51,13 +51,13 @@ def evaluate_run(
   loaded = pretrained.load_encoder(workdir)
   task = protocols.make_task(dataset, split, max_train_images)
 
-  def params_of(seed):
+  def get_params(seed):
     return pretrained.random_encoder(loaded.config, seed).params if from_scratch else loaded.params
 
   name = protocols.result_name(
       protocol, dataset.name, label_fraction, split=split, from_scratch=from_scratch, max_train_images=max_train_images)
   found = protocols.evaluate(
-      loaded.apply, params_of, protocol, task, label_fraction=label_fraction, seeds=seeds, options=options)
+      loaded.apply, get_params, protocol, task, label_fraction=label_fraction, seeds=seeds, options=options)
   result = {
       'name': name, 'protocol': protocol, 'dataset': dataset.name, 'label_fraction': label_fraction, 'split': split,
       'from_scratch': from_scratch, 'rounds_done': loaded.rounds_done, 'num_train_images': len(task.train.images),

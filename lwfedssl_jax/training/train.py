@@ -113,7 +113,7 @@ def _train_rounds(run: RunSetup, params: Params, rounds_done: int, log: metrics_
   last = min(options.stop_after_round or run.num_rounds, run.num_rounds)
   ledger, saved = run.ledger_after(rounds_done), rounds_done
   for round_num in range(rounds_done, last):
-    plan = run.plan_of(round_num)
+    plan = run.find_plan(round_num)
     stage_ends = round_num + 1 == plan.first_round + plan.num_rounds
     if round_num == plan.first_round:
       params = stages.init_new_blocks(params, plan, run.config.method.new_block_init)

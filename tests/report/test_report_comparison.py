@@ -1,7 +1,7 @@
 """The comparison: what is compared to what, in which words, and which value is best."""
 
 import pytest
-from report_runs import Page, add_evaluation, entries_of, fake_costs, write_run
+from report_runs import Page, add_evaluation, fake_costs, read_entries, write_run
 
 from lwfedssl_jax.report import files, finding, runs, sections, tables
 
@@ -18,7 +18,7 @@ def write_runs(root, *specifications):
   folders = []
   for index, (method, seed, accuracy, *values) in enumerate(specifications):
     folders.append(write_run(root / str(index), method=method, seed=seed, accuracy=accuracy, **(values or [{}])[0]))
-  return entries_of(folders)
+  return read_entries(folders)
 
 
 def cells(table):
@@ -81,13 +81,13 @@ def test_ratios_are_to_end_to_end_with_the_same_settings(tmp_path):
     ({'learning_rate': 1.0}, False), ({'partition': 'dirichlet'}, False), ({'seed': 5}, True)])
 def test_settings_are_the_same_if_they_decide_the_same_end_to_end_run(tmp_path, values, same):
   reference = write_run(tmp_path / 'a', method='end_to_end')
-  entries = entries_of([reference, write_run(tmp_path / 'b', method='layerwise', **values)])
+  entries = read_entries([reference, write_run(tmp_path / 'b', method='layerwise', **values)])
   assert (entries[1].reference is not None) == same
 
 
 @pytest.mark.parametrize('values', [{'server_calibration': True}, {'representation_alignment': True}])
 def test_end_to_end_with_a_mechanism_is_no_reference(tmp_path, values):
-  entries = entries_of([write_run(tmp_path / 'a', method='end_to_end', **values),
+  entries = read_entries([write_run(tmp_path / 'a', method='end_to_end', **values),
                         write_run(tmp_path / 'b', method='layerwise')])
   assert [entry.reference for entry in entries] == [None, None]
   assert not any('×' in heading for heading in tables.comparison(entries).rows[0])
@@ -120,8 +120,8 @@ def test_one_seed_has_no_mean_and_no_deviation(tmp_path):
     words = ' '.join(Page(text).text('body')) if name.endswith('html') else text
     assert '±' not in words and 'deviation over' not in words and 'mean of' not in words.lower()
     assert 'over seeds' not in words and 'greatest seed' not in words
-  assert tables.comparison(entries_of(folders)).rows[0][1] == 'seed'
-  assert not any(key.endswith('_std') for key in tables.records(entries_of(folders))[0])
+  assert tables.comparison(read_entries(folders)).rows[0][1] == 'seed'
+  assert not any(key.endswith('_std') for key in tables.records(read_entries(folders))[0])
 
 
 def test_several_seeds_are_put_together_and_said(report):
