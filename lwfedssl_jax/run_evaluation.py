@@ -66,7 +66,7 @@ def evaluate_run(
   os.makedirs(folder, exist_ok=True)
   path = os.path.join(folder, re.sub(r'[^\w.]+', '_', name))
   run_dir.write_json(f'{path}.json', result)
-  run_plots.write_confusion_picture(f'{path}.png', result['confusion'], task.class_names, name)
+  run_plots.write_confusion_plot(f'{path}.png', result['confusion'], task.class_names, name)
   return result
 
 

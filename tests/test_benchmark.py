@@ -14,7 +14,7 @@ from lwfedssl_jax.stages import make_plans
 
 def run_fake(monkeypatch, seconds):
   """Runs suite `step` on one case of 4 steps, 10 GFLOP each, that takes so many seconds on a machine of 100 GFLOP/s."""
-  case = cases.Case('layerwise, stage 12', lambda: None, images=64, operations=10e9, steps=4)
+  case = cases.Case('layerwise, stage 12', lambda: None, images=64, flop_count=10e9, steps=4)
   monkeypatch.setattr(cases, 'make_cases', lambda *arguments: [case])
   monkeypatch.setattr(machine, 'matrix_product_rate', lambda: 100e9)
   monkeypatch.setattr(timing.time, 'perf_counter', itertools.count(step=seconds).__next__)

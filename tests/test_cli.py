@@ -297,7 +297,7 @@ def test_resources_reproduces_the_paper(objective, command):
     assert found['methods'][method]['gflops'] == pytest.approx(gflops, abs=2 if objective == 'simclr' else 1)
 
 
-def test_resources_of_one_method_as_table_and_pictures(tmp_path, command):
+def test_resources_of_one_method_as_table_and_plots(tmp_path, command):
   result = command('resources', '--encoder=vit_micro', '--image_size=8', '--method=layerwise', '--batch_size=8',
                    '--convention=actual', f'--plots={tmp_path}/plots', '--client_memory_budget_mb=1000')
   assert result.returncode == 0, result.stderr

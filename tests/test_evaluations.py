@@ -31,7 +31,7 @@ def asked(monkeypatch):
   monkeypatch.setattr(pretrained, 'random_encoder', lambda given, seed: types.SimpleNamespace(
       params=f'random {seed}' if given is config else 'of another configuration'))
   monkeypatch.setattr(protocols, 'evaluate', evaluate)
-  monkeypatch.setattr(run_plots, 'write_confusion_picture', lambda *arguments: None)
+  monkeypatch.setattr(run_plots, 'write_confusion_plot', lambda *arguments: None)
   return recorded
 
 

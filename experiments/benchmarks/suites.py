@@ -24,7 +24,7 @@ def _result(case: Case, seconds: list[float], reference: list[float], rate: floa
       'slowest_seconds': max(seconds),
       'ratio_to_end_to_end': statistics.median(mine / other for mine, other in zip(seconds, reference)),
       'images_per_second': case.images / median,
-      'share_of_matrix_product_rate': case.operations / median / rate,
+      'share_of_matrix_product_rate': case.flop_count / median / rate,
       'compile_seconds': case.compile_seconds,
       'peak_bytes': case.peak_bytes,
   }

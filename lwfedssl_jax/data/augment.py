@@ -191,12 +191,12 @@ def crop_box(draws: Float[Array, '22'], size: int, area: tuple[float, float]) ->
 def draw_view(key: Key, size: int, rule: ViewRule, config: AugmentConfig) -> ViewParams:
   """Draws the parameters of one view of an image of side `size`, pixels; one key per image and view."""
   draw = jax.random.uniform(key, (NUM_DRAWS,))
-  spread = jnp.array(config.jitter_strength) * (2 * draw[23:27] - 1)
+  offsets = jnp.array(config.jitter_strength) * (2 * draw[23:27] - 1)
   return ViewParams(
       box=crop_box(draw[:22], size, config.crop_area),
       flips=draw[22] < config.flip_probability,
       jitters=draw[28] < config.jitter_probability,
-      factors=jnp.array([1, 1, 1, 0]) + spread,
+      factors=jnp.array([1, 1, 1, 0]) + offsets,
       order=jnp.array(JITTER_ORDERS)[(draw[27] * len(JITTER_ORDERS)).astype(jnp.int32)],
       is_gray=draw[29] < config.grayscale_probability,
       blurs=draw[31] < rule.blur_probability,

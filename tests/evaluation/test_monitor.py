@@ -55,7 +55,7 @@ def test_a_fixed_sample_of_training_images_votes_on_one_of_test_images(votes, de
   np.testing.assert_array_equal(bank_labels, chosen % 4)
   np.testing.assert_array_equal(query_labels, asked % 3)
   assert num_classes == 4
-  assert found == {'knn_accuracy': 0.25, **embeddings.spread(bank)}
+  assert found == {'knn_accuracy': 0.25, **embeddings.collapse_metrics(bank)}
 
 
 def test_the_sample_is_the_same_under_every_seed_of_a_run(votes):

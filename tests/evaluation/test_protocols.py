@@ -87,7 +87,7 @@ def test_labels_are_drawn_by_class_and_seed():
   assert protocols.label_subset(labels, 1.0, seed=5).tolist() == list(range(163))
 
 
-def test_seeds_draw_other_labels_and_spread_is_the_sample_s(dataset):
+def test_seeds_draw_other_labels_and_the_deviation_is_the_sample_s(dataset):
   found = evaluate(dataset, 'linear', label_fraction=0.02, seeds=(0, 1, 2))
   values = [run['accuracy'] for run in found['runs']]
   assert found['mean']['accuracy'] == pytest.approx(np.mean(values))

@@ -2,7 +2,7 @@
 
 EVALUATIONS, FINETUNE, RANDAUGMENT = (
     ('test_evaluations.py',), ('evaluation/test_finetune.py',), ('evaluation/test_randaugment.py',))
-KNN, LINEAR = ('evaluation/test_knn_and_spread.py',), ('evaluation/test_linear.py',)
+KNN, LINEAR = ('evaluation/test_knn_and_collapse.py',), ('evaluation/test_linear.py',)
 PROTOCOLS, MONITOR = ('evaluation/test_protocols.py',), ('evaluation/test_monitor.py',)
 
 ROWS = (
@@ -44,7 +44,7 @@ ROWS = (
      'augment.to_float(images)', KNN),
     ('evaluation/embeddings.py', 'rank of rows that are not centered', 'embeddings - embeddings.mean(axis=0)',
      'embeddings', KNN),
-    ('evaluation/embeddings.py', 'spread of rows of any length', 'rows.std(axis=0)', 'embeddings.std(axis=0)', KNN),
+    ('evaluation/embeddings.py', 'deviation of rows of any length', 'rows.std(axis=0)', 'embeddings.std(axis=0)', KNN),
     ('evaluation/knn.py', 'neighbors weighted too evenly', 'TEMPERATURE = 0.1', 'TEMPERATURE = 0.5', KNN),
     ('evaluation/knn.py', 'half as many neighbors', 'NEIGHBORS = 200', 'NEIGHBORS = 100', KNN),
     ('evaluation/knn.py', 'length of the query counts', 'unit(queries)\n', 'queries\n', KNN),
@@ -83,7 +83,8 @@ ROWS = (
      'self._bank.images, self._depth)', MONITOR),
     ('evaluation/monitor.py', 'bank as large as the test sample', 'dataset.train_labels, config.knn_bank_images',
      'dataset.train_labels, config.knn_test_images', MONITOR),
-    ('evaluation/monitor.py', 'collapse measured on the queries', 'embeddings.spread(bank)', 'embeddings.spread(test)',
+    ('evaluation/monitor.py', 'collapse measured on the queries', 'embeddings.collapse_metrics(bank)',
+     'embeddings.collapse_metrics(test)',
      MONITOR),
     ('run_evaluation.py', 'from scratch means trained', 'if from_scratch else loaded.params',
      'if not from_scratch else loaded.params', EVALUATIONS),
