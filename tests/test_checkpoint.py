@@ -129,7 +129,7 @@ def test_a_bug_is_not_damage(sound, monkeypatch, error):
 
 
 @pytest.mark.parametrize('content', ['[]', '{"commit_timestamp_nsecs": "soon"}', '{"commit_timestamp_nsecs": 1e99}'])
-def test_metadata_that_orbax_cannot_bear_is_done_without_or_one_line(sound, tmp_path, content, caplog):
+def test_metadata_that_orbax_rejects_is_deleted_or_one_line(sound, tmp_path, content, caplog):
   folder = tmp_path / 'metadata'
   shutil.copytree(sound, folder)
   metadata = folder / 'checkpoints' / '2' / '_CHECKPOINT_METADATA'
@@ -188,7 +188,7 @@ except StorageError as error:
 '''
 
 
-def test_disk_that_is_full_is_said_in_one_line_and_earlier_checkpoints_stay(sound, tmp_path):
+def test_a_full_disk_is_one_line_and_earlier_checkpoints_stay(sound, tmp_path):
   """A limit on file sizes stands in for the full disk."""
   folder = tmp_path / 'full'
   shutil.copytree(sound, folder)

@@ -356,7 +356,7 @@ def test_a_preset_states_what_it_depends_on(preset):
   assert {name: value for name, value in found.items() if name in recorded} == recorded
 
 
-def test_what_is_typed_beats_a_preset_and_a_later_preset_an_earlier(tmp_path):
+def test_command_line_overrides_presets_and_later_presets_earlier_ones(tmp_path):
   assert parsed_config('--seed=3', '--preset=quickstart').client.batch_size == 64
   assert parsed_config('--batch_size=9', '--preset=quickstart').client.batch_size == 9
   assert parsed_config('--preset=quickstart', '--preset=cifar10_cpu').client.batch_size == 128

@@ -38,7 +38,7 @@ def test_images_that_stream_are_a_round_s_alone(cases):
   assert streamed.image_bytes == 5 * 8 * 8 * 8 * 3
 
 
-def test_cases_train_alike_wherever_the_images_are(cases):
+def test_cases_train_equally_for_every_location_of_images(cases):
   seconds = timing.time_interleaved(cases[-2:], 1)
   assert [len(measured) for measured in seconds] == [1, 1] and min(seconds)[0] > 0
   initial, trained = (jax.tree.leaves(tree) for tree in (cases[-1].initial, cases[-1].params()))

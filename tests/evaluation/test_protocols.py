@@ -42,7 +42,7 @@ def evaluate(dataset, protocol, **options):
 
 
 @pytest.mark.parametrize('protocol', ['knn', 'knn_centered', 'linear'])
-def test_what_can_be_told_apart_is(dataset, protocol):
+def test_separable_classes_are_classified(dataset, protocol):
   found = evaluate(dataset, protocol, seeds=(0, 1))
   assert found['mean']['accuracy'] > 0.95
   assert np.sum(found['confusion']) == 2 * 90
@@ -174,7 +174,7 @@ def test_images_without_labels_cannot_be_evaluated(dataset):
     protocols.make_task(dataset._replace(test_labels=None))
 
 
-def test_metrics_are_scikit_learn_s_and_count_absent_classes_as_said():
+def test_metrics_are_scikit_learn_s_with_documented_rules_for_absent_classes():
   generator = np.random.default_rng(0)
   labels, predicted = generator.integers(0, 4, 200), generator.integers(0, 4, 200)
   labels[labels == 2] = 1  # class 2 never occurs, but is predicted
@@ -187,7 +187,7 @@ def test_metrics_are_scikit_learn_s_and_count_absent_classes_as_said():
   assert set(found) == {'accuracy', 'mean_per_class_accuracy', 'macro_precision', 'macro_recall', 'macro_f1'}
 
 
-def test_name_says_how_a_result_came_about():
+def test_name_of_a_result_describes_its_protocol():
   name = protocols.result_name('linear', 'digits', 0.1, split='validation', from_scratch=True)
   assert name == 'linear, digits, 10 % of labels, validation split, from scratch'
   name = protocols.result_name('knn', 'digits', 1, split='test', from_scratch=False, max_train_images=500)

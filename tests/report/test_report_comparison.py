@@ -58,7 +58,7 @@ def test_finding_over_seeds_gives_means_and_deviations(tmp_path):
      'digits: layerwise, dataset=digits reaches 0.600 with 40 MB of client memory, random weights 0.200 (kNN accuracy, '
      'seed 0). tfds:mnist: layerwise, dataset=tfds:mnist reaches 0.700 with 40 MB of client memory, random weights '
      '0.200 (kNN accuracy, seed 0).')])
-def test_finding_says_only_what_the_runs_show(tmp_path, specifications, expected):
+def test_finding_states_only_figures_of_the_runs(tmp_path, specifications, expected):
   assert finding.find(write_runs(tmp_path, *specifications)) == expected
 
 
@@ -124,7 +124,7 @@ def test_one_seed_has_no_mean_and_no_deviation(tmp_path):
   assert not any(key.endswith('_std') for key in tables.records(read_entries(folders))[0])
 
 
-def test_several_seeds_are_put_together_and_said(report):
+def test_several_seeds_are_grouped_and_listed(report):
   _, result, text = report
   assert result['groups'] == 3
   line = next(line for line in result['table'].splitlines() if line.startswith('| layerwise  '))
@@ -163,7 +163,7 @@ def test_a_folder_of_runs_gives_the_finished_and_names_the_others(tmp_path):
   assert runs.find([str(tmp_path / 'a')]) == ([str(tmp_path / 'a')], [])  # asked for by name: an error when it is read
 
 
-def test_what_runs_have_in_common_is_said_and_nothing_else(tmp_path):
+def test_only_common_settings_of_runs_are_described(tmp_path):
   entries = write_runs(tmp_path, ('layerwise', 0, 0.5), ('end_to_end', 0, 0.5))
   assert sections.overview(entries).text.startswith('digits, vit_micro, moco_v3, 2 clients, 2 rounds.')
   entries[0].group.runs[0].summary['num_clients'] = 3

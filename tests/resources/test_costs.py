@@ -56,10 +56,10 @@ def test_worst_case_of_layerwise_downloads_what_lw_fedssl_does():
   for convention in ('paper_v4', 'actual'):
     worst, calibrated = cost('layerwise', convention, True), cost('lw_fedssl', convention, False)
     assert [s.download_bytes for s in worst.stages] == [s.download_bytes for s in calibrated.stages]
-    assert worst.stages[3].upload_bytes == cost('layerwise', False).stages[3].upload_bytes
+    assert worst.stages[3].upload_bytes == cost('layerwise', convention, False).stages[3].upload_bytes
 
 
-def test_actual_counts_the_hand_over_of_finished_blocks():
+def test_actual_counts_the_transfer_of_finished_blocks():
   """Each later stage's first download brings the final state of the block before it: 11 blocks and the embedding."""
   paper = costs.method_cost(config_of('layerwise'), 32, 'paper_v4')
   actual = costs.method_cost(config_of('layerwise'), 32, 'actual', with_memory=False)
@@ -137,7 +137,7 @@ def test_unknown_convention():
     costs.method_cost(config_of('layerwise'), 32, 'paper_v9')
 
 
-def test_expected_bytes_lie_between_nothing_and_the_worst_case_and_share_the_rest_with_actual():
+def test_expected_bytes_are_at_most_the_worst_case_and_other_figures_those_of_actual():
   config = config_of('layerwise', clients_per_round=2, client_dropout=0.1)
   expected, actual = (costs.method_cost(config, 32, name, with_memory=False) for name in ('expected', 'actual'))
   worst = costs.method_cost(config, 32, 'expected', worst_case_download=True, with_memory=False)

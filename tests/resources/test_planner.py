@@ -74,7 +74,7 @@ def test_a_resumed_run_keeps_its_chunk_on_another_device(monkeypatch, tmp_path, 
   assert 'client_chunk=3' in capsys.readouterr().out
 
 
-def test_what_fits_stays_as_it_is(whole):
+def test_a_step_that_fits_is_unchanged(whole):
   plan = planner.fit(config_of(client_memory_budget_mb=whole / 1e6), 16)
   assert plan.peak_bytes == whole
   assert plan.recomputed_share == 0
