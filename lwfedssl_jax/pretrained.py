@@ -4,6 +4,8 @@ import functools
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from lwfedssl_jax import rng
 from lwfedssl_jax.base import Apply, Array, Encoder, Float, Params, Shaped
@@ -19,7 +21,8 @@ class LoadedEncoder(NamedTuple):
   """An encoder and its parameters.
 
   Attributes:
-    apply: (params, images, uint8 or float in [0, 1]) -> embeddings, float32. Pure: may be jitted and differentiated.
+    apply: (params, images (B, S, S, 3) of the run's size, uint8 or float in [0, 1]) -> embeddings, float32. Pure: may
+      be jitted and differentiated. Raises UsageError for images of another shape or type.
     params: `embedding`, `blocks` (stacked, those that the run had reached) and `norm`, float32.
     encoder: the functions `apply` is made of.
     config: the run's configuration.
@@ -38,7 +41,17 @@ class LoadedEncoder(NamedTuple):
     return jax.tree.leaves(self.params['blocks'])[0].shape[0]
 
 
-def _apply(encoder: Encoder, params: Params, images: Shaped[Array, 'B H W C']) -> Float[Array, 'B D']:
+def _check_images(images: Shaped[Array | np.ndarray, '...'], size: int) -> None:
+  if images.ndim != 4 or images.shape[1:] != (size, size, 3):
+    raise UsageError(f'images: expected the shape (B, {size}, {size}, 3), got {images.shape}')
+  if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+    raise UsageError(f'images: expected uint8, or floating point in [0, 1], got {images.dtype}')
+
+
+def _apply(
+    encoder: Encoder, image_size: int, params: Params, images: Shaped[Array | np.ndarray, '...']
+) -> Float[Array, 'B D']:
+  _check_images(images, image_size)
   inputs = augment.to_float(images) if images.dtype == 'uint8' else images
   tokens = encoder.embed(params['embedding'], augment.normalize(inputs))
   return encoder.pool(params['norm'], encoder.blocks(params['blocks'], tokens))
@@ -52,7 +65,7 @@ def _of(params: Params, config: Config, depth: int, rounds_done: int) -> LoadedE
   encoder = _model(config).encoder
   kept = {name: params[name] for name in ('embedding', 'norm')}
   kept['blocks'] = jax.tree.map(lambda leaf: leaf[:depth], params['blocks'])
-  return LoadedEncoder(functools.partial(_apply, encoder), kept, encoder, config, rounds_done)
+  return LoadedEncoder(functools.partial(_apply, encoder, config.model.image_size), kept, encoder, config, rounds_done)
 
 
 def random_encoder(config: Config, seed: int) -> LoadedEncoder:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 from absl import flags as absl_flags
@@ -40,7 +41,8 @@ def command(capsys):
     capsys.readouterr()
     return Result(commands.execute(one, [f'experiments/{module}.py', *arguments]), *capsys.readouterr())
 
-  return execute
+  yield execute
+  jax.config.update('jax_enable_compilation_cache', True)  # which a benchmark switches off
 
 
 def start(module, *arguments, without=(), **environment):
@@ -144,7 +146,7 @@ def class_folder_run(tmp_path_factory):
 def as_a_user(root, workdir):
   """Compiled fully, into a cache of its own."""
   environment = {'JAX_DISABLE_MOST_OPTIMIZATIONS': '0', 'XDG_CACHE_HOME': str(root / 'user_cache')}
-  without = ('JAX_COMPILATION_CACHE_DIR', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS')
+  without = ('JAX_COMPILATION_CACHE_DIR', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', 'XLA_FLAGS')
   return start('pretrain', f'--dataset=folder:{root}/images', *SMALL, f'--workdir={root}/{workdir}', without=without,
                **environment)
 
@@ -241,6 +243,7 @@ MISTAKES_OF_OTHERS = (
     ('sweep', ('--output={tmp}', '--methods=magic'), '--method: expected one of'),
     ('sweep', ('--output={tmp}', '--workdir={tmp}'), '--workdir: expected none'),
     ('sweep', ('--output={tmp}', '--seeds=x'), '--seeds: expected whole numbers'),
+    ('benchmark', ('--suite=devices', '--image_size=8'), 'xla_force_host_platform_device_count'),
 )
 
 

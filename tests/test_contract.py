@@ -2,6 +2,7 @@
 
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,11 +60,11 @@ def test_round(tiny_round, tiny_inputs, method, objective):
   plan, inputs, params = tiny.plans[tiny.stage], tiny_inputs(method, objective), tiny.init(0)
   after, metrics = tiny.apply(params, plan, inputs)
 
-  assert jax.tree.structure(after) == jax.tree.structure(params)
+  chex.assert_trees_all_equal_structs(after, params)
   assert metrics.accepted.tolist() == inputs.clients.returned.tolist()
   metrics = metrics._replace(accepted=None)
   assert {leaf.dtype for leaf in jax.tree.leaves((after, metrics))} == {jnp.dtype('float32')}
-  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((after, metrics)))
+  chex.assert_tree_all_finite((after, metrics))
   assert metrics.client_losses.shape == inputs.clients.client_ids.shape
   assert (metrics.calibration is not None) == tiny.config.uses_calibration
   assert (metrics.client.alignment != 0) == tiny.config.uses_alignment
@@ -95,7 +96,7 @@ def test_bfloat16_leaves_parameters_and_losses_float32(tiny_round, tiny_inputs, 
   lowered = tiny.round.lower(params, plan, tiny_inputs())
   assert 'bf16' in lowered.as_text()
   after, metrics = lowered.out_info
-  assert jax.tree.structure(after) == jax.tree.structure(params)
+  chex.assert_trees_all_equal_structs(after, params)
   assert {leaf.dtype for leaf in jax.tree.leaves((after, metrics._replace(accepted=None)))} == {jnp.dtype('float32')}
 
 
@@ -122,7 +123,7 @@ def test_step_moves_the_active_and_the_target_by_its_average_only(step):
   run = jax.jit(lambda state, mask: training_step.train_step(
       options, optimizer, state, global_params, Batch(views, mask)))
   after, losses = run(state, jnp.array([True, True, False, True]))
-  assert jax.tree.structure(after) == jax.tree.structure(state)
+  chex.assert_trees_all_equal_structs(after, state)
   def unravel(vectors):
     return by_name(options.model.raveler.unravel(vectors, global_params.active))
   old_params, new_params = unravel(state.params), unravel(after.params)

@@ -13,8 +13,10 @@ from lwfedssl_jax.federated.round_inputs import ClientSlots
 
 # Part of the identity of all runs there are: a resumed run draws what it would have drawn.
 NUMBERS = {
-    'INIT': 0, 'PARTITION': 1, 'SAMPLING': 2, 'DROPOUT': 3, 'SHUFFLE': 4, 'AUGMENT': 5, 'CALIBRATION_SHUFFLE': 6,
-    'CALIBRATION_AUGMENT': 7, 'MONITOR': 8, 'FINETUNE_SHUFFLE': 9, 'FINETUNE_AUGMENT': 10, 'SECOND_ATTEMPT': 11}
+    'INIT': 0, 'SERVER_SPLIT': 1, 'SAMPLING': 2, 'DROPOUT': 3, 'SHUFFLE': 4, 'AUGMENT': 5, 'CALIBRATION_SHUFFLE': 6,
+    'CALIBRATION_AUGMENT': 7, 'CONTACT_SHEET': 8, 'FINETUNE_SHUFFLE': 9, 'FINETUNE_AUGMENT': 10, 'RETRY': 11,
+    'PARTITION': 12, 'LABEL_SUBSET': 13, 'TRAIN_SUBSET': 14, 'MONITOR_SUBSET': 15, 'EVALUATION_SUBSET': 16,
+    'VALIDATION_SPLIT': 17, 'PROBE_SPLIT': 18, 'MEASUREMENT': 19, 'FOLDER_HOLDOUT': 20}
 DRAWN = ('kernel', 'position')  # everything else starts at zero or one
 
 LABELS = np.arange(200, dtype=np.int32) % 5

@@ -15,7 +15,8 @@ SCALARS = 64  # bytes: counts and sums of weights and losses
 
 @pytest.fixture(scope='module')
 def report():
-  environment = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=4', 'JAX_PLATFORMS': 'cpu'}
+  flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=4'
+  environment = os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
   done = subprocess.run([sys.executable, '-m', 'tests.devices_check'], env=environment, capture_output=True, text=True,
                         timeout=600, check=False)
   assert done.returncode == 0, done.stderr[-3000:]

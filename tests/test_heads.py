@@ -1,5 +1,6 @@
 """Heads: masked batch normalization against NumPy, padding, shapes, no biases."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,7 +101,7 @@ def test_few_or_no_valid_samples_give_finite_gradients(mask):
   head, x = Head((7,), 4), jnp.asarray(draw(2, 3, 6))
   params = head.init(jax.random.key(0), x, jnp.ones(3, bool))['params']
   gradients = jax.grad(lambda p: (head.apply({'params': p}, x, jnp.array(mask, bool)) ** 2).sum())(params)
-  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+  chex.assert_tree_all_finite(gradients)
 
 
 def test_bfloat16_products_float32_result():

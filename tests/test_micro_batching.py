@@ -14,21 +14,19 @@ from lwfedssl_jax.federated.training_step import Batch, StepState
 from lwfedssl_jax.trees import without_online_only
 
 BATCH = 6
-# (method, 0-based stage): every combination of frozen prefix, trained embedding and number of active blocks.
-CASES = {'end_to_end': 0, 'layerwise': 2, 'lw_fedssl': 0, 'prog_fedssl': 1}
+# (method, objective) -> 0-based stage: every combination of frozen prefix, trained embedding and number of active
+# blocks, and every combination of heads and target branch.
+CASES = {('end_to_end', 'moco_v3'): 0, ('layerwise', 'moco_v3'): 2, ('lw_fedssl', 'moco_v3'): 0,
+         ('prog_fedssl', 'moco_v3'): 1, ('prog_fedssl', 'byol'): 1, ('layerwise', 'simclr'): 2}
 
 
-@pytest.fixture(scope='module', params=['moco_v3', 'byol', 'simclr'])
-def objective(request):
-  return request.param
-
-
-@pytest.fixture(scope='module', params=CASES)
-def case(request, objective, tiny_round):
+@pytest.fixture(scope='module', params=CASES, ids='-'.join)
+def case(request, tiny_round):
   """The configuration, three branches of different weights, and a batch with two invalid samples."""
+  method, objective = request.param
   tiny = tiny_round('layerwise', objective, representation_alignment=True, alignment_kind='contrastive',
                     blocks_per_stage=1, batch_size=BATCH, learning_rate=0.3)
-  plan = stages.make_plans(configs.with_values(tiny.config, {'method': request.param}))[CASES[request.param]]
+  plan = stages.make_plans(configs.with_values(tiny.config, {'method': method}))[CASES[request.param]]
   online, received, other = (stages.split(tiny.init(seed), plan.shape, plan.start) for seed in range(3))
   global_params = received._replace(frozen=online.frozen)
   ravel = make_step_options(tiny.config, 8).model.raveler.ravel
@@ -66,8 +64,7 @@ def test_gradient_in_pieces_is_the_full_batch_s(case, whole):
   check_equal(*gradient(case, micro_batch_size=2), whole)
 
 
-@pytest.mark.parametrize('objective', ['moco_v3'], indirect=True)
-@pytest.mark.parametrize('case', ['prog_fedssl'], indirect=True)
+@pytest.mark.parametrize('case', [('prog_fedssl', 'moco_v3')], indirect=True)
 @pytest.mark.parametrize('values', [
     {'micro_batch_size': 1}, {'rematerialize': 'all'}, {'rematerialize': 'elementwise'},
     {'micro_batch_size': 3, 'rematerialize': 'all'}], ids=str)
@@ -75,8 +72,7 @@ def test_gradient_with_activations_computed_again_is_the_same(case, whole, value
   check_equal(*gradient(case, **values), whole)
 
 
-@pytest.mark.parametrize('objective', ['moco_v3'], indirect=True)
-@pytest.mark.parametrize('case', ['layerwise'], indirect=True)
+@pytest.mark.parametrize('case', [('layerwise', 'moco_v3')], indirect=True)
 def test_smaller_batches_would_give_another_gradient(case, whole):
   """What is tested above is not trivially true: the mean over pieces, each a batch of its own, is far away."""
   config, (state, global_params, (views, mask)) = case

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import scaling, timing
-from lwfedssl_jax import UsageError
 from lwfedssl_jax import config as configs
 
 pytestmark = pytest.mark.usefixtures('tiny_library')
@@ -46,8 +45,3 @@ def test_cases_train_equally_for_every_location_of_images(cases):
   assert scaling.differences(cases[-2:]) == [0, 0]
   timing.time_once(cases[-1:])
   assert scaling.differences(cases[-2:])[1] > 0.1
-
-
-def test_one_device_alone_cannot_be_compared():
-  with pytest.raises(UsageError, match='xla_force_host_platform_device_count'):
-    list(scaling.device_cases(configs.configure(method='layerwise', image_size=8)))

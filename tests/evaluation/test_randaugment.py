@@ -136,7 +136,10 @@ def test_mirror_only_with_its_probability(pixels, monkeypatch, probability, shar
   monkeypatch.setattr(randaugment, 'operate', lambda image, kind, sign: image)
   batch = jnp.stack([pixels[:4, :4]] * 400)
   found = np.asarray(randaugment.rand_augment(jax.random.key(0), batch, probability))
-  is_one = lambda image, expected: np.abs(image - expected / 255).max() < 0.01 * LEVEL
+
+  def is_one(image, expected):
+    return np.abs(image - expected / 255).max() < 0.01 * LEVEL
+
   mirrored = np.array([is_one(image, pixels[:4, 3::-1]) for image in found])
   same = np.array([is_one(image, pixels[:4, :4]) for image in found])
   assert (mirrored ^ same).all()

@@ -60,11 +60,13 @@ def test_memory_in_use_does_not_change_the_chunk(whole, monkeypatch, tmp_path):
 
 
 def test_a_resumed_run_keeps_its_chunk_on_another_device(monkeypatch, tmp_path, capsys):
-  given = config_of(workdir=str(tmp_path), dataset='digits', image_size=16)
+  given = config_of(workdir=str(tmp_path), dataset='digits', image_size=16, resume=True)
   data = federated_dataset.load(given)
   run_dir.write_json(str(tmp_path / 'config.json'), {
       'format': run_dir.FORMAT, 'config': configs.flatten(configs.with_values(given, {'client_chunk': 7}))})
   assert setup.with_chunk(given, data).client.client_chunk == 7
+  new = configs.with_values(given, {'resume': False})  # refused later, because the folder holds a run
+  assert setup.with_chunk(new, data).client.client_chunk == 1
   assert setup.with_chunk(configs.with_values(given, {'client_chunk': 2}), data).client.client_chunk == 2
   elsewhere = configs.with_values(given, {'workdir': str(tmp_path / 'new')})
   assert setup.with_chunk(elsewhere, data).client.client_chunk == 1  # CPUs do not name their memory
