@@ -15,10 +15,10 @@ from lwfedssl_jax.training.signals import Interrupted
 from . import flags, presets, usage
 
 USAGE_EXIT_CODE = 2
-STORAGE_EXIT_CODE = 3  # a disk is full or cannot be written; the same command with --resume goes on
-FAILURE_EXIT_CODE = 1  # all or part of the work failed; the result or the message says which
-STOPPED_EXIT_CODE = 75  # by SIGTERM or Ctrl-C (EX_TEMPFAIL): the same command with --resume goes on
-CLOSED_PIPE_EXIT_CODE = 141  # nobody reads standard output any more; as a shell reports SIGPIPE
+STORAGE_EXIT_CODE = 3  # a disk is full or cannot be written; the same command with --resume continues
+FAILURE_EXIT_CODE = 1  # all or part of the work failed; the result or the message names it
+STOPPED_EXIT_CODE = 75  # by SIGTERM or Ctrl-C (EX_TEMPFAIL): the same command with --resume continues
+CLOSED_PIPE_EXIT_CODE = 141  # standard output is closed; a shell's code for SIGPIPE
 
 _COMMON = frozenset({'flagfile', 'verbosity'})
 

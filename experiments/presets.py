@@ -20,7 +20,7 @@ def find(name: str) -> pathlib.Path:
   return FOLDER / f'{name}.flags'
 
 
-def _values_of(flag: str, arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+def _read_values(flag: str, arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
   """Yields every argument, with its value if it sets `flag`; a missing value is empty."""
   rest = iter(arguments)
   for argument in rest:
@@ -33,7 +33,7 @@ def _values_of(flag: str, arguments: Sequence[str]) -> Iterator[tuple[str, str |
 
 def expand(arguments: Sequence[str]) -> list[str]:
   """Replaces `--preset=NAME` by `--flagfile=PATH`. Raises UsageError if there is no preset of that name."""
-  given = _values_of('preset', arguments)
+  given = _read_values('preset', arguments)
   return [argument if name is None else f'--flagfile={find(name)}' for argument, name in given]
 
 
@@ -42,6 +42,6 @@ def put_first(arguments: Sequence[str]) -> list[str]:
 
   In absl the last value of a flag wins. A later file therefore overrides an earlier one, and the command line both.
   """
-  given = list(_values_of('flagfile', arguments))
+  given = list(_read_values('flagfile', arguments))
   files = [f'--flagfile={path}' for _, path in given if path is not None]
   return [*files, *(argument for argument, path in given if path is None)]

@@ -74,7 +74,7 @@ def main() -> dict[str, Any]:
     print(costs.to_text(found), flush=True)
   if _PLOTS.value:
     os.makedirs(_PLOTS.value, exist_ok=True)
-    cost_plots.write_cost_pictures(_PLOTS.value, found)
+    cost_plots.write_cost_plots(_PLOTS.value, found)
   figures = {cost.method: costs.to_json(cost) for cost in found}
   if _MEASURE.value:
     for run in runs:

@@ -39,7 +39,7 @@ def main() -> dict[str, Any]:
   command.use_compilation_cache()
   variation = sweep.parse_variation(_VARY.value) if _VARY.value else None
   runs = sweep.plan(config, methods, seeds, variation, _OUTPUT.value)
-  left = sum(sweep.operations(run.config, sweep.load_data(run.config), run.rounds_done)
+  left = sum(sweep.count_flops(run.config, sweep.load_data(run.config), run.rounds_done)
              for run in runs if not run.finished)
   flags.print_config(config)
   print(sweep.describe(runs, left, machine.matrix_product_rate()), flush=True)

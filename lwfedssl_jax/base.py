@@ -49,7 +49,7 @@ class PartFlops(NamedTuple):
 class EncoderFlops(NamedTuple):
   """What the parts of an encoder compute for one image: embedding, one block, pool.
 
-  The first product of the embedding takes the image, whose gradient nobody needs; it is counted as its only one. All
+  The embedding's product takes the image, whose gradient is not needed; it is counted as its only one. All
   other products have two products in the backward pass.
   """
 

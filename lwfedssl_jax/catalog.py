@@ -29,7 +29,7 @@ class ObjectiveTraits(typing.NamedTuple):
 
   Attributes:
     similarity_products: products of (B, P) by (P, B) that a step executes, forward and backward.
-    paper_views: views that the paper's count of operations includes.
+    paper_views: views that the paper's FLOP count includes.
   """
 
   similarity_products: int

@@ -99,7 +99,7 @@ class DataConfig(Validated):
   max_train_images: int = option(0, 'number of training images to use, drawn by a fixed seed; 0: all', at_least=0)
   auxiliary_dataset: str = option('', 'data set of the server\'s images; empty: held back from the training split')
   auxiliary_fraction: float = option(
-      0.1, 'share of the training images held back for the server, whatever the method, so that '
+      0.1, 'share of the training images held out for the server, for every method, so that '
       'clients hold the same images under every method', at_least=0, at_most=0.9)
 
 
@@ -248,7 +248,7 @@ GROUPS: dict[str, type] = typing.get_type_hints(Config)
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
-  """Returns `config` with the named fields replaced, whatever group they are in.
+  """Returns `config` with the named fields replaced, in any group.
 
   Raises:
     UsageError: a name is not a field, or the result is not valid.

@@ -84,7 +84,7 @@ def fetch(array: jax.Array) -> np.ndarray:
 
 
 def total_bytes() -> int | None:
-  """Returns the memory of a device that programs may use, in whole GiB; None where it is unknown, as on CPUs.
+  """Returns the memory of a device that programs may use, in whole GiB; None if it is unknown, as on CPUs.
 
   It depends on the kind of device and the allocator's share, not on current use, so that a choice based on it is the
   same in every run on such devices. Of several processes, the minimum over their first devices counts.

@@ -6,7 +6,7 @@ class UsageError(ValueError):
 
 
 class StorageError(RuntimeError):
-  """A disk is full or cannot be written: the message is one line that says what failed and what is saved."""
+  """A disk is full or cannot be written: the message is one line with the failure and the last saved round."""
 
 
 class LostPeerError(RuntimeError):

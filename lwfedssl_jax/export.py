@@ -16,7 +16,7 @@ from lwfedssl_jax.pretrained import LoadedEncoder
 def convert(loaded: LoadedEncoder) -> ExportedEncoder:
   """Names an encoder's tensors and describes its model: as the encoder does, or by the paths of its own tree.
 
-  Where the encoder has no export of its own, blocks stay stacked, and `arguments` are the fields of ModelConfig.
+  If the encoder defines no export, blocks stay stacked, and `arguments` are the fields of ModelConfig.
   """
   if loaded.encoder.export is not None:
     found = loaded.encoder.export(loaded.params)

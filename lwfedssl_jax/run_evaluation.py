@@ -51,13 +51,13 @@ def evaluate_run(
   loaded = pretrained.load_encoder(workdir)
   task = protocols.make_task(dataset, split, max_train_images)
 
-  def params_of(seed):
+  def get_params(seed):
     return pretrained.random_encoder(loaded.config, seed).params if from_scratch else loaded.params
 
   name = protocols.result_name(
       protocol, dataset.name, label_fraction, split=split, from_scratch=from_scratch, max_train_images=max_train_images)
   found = protocols.evaluate(
-      loaded.apply, params_of, protocol, task, label_fraction=label_fraction, seeds=seeds, options=options)
+      loaded.apply, get_params, protocol, task, label_fraction=label_fraction, seeds=seeds, options=options)
   result = {
       'name': name, 'protocol': protocol, 'dataset': dataset.name, 'label_fraction': label_fraction, 'split': split,
       'from_scratch': from_scratch, 'rounds_done': loaded.rounds_done, 'num_train_images': len(task.train.images),
@@ -66,7 +66,7 @@ def evaluate_run(
   os.makedirs(folder, exist_ok=True)
   path = os.path.join(folder, re.sub(r'[^\w.]+', '_', name))
   run_dir.write_json(f'{path}.json', result)
-  run_plots.write_confusion_picture(f'{path}.png', result['confusion'], task.class_names, name)
+  run_plots.write_confusion_plot(f'{path}.png', result['confusion'], task.class_names, name)
   return result
 
 

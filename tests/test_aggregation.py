@@ -64,7 +64,7 @@ def test_two_of_ten_liars_move_the_mean_but_not_the_robust_rules(updates, rule):
     assert np.abs(mean[name] - leaf[honest].mean(axis=0)).max() > 5
 
 
-def test_a_client_of_weight_zero_is_never_multiplied_in(updates):
+def test_a_client_of_weight_zero_is_masked(updates):
   poisoned = {name: leaf.copy() for name, leaf in updates.items()}
   weights = np.full(CLIENTS, 1 / 8, np.float32)
   for client, value in ((3, np.nan), (4, np.inf)):
@@ -110,7 +110,7 @@ def ran(tiny_round, tiny_inputs):
   return tiny, plan, inputs, params, tiny.apply(params, plan, inputs)
 
 
-def test_a_client_whose_loss_explodes_is_as_if_it_had_not_returned(ran):
+def test_a_client_whose_loss_diverges_counts_as_dropped_out(ran):
   tiny, plan, inputs, params, (_, metrics) = ran
   assert metrics.accepted.tolist() == inputs.clients.returned.tolist() == [True, False, True, True]
   losses = np.where(metrics.accepted, metrics.client_losses, -np.inf)
@@ -123,14 +123,14 @@ def test_a_client_whose_loss_explodes_is_as_if_it_had_not_returned(ran):
   np.testing.assert_allclose(with_limit.client.total, without.client.total, rtol=1e-5)
 
 
-def test_nobody_accepted_leaves_every_bit(ran):
+def test_without_accepted_clients_parameters_keep_their_bits(ran):
   tiny, plan, inputs, params, _ = ran
   after, metrics = tiny.apply(params, plan, inputs._replace(loss_limit=jnp.float32(-1)))
   assert not metrics.accepted.any()
   jax.tree.map(np.testing.assert_array_equal, after, params)
 
 
-def test_nobody_accepted_is_not_calibrated_either(tiny_round, tiny_inputs):
+def test_without_accepted_clients_nothing_is_calibrated(tiny_round, tiny_inputs):
   tiny = tiny_round('lw_fedssl', 'moco_v3')
   params = tiny.init(0)
   after, _ = tiny.apply(params, tiny.plans[2], tiny_inputs('lw_fedssl')._replace(loss_limit=jnp.float32(-1)))

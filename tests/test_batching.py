@@ -81,7 +81,7 @@ def test_order_is_uniform():
   assert counts.min() > 20 and counts.max() < 80
 
 
-def test_a_client_s_batches_do_not_depend_on_the_room_that_others_need():
+def test_a_client_s_batches_do_not_depend_on_the_capacity():
   ids, mask = plan(9, steps=2, capacity=9)
   more_ids, more_mask = plan(9, steps=9, capacity=40)
   np.testing.assert_array_equal(mask, more_mask)

@@ -5,7 +5,7 @@ import itertools
 import jax
 import pytest
 
-from experiments.benchmarks import cases, suites, turns
+from experiments.benchmarks import cases, suites, timing
 from lwfedssl_jax import configure
 from lwfedssl_jax.errors import MeasurementError
 from lwfedssl_jax.resources import machine, memory
@@ -14,10 +14,10 @@ from lwfedssl_jax.stages import make_plans
 
 def run_fake(monkeypatch, seconds):
   """Runs suite `step` on one case of 4 steps, 10 GFLOP each, that takes so many seconds on a machine of 100 GFLOP/s."""
-  case = cases.Case('layerwise, stage 12', lambda: None, images=64, operations=10e9, steps=4)
+  case = cases.Case('layerwise, stage 12', lambda: None, images=64, flop_count=10e9, steps=4)
   monkeypatch.setattr(cases, 'make_cases', lambda *arguments: [case])
   monkeypatch.setattr(machine, 'matrix_product_rate', lambda: 100e9)
-  monkeypatch.setattr(turns.time, 'perf_counter', itertools.count(step=seconds).__next__)
+  monkeypatch.setattr(timing.time, 'perf_counter', itertools.count(step=seconds).__next__)
   return suites.run_cases(None, 'step', 3, 2, False)['cases'][0]
 
 

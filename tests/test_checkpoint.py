@@ -129,7 +129,7 @@ def test_a_bug_is_not_damage(sound, monkeypatch, error):
 
 
 @pytest.mark.parametrize('content', ['[]', '{"commit_timestamp_nsecs": "soon"}', '{"commit_timestamp_nsecs": 1e99}'])
-def test_metadata_that_orbax_cannot_bear_is_done_without_or_one_line(sound, tmp_path, content, caplog):
+def test_metadata_that_orbax_rejects_is_deleted_or_one_line(sound, tmp_path, content, caplog):
   folder = tmp_path / 'metadata'
   shutil.copytree(sound, folder)
   metadata = folder / 'checkpoints' / '2' / '_CHECKPOINT_METADATA'
@@ -188,14 +188,14 @@ except StorageError as error:
 '''
 
 
-def test_disk_that_is_full_is_said_in_one_line_and_earlier_checkpoints_stay(sound, tmp_path):
+def test_a_full_disk_is_one_line_and_earlier_checkpoints_stay(sound, tmp_path):
   """A limit on file sizes stands in for the full disk."""
   folder = tmp_path / 'full'
   shutil.copytree(sound, folder)
   result = subprocess.run([sys.executable, '-c', FULL_DISK, str(folder)], capture_output=True, text=True, timeout=120,
                           env=os.environ | {'JAX_PLATFORMS': 'cpu'})
   expected = (f'STORAGE cannot write checkpoint 3 to {folder}/checkpoints: file too large; the last saved round is 2, '
-              '--resume goes on from it\n')
+              '--resume continues from it\n')
   assert expected in result.stdout, result.stderr[-2000:]
   assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 20_000
   assert restore(folder).rounds_done == 2

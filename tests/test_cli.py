@@ -300,7 +300,7 @@ def test_resources_reproduces_the_paper(objective, command):
     assert found['methods'][method]['gflops'] == pytest.approx(gflops, abs=2 if objective == 'simclr' else 1)
 
 
-def test_resources_of_one_method_as_table_and_pictures(tmp_path, command):
+def test_resources_of_one_method_as_table_and_plots(tmp_path, command):
   result = command('resources', '--encoder=vit_micro', '--image_size=8', '--method=layerwise', '--batch_size=8',
                    '--convention=actual', f'--plots={tmp_path}/plots', '--client_memory_budget_mb=1000')
   assert result.returncode == 0, result.stderr
@@ -359,7 +359,7 @@ def test_a_preset_states_what_it_depends_on(preset):
   assert {name: value for name, value in found.items() if name in recorded} == recorded
 
 
-def test_what_is_typed_beats_a_preset_and_a_later_preset_an_earlier(tmp_path):
+def test_command_line_overrides_presets_and_later_presets_earlier_ones(tmp_path):
   assert parsed_config('--seed=3', '--preset=quickstart').client.batch_size == 64
   assert parsed_config('--batch_size=9', '--preset=quickstart').client.batch_size == 9
   assert parsed_config('--preset=quickstart', '--preset=cifar10_cpu').client.batch_size == 128

@@ -203,7 +203,7 @@ def per_block(tree):
 
 
 @pytest.mark.parametrize(('method', 'stage'), [('layerwise', 0), ('layerwise', 2), ('prog_fedssl', 1)])
-def test_whole_tree_under_the_plan_s_masks_takes_the_step_of_the_active_part(tiny_round, method, stage):
+def test_full_tree_under_the_plan_s_masks_takes_the_step_of_the_active_part(tiny_round, method, stage):
   """Three ways to one step: the active part alone; the whole tree with the labels' factors; optax.partition."""
   tiny = tiny_round('layerwise', 'moco_v3')
   plan, decay = plans_of(method)[stage], 0.5
@@ -246,7 +246,7 @@ def test_raveled_trees_unravel_to_themselves(tiny_round, without, online_only):
   jax.tree.map(np.testing.assert_array_equal, raveler.unravel(vectors, tree), tree)
   of_target = raveler.unravel(trees.without_online_only(vectors), whole if 'embedding' not in without else tree)
   assert of_target.keys() == tree.keys() - set(online_only)
-  # Weight decay is told apart by the vectors' names.
+  # Weight decay depends on the vectors' names.
   def decayed(params):
     pairs = zip(*map(jax.tree.leaves, (params, optimizer.is_matrix(params))))
     return sum(leaf.size for leaf, is_decayed in pairs if is_decayed)
@@ -254,7 +254,7 @@ def test_raveled_trees_unravel_to_themselves(tiny_round, without, online_only):
   assert decayed(vectors) == decayed(tree) > 0
 
 
-def test_round_from_which_nobody_returns_leaves_the_model_as_it_was(tiny_round, tiny_inputs):
+def test_round_without_returning_clients_keeps_the_model(tiny_round, tiny_inputs):
   tiny = tiny_round('layerwise', 'moco_v3')
   params = tiny.init(0)
   inputs = tiny_inputs()

@@ -68,7 +68,7 @@ def test_initial_weights_follow_the_seed_and_not_the_method_nor_the_clients():
 
 
 @pytest.mark.usefixtures('tiny_library')
-def test_no_two_tensors_start_alike():
+def test_no_two_tensors_have_equal_initial_values():
   """Blocks and heads are drawn apart: a key used twice would show as a common beginning."""
   pieces = []
   for name, leaf in initial(0).items():
@@ -109,7 +109,7 @@ def test_a_limited_set_of_images_is_the_same_under_every_seed():
   assert len(used[0]) == 90 and not np.array_equal(used[0], np.arange(90))
 
 
-def test_a_client_trains_alike_whoever_else_is_sampled(tiny_round, tiny_inputs):
+def test_a_client_s_training_does_not_depend_on_other_sampled_clients(tiny_round, tiny_inputs):
   """To the bit: its losses in a round, and what the server makes of it where it returns alone."""
   tiny, inputs = tiny_round('layerwise', 'moco_v3'), tiny_inputs()
   plan, params = tiny.plans[2], tiny.init(0)

@@ -146,5 +146,5 @@ def test_spelling_is_american():
   files = [path for folder in ('lwfedssl_jax', 'experiments', 'docs', '.ci') for path in (ROOT / folder).rglob('*')
            if path.suffix in ('.py', '.md', '.flags')]
   for path in (*files, *ROOT.glob('*.md')):
-    found = set(re.findall(british, path.read_text(), flags=re.IGNORECASE)) - {'knn_centered'}
+    found = set(re.findall(british, path.read_text(), flags=re.IGNORECASE)) - {'knn_centred'}
     assert not found, f'{path.relative_to(ROOT)}: {sorted(found)}'

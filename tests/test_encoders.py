@@ -104,7 +104,7 @@ def test_stages_divide_the_encoder_s_own_blocks():
     configure(encoder='toy', blocks_per_stage=4)
 
 
-def test_the_encoder_says_whether_patches_divide_the_image():
+def test_the_encoder_s_traits_require_that_patches_divide_the_image():
   images = np.zeros((20, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
   dataset = ImageDataset('made', images, None, images[:0], None, ())
   given = {'image_size': IMAGE_SIZE, 'patch_size': SIDE}

@@ -20,8 +20,8 @@ def asked(monkeypatch):
   """Records how the protocol is called; trained weights are 'trained', random ones of seed S 'random S'."""
   recorded = {}
 
-  def evaluate(apply, params_of, protocol, task, **options):
-    recorded.update(apply=apply, params=[params_of(seed) for seed in options['seeds']], protocol=protocol, task=task,
+  def evaluate(apply, get_params, protocol, task, **options):
+    recorded.update(apply=apply, params=[get_params(seed) for seed in options['seeds']], protocol=protocol, task=task,
                     **options)
     return FOUND
 
@@ -31,7 +31,7 @@ def asked(monkeypatch):
   monkeypatch.setattr(pretrained, 'random_encoder', lambda given, seed: types.SimpleNamespace(
       params=f'random {seed}' if given is config else 'of another configuration'))
   monkeypatch.setattr(protocols, 'evaluate', evaluate)
-  monkeypatch.setattr(run_plots, 'write_confusion_picture', lambda *arguments: None)
+  monkeypatch.setattr(run_plots, 'write_confusion_plot', lambda *arguments: None)
   return recorded
 
 

@@ -359,7 +359,7 @@ def damage_checkpoints(folder, generator):
       extra.write_bytes(b'') if generator.random() < 0.5 else extra.mkdir()
 
 
-def test_any_damage_to_checkpoints_gives_a_sound_one_or_a_line(run_folder, tmp_path):
+def test_any_damage_to_checkpoints_gives_a_valid_one_or_one_line(run_folder, tmp_path):
   folder, generator, outcomes = tmp_path / 'run', random.Random(0), set()
   for _ in range(40):
     shutil.copytree(run_folder, folder)

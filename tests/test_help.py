@@ -19,12 +19,12 @@ WITH_CONFIG = ('pretrain', 'sweep', 'resources', 'benchmark')
 FIELDS = {field.name: field for group in configs.GROUPS.values() for field in dataclasses.fields(group)}
 
 
-def module_of(name):
+def import_command(name):
   return importlib.import_module(f'experiments.{name}')
 
 
 def shown(name, capsys, argument, program='program'):
-  assert command.execute(module_of(name).COMMAND, [program, argument]) == 0
+  assert command.execute(import_command(name).COMMAND, [program, argument]) == 0
   captured = capsys.readouterr()
   assert not captured.err
   return captured.out
@@ -44,9 +44,9 @@ def names_in(lines):
 @pytest.mark.parametrize('name', COMMANDS)
 def test_help_shows_the_description_as_written_and_every_flag(name, argument, capsys):
   text = shown(name, capsys, argument)
-  assert text.startswith(inspect.cleandoc(module_of(name).__doc__) + '\n\n')
+  assert text.startswith(inspect.cleandoc(import_command(name).__doc__) + '\n\n')
   assert all(len(line) <= 120 for line in text.splitlines())
-  values = module_of(name).FLAGS
+  values = import_command(name).FLAGS
   common = {'flagfile', 'verbosity'}
   fields = set(FIELDS) if name in WITH_CONFIG else set()
   assert set(names_in(section(text, 'flags of this command'))) == set(values) - common - fields
@@ -78,7 +78,7 @@ def test_examples_are_written_for_the_way_the_program_was_started(capsys):
 
 
 def test_flags_of_evaluation_have_the_library_s_choices_and_defaults():
-  values = module_of('evaluate').FLAGS
+  values = import_command('evaluate').FLAGS
   assert values['protocol'].parser.enum_values == list(protocols.PROTOCOLS)
   assert values['split'].parser.enum_values == list(protocols.SPLITS)
   for name, default in finetune.FinetuneOptions()._asdict().items():

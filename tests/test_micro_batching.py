@@ -60,7 +60,7 @@ def check_equal(found, losses, whole):
     np.testing.assert_allclose(leaf, expected[name], atol=1e-5 * scale, rtol=1e-4, err_msg=name)
 
 
-def test_gradient_in_pieces_is_the_whole_batch_s(case, whole):
+def test_gradient_in_pieces_is_the_full_batch_s(case, whole):
   check_equal(*gradient(case, micro_batch_size=2), whole)
 
 

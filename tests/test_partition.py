@@ -13,7 +13,7 @@ from lwfedssl_jax.errors import UsageError
 LABELS = np.random.default_rng(0).integers(0, 10, 600)
 
 
-def deal(labels=LABELS, num_clients=10, seed=0, num_images=None, **values):
+def split_images(labels=LABELS, num_clients=10, seed=0, num_images=None, **values):
   config = PartitionConfig(num_clients=num_clients, **values)
   return partition_images(labels, num_images or len(labels), num_clients, config, seed)
 
@@ -39,9 +39,9 @@ KINDS = [
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_covers_all_images_once_and_is_seeded(kind):
-  parts = deal(**kind)
+  parts = split_images(**kind)
   check_cover(parts, 600, 10)
-  again, other = deal(**kind), deal(seed=1, **kind)
+  again, other = split_images(**kind), split_images(seed=1, **kind)
   assert all(np.array_equal(a, b) for a, b in zip(parts, again))
   assert not all(np.array_equal(a, b) for a, b in zip(parts, other))
 
@@ -54,23 +54,24 @@ def test_any_size(kind, data):
   num_images = data.draw(st.integers(2 * num_clients, 80))
   classes = data.draw(st.integers(1, 5))
   labels = np.array(data.draw(st.lists(st.integers(0, classes - 1), min_size=num_images, max_size=num_images)))
-  check_cover(deal(labels, num_clients, seed=data.draw(st.integers(0, 2**31 - 1)), **kind), num_images, num_clients)
+  seed = data.draw(st.integers(0, 2**31 - 1))
+  check_cover(split_images(labels, num_clients, seed=seed, **kind), num_images, num_clients)
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_thousand_clients_with_two_images_each(kind):
   labels = np.arange(2000) % 10
-  check_cover(deal(labels, 1000, **kind), 2000, 1000)
+  check_cover(split_images(labels, 1000, **kind), 2000, 1000)
 
 
 @pytest.mark.parametrize('beta', [1e-300, 1e-6, 1e-3])
 def test_extreme_dirichlet_with_one_class_and_with_many(beta):
-  check_cover(deal(np.zeros(300, int), 100, partition='dirichlet', dirichlet_beta=beta), 300, 100)
-  check_cover(deal(np.arange(300), 100, partition='dirichlet', dirichlet_beta=beta), 300, 100)
+  check_cover(split_images(np.zeros(300, int), 100, partition='dirichlet', dirichlet_beta=beta), 300, 100)
+  check_cover(split_images(np.arange(300), 100, partition='dirichlet', dirichlet_beta=beta), 300, 100)
 
 
 def test_iid_sizes_are_equal_up_to_one():
-  assert {len(part) for part in deal(num_clients=7)} == {600 // 7, 600 // 7 + 1}
+  assert {len(part) for part in split_images(num_clients=7)} == {600 // 7, 600 // 7 + 1}
 
 
 def test_what_cannot_be_split_goes_to_the_largest_remainders():
@@ -78,35 +79,36 @@ def test_what_cannot_be_split_goes_to_the_largest_remainders():
   assert partition._sizes(16, np.array([2.6, 2.6, 4.8])).tolist() == [5, 4, 7]
 
 
-def test_size_sigma_spreads_the_sizes():
-  spread = [np.std([len(p) for p in deal(num_clients=20, client_size_sigma=sigma)]) for sigma in (0.0, 0.5, 1.5)]
-  assert spread[0] < 1 < spread[1] < spread[2]
+def test_size_sigma_increases_the_deviation_of_sizes():
+  deviations = [np.std([len(p) for p in split_images(num_clients=20, client_size_sigma=sigma)])
+                for sigma in (0.0, 0.5, 1.5)]
+  assert deviations[0] < 1 < deviations[1] < deviations[2]
 
 
 def test_smaller_beta_is_more_skewed():
   def skew(beta):
-    counts = class_counts(deal(partition='dirichlet', dirichlet_beta=beta), LABELS, 10)
+    counts = class_counts(split_images(partition='dirichlet', dirichlet_beta=beta), LABELS, 10)
     return (counts.max(axis=0) / counts.sum(axis=0)).mean()  # the share of a class that its main client holds
 
   assert skew(100.0) < 0.25 < skew(0.5) < 0.8 < skew(1e-4)
 
 
 def test_dirichlet_proportions_are_drawn_per_class():
-  counts = class_counts(deal(partition='dirichlet', dirichlet_beta=0.1), LABELS, 10)
+  counts = class_counts(split_images(partition='dirichlet', dirichlet_beta=0.1), LABELS, 10)
   assert len(set(counts.argmax(axis=0))) > 3  # not the same clients rich in every class
 
 
 @pytest.mark.parametrize('shards', [1, 2, 3])
 def test_a_shard_spans_few_classes(shards):
   labels = np.random.default_rng(1).permutation(np.repeat(np.arange(10), 60))
-  counts = class_counts(deal(labels, partition='shards', shards_per_client=shards), labels, 10)
+  counts = class_counts(split_images(labels, partition='shards', shards_per_client=shards), labels, 10)
   assert ((counts > 0).sum(axis=1) <= 2 * shards).all()
   assert (counts.sum(axis=1) == 60).all()
 
 
 def test_shards_do_not_follow_the_order_of_images():
   """Images of one class are shuffled before they are cut into shards."""
-  parts = deal(np.zeros(100, int), 2, partition='shards')
+  parts = split_images(np.zeros(100, int), 2, partition='shards')
   assert 20 < np.mean(parts[0]) < 80 and np.diff(parts[0]).max() > 1
 
 
@@ -117,25 +119,25 @@ def test_class_counts():
 
 
 def test_without_labels():
-  check_cover(deal(None, num_images=50), 50, 10)
+  check_cover(split_images(None, num_images=50), 50, 10)
   for kind in ('dirichlet', 'dirichlet_clients', 'shards'):
     with pytest.raises(UsageError, match='--partition'):
-      deal(None, num_images=50, partition=kind)
+      split_images(None, num_images=50, partition=kind)
 
 
 def test_too_few_images():
-  check_cover(deal(None, num_images=20), 20, 10)
+  check_cover(split_images(None, num_images=20), 20, 10)
   with pytest.raises(UsageError, match='--num_clients'):
-    deal(None, num_images=19)
+    split_images(None, num_images=19)
   with pytest.raises(UsageError, match='--shards_per_client'):
-    deal(np.zeros(30, int), partition='shards', shards_per_client=4)
+    split_images(np.zeros(30, int), partition='shards', shards_per_client=4)
 
 
 @pytest.mark.parametrize('beta', [1e-6, 0.5, 100.0])
 def test_dirichlet_clients_have_equal_sizes_and_shares_of_their_own(beta):
   """Hsu et al.: a client's shares are Dir(beta * prior), of variance p (1 - p) / (beta + 1), while classes last."""
   labels = np.repeat(np.arange(10), [1000] * 9 + [3000])
-  parts = deal(labels, num_clients=60, partition='dirichlet_clients', dirichlet_beta=beta)
+  parts = split_images(labels, num_clients=60, partition='dirichlet_clients', dirichlet_beta=beta)
   assert {len(part) for part in parts} == {200}
   counts = class_counts(parts, labels, 10)[:30]  # before the first class has run out
   prior = np.bincount(labels) / len(labels)
@@ -148,6 +150,6 @@ def test_dirichlet_clients_have_equal_sizes_and_shares_of_their_own(beta):
 
 
 def test_the_two_dirichlet_schemes_differ():
-  sizes = [np.std([len(part) for part in deal(partition=kind, dirichlet_beta=0.5)])
+  sizes = [np.std([len(part) for part in split_images(partition=kind, dirichlet_beta=0.5)])
            for kind in ('dirichlet', 'dirichlet_clients')]
   assert sizes[0] > 20 and sizes[1] == 0

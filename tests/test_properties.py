@@ -42,7 +42,7 @@ def check_one_line(error, start='--'):
 
 @settings(max_examples=250, deadline=None)
 @given(CONFIG_VALUES)
-def test_a_configuration_is_valid_or_one_line_says_why(values):
+def test_a_configuration_is_valid_or_refused_in_one_line(values):
   try:
     config = configs.configure(**values)
   except UsageError as error:
@@ -72,13 +72,13 @@ DATASET = ImageDataset(
 def test_every_image_belongs_to_one_client_or_to_the_server(values):
   try:
     config = configs.configure(**values)
-    dealt = federated_dataset.partition_dataset(DATASET, config)
+    partitioned = federated_dataset.partition_dataset(DATASET, config)
   except UsageError as error:
     check_one_line(error)
     return
-  held = np.concatenate([*dealt.client_images, dealt.server_ids])
+  held = np.concatenate([*partitioned.client_images, partitioned.server_ids])
   assert len(set(held.tolist())) == len(held) == min(values['max_train_images'] or 90, 90)
-  assert len(dealt.client_images) == config.effective_num_clients
+  assert len(partitioned.client_images) == config.effective_num_clients
 
 
 @settings(max_examples=25, deadline=None)

@@ -115,7 +115,7 @@ def test_a_file_that_cannot_be_written_is_one_line_and_the_old_one_stays(tmp_pat
   run_dir.write_json(str(path), {'old': 1})
   for name in (*rounds, '13.orbax-checkpoint-tmp'):
     (tmp_path / 'checkpoints' / str(name)).mkdir(parents=True)
-  saved = '; the last saved round is 12, --resume goes on from it' if rounds else ''
+  saved = '; the last saved round is 12, --resume continues from it' if rounds else ''
   log = metrics_writer.MetricsWriter(str(tmp_path), 0, 1)
   monkeypatch.setattr(os, 'fsync', refuse(number))
   for write in (lambda: run_dir.write_json(str(path), {}), lambda: run_dir.write_arrays(str(path), {})):

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks import scaling, turns
+from experiments.benchmarks import scaling, timing
 from lwfedssl_jax import config as configs
 
 pytestmark = pytest.mark.usefixtures('tiny_library')
@@ -37,11 +37,11 @@ def test_images_that_stream_are_a_round_s_alone(cases):
   assert streamed.image_bytes == 5 * 8 * 8 * 8 * 3
 
 
-def test_cases_train_alike_wherever_the_images_are(cases):
-  seconds = turns.time_in_turns(cases[-2:], 1)
+def test_cases_train_equally_for_every_location_of_images(cases):
+  seconds = timing.time_interleaved(cases[-2:], 1)
   assert [len(measured) for measured in seconds] == [1, 1] and min(seconds)[0] > 0
   initial, trained = (jax.tree.leaves(tree) for tree in (cases[-1].initial, cases[-1].params()))
   assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(initial, trained))
   assert scaling.differences(cases[-2:]) == [0, 0]
-  turns.take_turn(cases[-1:])
+  timing.time_once(cases[-1:])
   assert scaling.differences(cases[-2:])[1] > 0.1

@@ -17,7 +17,7 @@ def test_layout(clients, limit, num_devices, chunk, slots):
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 8))
-def test_every_client_has_one_slot_and_little_is_wasted(steps, limit, num_devices):
+def test_every_client_has_one_slot_with_little_padding(steps, limit, num_devices):
   steps = np.array(steps)
   layout = scheduling.make_layout(len(steps), limit, num_devices)
   assert layout.chunk <= limit
@@ -32,7 +32,7 @@ def test_every_client_has_one_slot_and_little_is_wasted(steps, limit, num_device
     assert wasted == 0
 
 
-def test_devices_get_alike_much_and_neighbors_are_alike():
+def test_devices_have_equal_work_and_neighbors_similar_steps():
   steps = np.array([1, 9, 2, 8, 3, 7, 4, 6])
   layout = scheduling.make_layout(8, 2, 2)
   order = scheduling.assign_slots(steps, layout)

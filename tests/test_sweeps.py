@@ -77,12 +77,12 @@ def test_a_signal_ends_the_whole_sweep(tmp_path, monkeypatch):
 def test_estimate_counts_what_is_left(tmp_path):
   run = plan(tmp_path)[0]
   data = sweep.load_data(run.config)
-  whole, half = (sweep.operations(run.config, data, first) for first in (0, 2))
-  second_stage = whole - sweep.operations(run.config, data, 2)
+  whole, half = (sweep.count_flops(run.config, data, first) for first in (0, 2))
+  second_stage = whole - sweep.count_flops(run.config, data, 2)
   assert 0 < half < whole and second_stage < half  # the later stage runs a longer prefix
-  assert sweep.operations(run.config, data, 4) == 0
+  assert sweep.count_flops(run.config, data, 4) == 0
   calibrated = configs.with_values(run.config, {'server_calibration': True})
-  assert sweep.operations(calibrated, data) > whole
+  assert sweep.count_flops(calibrated, data) > whole
   text = sweep.describe(plan(tmp_path), 6e11 * sweep.FIRST_GUESS_SHARE, 1e9)
   assert text.startswith('4 runs, 4 to do:') and 'about 10 minutes' in text
 
@@ -91,7 +91,7 @@ def test_estimate_follows_who_takes_part_and_how_often_the_server_trains(tmp_pat
   """Clients that do not return count as work not done, as little as those not sampled."""
   def count(method='layerwise', **values):
     config = configs.with_values(BASE, {'method': method, 'client_size_sigma': 0.0, **values})
-    return sweep.operations(config, sweep.load_data(config))
+    return sweep.count_flops(config, sweep.load_data(config))
 
   assert count(client_dropout=0.25) == pytest.approx(0.75 * count())
   assert count(clients_per_round=1) == pytest.approx(count() / 3)
@@ -120,7 +120,7 @@ def test_time_to_go_is_that_of_the_runs_not_yet_done(tmp_path, monkeypatch, caps
   """Three equal runs of two minutes each."""
   clock = iter(range(0, 10_000, 120))
   monkeypatch.setattr(sweep.time, 'perf_counter', lambda: next(clock))
-  monkeypatch.setattr(sweep, 'operations', lambda config, data, first_round: 7.0)
+  monkeypatch.setattr(sweep, 'count_flops', lambda config, data, first_round: 7.0)
   monkeypatch.setattr(train, 'train', lambda config, data: {'finished': True})
   sweep.run_all(plan(tmp_path, methods=('layerwise',), seeds=(0, 1, 2)))
   said = [line for line in capsys.readouterr().out.splitlines() if 'minutes left' in line]

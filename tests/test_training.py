@@ -51,7 +51,7 @@ def test_summary_and_rows_agree(finished):
   assert summary['raw_pixel_knn_accuracy'] > 0.5  # the labels and the test images belong together
 
 
-def test_rows_tell_the_clients_apart(finished):
+def test_rows_list_the_clients(finished):
   workdir, _ = finished
   rows = metrics_writer.read_metrics(str(workdir))
   sizes = np.array([len(ids) for ids in json.loads((workdir / 'partition.json').read_text())['clients']])
@@ -70,7 +70,7 @@ def test_bytes_are_those_that_the_cost_sheet_predicted(finished):
   assert summary['upload_bytes'] == pytest.approx(predicted['upload_bytes'], rel=1e-12)
 
 
-def test_a_run_in_micro_batches_on_a_budget_has_the_whole_batch_s_losses_and_resumes(finished, tmp_path, capsys):
+def test_a_run_in_micro_batches_on_a_budget_has_the_full_batch_s_losses_and_resumes(finished, tmp_path, capsys):
   whole = metrics_writer.read_metrics(str(finished[0]))
   values = {'micro_batch_size': 8, 'client_memory_budget_mb': 1000.0}
   train.train(tiny(tmp_path, stop_after_round=1, **values))
@@ -92,8 +92,8 @@ def test_workdir_holds_what_a_person_looks_at(finished):
   for name in ('views.png', 'partition.png', 'partition.json', 'config.json', 'tensorboard', 'checkpoints'):
     assert (workdir / name).exists(), name
   partition = json.loads((workdir / 'partition.json').read_text())
-  dealt = [i for ids in (*partition['clients'], partition['server']) for i in ids]
-  assert len(dealt) == len(set(dealt)) == 150
+  assigned = [i for ids in (*partition['clients'], partition['server']) for i in ids]
+  assert len(assigned) == len(set(assigned)) == 150
   saved = json.loads((workdir / 'config.json').read_text())
   assert saved['config']['num_clients'] == 3
   assert {'jax', 'flax', 'python'} <= saved['versions'].keys()
@@ -126,7 +126,7 @@ def _monitored_test_images(dataset):
   return generator.permutation(len(dataset.test_images))[:TINY['knn_test_images']]
 
 
-def test_evaluations_are_kept_with_the_run_under_a_name_that_says_how(finished):
+def test_evaluations_are_stored_with_the_run_under_a_descriptive_name(finished):
   workdir, _summary = finished
   dataset = lwfedssl_jax.load_dataset('digits', image_size=16)
   trained = lwfedssl_jax.evaluate_run(str(workdir), 'linear', dataset, label_fraction=0.1, seeds=(0, 1))
@@ -217,7 +217,7 @@ def test_only_damaged_checkpoints_are_an_error_and_stay_as_they_are(tmp_path):
   assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['1', '2']
 
 
-def test_round_without_returning_clients_leaves_the_model_alone_and_says_so(tmp_path, capsys):
+def test_round_without_returning_clients_keeps_the_model_and_logs_it(tmp_path, capsys):
   summary = train.train(tiny(tmp_path / 'a', client_dropout=1.0))
   rows = metrics_writer.read_metrics(str(tmp_path / 'a'))
   assert {row['participants'] for row in rows} == {0}
@@ -307,7 +307,7 @@ def test_nothing_is_written_for_a_mistake_about_the_data(tmp_path):
   assert os.listdir(tmp_path) == []
 
 
-def test_no_room_for_a_row_is_one_line_and_what_was_saved_is_whole(finished, tmp_path, monkeypatch):
+def test_a_full_disk_at_a_row_is_one_line_and_checkpoints_are_complete(finished, tmp_path, monkeypatch):
   _, summary = finished
   write = metrics_writer.MetricsWriter.write
 
@@ -318,7 +318,8 @@ def test_no_room_for_a_row_is_one_line_and_what_was_saved_is_whole(finished, tmp
 
   with monkeypatch.context() as patch:
     patch.setattr(metrics_writer.MetricsWriter, 'write', fail)
-    expected = f'cannot write {tmp_path}: no space left on device; the last saved round is 2, --resume goes on from it'
+    expected = (f'cannot write {tmp_path}: no space left on device; the last saved round is 2, '
+                '--resume continues from it')
     with pytest.raises(StorageError, match=expected):
       train.train(tiny(tmp_path))
   assert train.train(tiny(tmp_path, resume=True))['params_sha256'] == summary['params_sha256']

@@ -117,7 +117,7 @@ def test_depth_leaves_out_the_blocks_above(encoder, params, images):
       assert all(np.abs(leaf[i]).max() > 0 for i in range(depth))
 
 
-def test_the_only_block_may_be_left_out_too(encoder, params, images):
+def test_the_only_block_may_be_absent(encoder, params, images):
   tokens = encoder.embed(params['embedding'], jnp.asarray(images))
   one = jax.tree.map(lambda leaf: leaf[1:2], params['blocks'])
   np.testing.assert_array_equal(encoder.blocks(one, tokens, 0), tokens)

@@ -32,9 +32,9 @@ VALUES = {
     'learning_rate': 0.1, 'weight_decay': 0.5, 'temperature': 0.5, 'target_decay': 0.6, 'alignment_weight': 0.7,
     'calibration_epochs': 2, 'calibration_batch_size': 7, 'calibration_learning_rate': 0.15}
 
-# What the rounds of an objective run with, beside VALUES. A round is told what to train by the stage plan, and nothing
-# else by the method; so only moco_v3 builds (and compiles) a round for each method. For the other two, all methods'
-# plans run on one round, of which `layerwise` is only the name.
+# Values of the rounds of an objective, besides VALUES. A round depends on the method only through the stage plan, so
+# only moco_v3 builds (and compiles) a round for each method. For the other two, the plans of all methods run on one
+# round, of which `layerwise` is only the name.
 OBJECTIVE_VALUES = {
     'byol': {'client_chunk': 4, 'representation_alignment': True},
     'simclr': {

@@ -32,7 +32,7 @@ class Case(NamedTuple):
     name: what it is.
     run: takes `steps` steps, or a round, and returns when it is done.
     images: that a step or the round trains on.
-    operations: FLOPs of its matrix products, a multiply-add counts 2.
+    flop_count: FLOPs of its matrix products, a multiply-add counts 2.
     compile_seconds: tracing and compiling; None if nothing is compiled.
     peak_bytes: of the compiled program; None if unknown.
     steps: that `run` takes; 1 for a round.
@@ -41,7 +41,7 @@ class Case(NamedTuple):
   name: str
   run: Callable[[], Any]
   images: int
-  operations: float
+  flop_count: float
   compile_seconds: float | None = None
   peak_bytes: int | None = None
   steps: int = 1
@@ -68,9 +68,9 @@ def _step_case(config: Config, plan: StagePlan) -> Case:
     nonlocal state
     state, _ = jax.block_until_ready(compiled(state, global_params, batches))
 
-  operations = flops.executed_flops(config, size, plan, batch).total_flops
+  flop_count = flops.executed_flops(config, size, plan, batch).total_flops
   name = f'{config.method.method}, stage {plan.stage + 1}'
-  return Case(name, run, batch, operations, seconds, memory.read_analysis(compiled).peak_bytes, STEPS_PER_CALL)
+  return Case(name, run, batch, flop_count, seconds, memory.read_analysis(compiled).peak_bytes, STEPS_PER_CALL)
 
 
 def _round_case(config: Config, plan: StagePlan, each: int) -> Case:
@@ -97,13 +97,13 @@ def _round_case(config: Config, plan: StagePlan, each: int) -> Case:
     nonlocal params
     params, _ = jax.block_until_ready(compiled(params, start, stop, inputs))
 
-  operations = clients * epochs * steps * flops.executed_flops(config, size, plan, batch).total_flops
+  flop_count = clients * epochs * steps * flops.executed_flops(config, size, plan, batch).total_flops
   if plan.calibrates:
     server_batch, steps_per_epoch = calibration.plan_batches(config, num_server)
-    operations += config.method.calibration_epochs * steps_per_epoch * flops.calibration_flops(
+    flop_count += config.method.calibration_epochs * steps_per_epoch * flops.calibration_flops(
         config, size, plan, server_batch).total_flops
   name = f'{config.method.method}, stage {plan.stage + 1}'
-  return Case(name, run, clients * epochs * steps * batch, operations, seconds,
+  return Case(name, run, clients * epochs * steps * batch, flop_count, seconds,
               memory.read_analysis(compiled).peak_bytes)
 
 
@@ -111,13 +111,13 @@ def _torch_case(config: Config, plan: StagePlan) -> Case:
   from . import torch_step
 
   batch = config.client.batch_size
-  operations = flops.executed_flops(config, config.model.image_size, plan, batch).total_flops
+  flop_count = flops.executed_flops(config, config.model.image_size, plan, batch).total_flops
   step = torch_step.make_step(config, plan)
 
   def run():
     return [step() for _ in range(STEPS_PER_CALL)]
 
-  return Case(f'PyTorch {config.method.method}, stage {plan.stage + 1}', run, batch, operations, steps=STEPS_PER_CALL)
+  return Case(f'PyTorch {config.method.method}, stage {plan.stage + 1}', run, batch, flop_count, steps=STEPS_PER_CALL)
 
 
 def _named_stages(config: Config, all_stages: bool) -> list[tuple[str, int]]:

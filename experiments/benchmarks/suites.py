@@ -11,7 +11,7 @@ from lwfedssl_jax.config import Config
 from lwfedssl_jax.errors import MeasurementError
 from lwfedssl_jax.resources import collectives, machine
 
-from . import cases, scaling, turns
+from . import cases, scaling, timing
 from .cases import Case
 
 
@@ -24,7 +24,7 @@ def _result(case: Case, seconds: list[float], reference: list[float], rate: floa
       'slowest_seconds': max(seconds),
       'ratio_to_end_to_end': statistics.median(mine / other for mine, other in zip(seconds, reference)),
       'images_per_second': case.images / median,
-      'share_of_matrix_product_rate': case.operations / median / rate,
+      'share_of_matrix_product_rate': case.flop_count / median / rate,
       'compile_seconds': case.compile_seconds,
       'peak_bytes': case.peak_bytes,
   }
@@ -68,8 +68,8 @@ def _scaled_rows(made: Sequence[scaling.Scaled], seconds: Sequence[list[float]])
 def run_clients(config: Config, repeats: int) -> list[dict[str, Any]]:
   """Times rounds with growing numbers of clients; prints a table and returns its rows."""
   made = list(scaling.client_cases(config))
-  turns.take_turn(made)
-  results = _scaled_rows(made, turns.time_in_turns(made, repeats))
+  timing.time_once(made)
+  results = _scaled_rows(made, timing.time_interleaved(made, repeats))
   print(tables.markdown([['clients', 'images/s', 'of the first', 'peak MB without images'], *(
       [row['case'], f'{row["images_per_second"]:.0f}', f'{row["rate_to_first"]:.2f}',
        f'{row["peak_bytes_without_images"] / 1e6:.2f}'] for row in results)]))
@@ -79,9 +79,9 @@ def run_clients(config: Config, repeats: int) -> list[dict[str, Any]]:
 def run_devices(config: Config, repeats: int) -> list[dict[str, Any]]:
   """Times a round on growing numbers of devices; compares after the first round, as later ones amplify rounding."""
   made = list(scaling.device_cases(config))
-  turns.take_turn(made)
+  timing.time_once(made)
   differences = scaling.differences(made)
-  results = _scaled_rows(made, turns.time_in_turns(made, repeats))
+  results = _scaled_rows(made, timing.time_interleaved(made, repeats))
   for case, row, difference in zip(made, results, differences, strict=True):
     row['difference_to_one_device'] = difference
     row['active_bytes'], row['bytes_per_round'] = case.active_bytes, collectives.bytes_per_round(case.traffic)
@@ -99,9 +99,9 @@ def run_cases(config: Config, suite: str, repeats: int, images_per_client: int, 
   """Times steps or rounds of every method, interleaved; prints a table and returns the figures."""
   made = cases.make_cases(config, suite, images_per_client, all_stages)
   rate = machine.matrix_product_rate()
-  turns.take_turn(made)
+  timing.time_once(made)
   seconds = [[taken / case.steps for taken in measured]
-             for case, measured in zip(made, turns.time_in_turns(made, repeats))]
+             for case, measured in zip(made, timing.time_interleaved(made, repeats))]
   rate = max(rate, machine.matrix_product_rate())
   results = [_result(case, measured, seconds[0], rate) for case, measured in zip(made, seconds)]
   check_shares(results)

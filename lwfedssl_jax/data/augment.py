@@ -36,7 +36,7 @@ def to_float(images: UInt8[Array | np.ndarray, '... H W C']) -> Float[Array, '..
 
 
 def normalize(images: Float[Array | np.ndarray, '...']) -> Float[Array, '...']:
-  """Float [0, 1] -> what the encoder sees: mean 0.5 and standard deviation 0.5 taken out, [-1, 1]."""
+  """Normalizes floats in [0, 1] by mean 0.5 and standard deviation 0.5, to [-1, 1]."""
   return (jnp.asarray(images) - 0.5) / 0.5
 
 
@@ -138,7 +138,7 @@ def jitter(image: Float[Array, 'H W 3'], factors: Float[Array, '4'], order: Int[
 
 
 def solarize(image: Image) -> Image:
-  """Inverts what is at least half as bright as can be."""
+  """Inverts values of at least 0.5."""
   return jnp.where(image >= 0.5, 1 - image, image)
 
 
@@ -191,12 +191,12 @@ def crop_box(draws: Float[Array, '22'], size: int, area: tuple[float, float]) ->
 def draw_view(key: Key, size: int, rule: ViewRule, config: AugmentConfig) -> ViewParams:
   """Draws the parameters of one view of an image of side `size`, pixels; one key per image and view."""
   draw = jax.random.uniform(key, (NUM_DRAWS,))
-  spread = jnp.array(config.jitter_strength) * (2 * draw[23:27] - 1)
+  offsets = jnp.array(config.jitter_strength) * (2 * draw[23:27] - 1)
   return ViewParams(
       box=crop_box(draw[:22], size, config.crop_area),
       flips=draw[22] < config.flip_probability,
       jitters=draw[28] < config.jitter_probability,
-      factors=jnp.array([1, 1, 1, 0]) + spread,
+      factors=jnp.array([1, 1, 1, 0]) + offsets,
       order=jnp.array(JITTER_ORDERS)[(draw[27] * len(JITTER_ORDERS)).astype(jnp.int32)],
       is_gray=draw[29] < config.grayscale_probability,
       blurs=draw[31] < rule.blur_probability,
@@ -227,9 +227,9 @@ def two_views(
 
   Args:
     key: the step's; each view of each image gets its own from it.
-    images: of the whole batch.
+    images: of the full batch.
     config: probabilities and strengths.
-    piece: (first, count): only so many images from the first one on, as they come out of the whole batch; B of N.
+    piece: (first, count): a slice of B of the N images, identical to that slice of the full batch.
 
   Returns:
     Views in [0, 1], float32.

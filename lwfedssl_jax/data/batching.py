@@ -35,7 +35,7 @@ def padded_capacity(num_images: int, batch_size: int) -> int:
 def plan_epochs(
     key: Key, image_ids: Int[Array, ' M'], num_images: Int[Array, ''], epochs: int, steps: int, batch_size: int
 ) -> tuple[Int[Array, 'S B'], Bool[Array, 'S B']]:
-  """Shuffles a client's images anew for each epoch and cuts them into batches.
+  """Shuffles a client's images for each epoch and cuts them into batches.
 
   Args:
     key: the client's, in this round; the draw of an image depends on its position only, not on M.

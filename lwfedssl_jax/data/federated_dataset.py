@@ -47,7 +47,7 @@ def partition_dataset(dataset: ImageDataset, config: Config, auxiliary: np.ndarr
     auxiliary: the server's images (A, S, S, 3) uint8 from another data set; then none of this one are held out.
 
   Raises:
-    UsageError: the images cannot be partitioned, cut into batches or taken by the encoder as asked.
+    UsageError: the images cannot be partitioned, or do not fit the batch size or the encoder.
   """
   size = dataset.train_images.shape[1]
   config.model.check_image_size(size, f'the image size {size} of {dataset.name}')

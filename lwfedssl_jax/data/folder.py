@@ -98,7 +98,7 @@ def _split_folders(path: str) -> tuple[str, list[str]]:
   return path, []
 
 
-def _with_classes_of(train: _Listing, test: _Listing, folder: str) -> _Listing:
+def _match_classes(train: _Listing, test: _Listing, folder: str) -> _Listing:
   """Returns the test listing with the training split's class numbers."""
   unknown = sorted(set(test.class_names) - set(train.class_names))
   if unknown and train.class_names:
@@ -142,7 +142,7 @@ def open_folder(argument: str, data_dir: str) -> images.Source:
   labeled = bool(train.class_names)
   if listed:
     folder, test = listed[0]
-    test = _with_classes_of(train, test, folder)
+    test = _match_classes(train, test, folder)
     test_labeled = labeled and bool(test.class_names)
   else:
     train, test = _hold_out(train)

@@ -63,7 +63,7 @@ def _dirichlet(
 def _dirichlet_clients(
     labels: Labels, num_images: int, num_clients: int, config: PartitionConfig, generator: np.random.Generator
 ) -> list[Ids]:
-  """Gives every client equally many images, of classes in proportions of its own: q ~ Dir(beta * prior).
+  """Draws class proportions q ~ Dir(beta * prior) for every client, and equally many images each.
 
   The prior is the share of each class among the images. Once a class is exhausted, a client's other classes replace it
   in their own proportions; the last clients therefore hold the remaining images.

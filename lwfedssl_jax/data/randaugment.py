@@ -20,7 +20,7 @@ def affine(image: Image, matrix: Float[Array, '2 3']) -> Image:
   """Resamples bilinearly; black outside.
 
   Args:
-    image: what is resampled.
+    image: the input.
     matrix: output (x, y, 1), in pixels from the center -> input (x, y).
   """
   size = image.shape[0]

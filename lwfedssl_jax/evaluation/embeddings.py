@@ -55,7 +55,7 @@ def make_embedder(
   return embed
 
 
-def spread(embeddings: Float[np.ndarray, 'N D']) -> dict[str, float]:
+def collapse_metrics(embeddings: Float[np.ndarray, 'N D']) -> dict[str, float]:
   """Collapse metrics of embeddings.
 
   Returns:

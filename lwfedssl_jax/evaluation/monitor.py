@@ -46,7 +46,7 @@ class Monitor:
     if self.has_labels:
       test = self._embed(params, self._test.images, depth)
       accuracy = self._accuracy(bank, test)
-    return {'knn_accuracy': accuracy, **embeddings.spread(bank)}
+    return {'knn_accuracy': accuracy, **embeddings.collapse_metrics(bank)}
 
   def raw_pixel_accuracy(self) -> float | None:
     """Returns the kNN accuracy of raw pixels, with the mean image subtracted; None without labels."""

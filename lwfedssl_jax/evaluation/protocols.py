@@ -93,7 +93,7 @@ def result_name(protocol: str, dataset: str, label_fraction: float, *, split: st
 
 def evaluate(
     apply: Apply,
-    params_of: Callable[[int], Params],
+    get_params: Callable[[int], Params],
     protocol: str,
     task: Task,
     *,
@@ -105,7 +105,7 @@ def evaluate(
 
   Args:
     apply: (params, images) -> embeddings, as `LoadedEncoder.apply`.
-    params_of: seed -> parameters; the same object for every seed if they are pretrained.
+    get_params: seed -> parameters; the same object for every seed if they are pretrained.
     protocol: one of PROTOCOLS.
     task: see `make_task`.
     label_fraction: in (0, 1], of each class's training labels, drawn by the seed.
@@ -119,7 +119,7 @@ def evaluate(
   """
   embedded: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # by identity of the parameters
 
-  def rows_of(params: Params) -> tuple[Float[np.ndarray, 'N D'], Float[np.ndarray, 'Q D']]:
+  def embed_rows(params: Params) -> tuple[Float[np.ndarray, 'N D'], Float[np.ndarray, 'Q D']]:
     if id(params) not in embedded:
       embedded.clear()
       embedded[id(params)] = embed(apply, params, task.train.images), embed(apply, params, task.queries.images)
@@ -128,14 +128,14 @@ def evaluate(
   runs: list[dict[str, Any]] = []
   confusion = np.zeros((task.num_classes, task.num_classes), int)
   for seed in seeds:
-    chosen, params = label_subset(task.train.labels, label_fraction, seed), params_of(seed)
+    chosen, params = label_subset(task.train.labels, label_fraction, seed), get_params(seed)
     labels, extra = task.train.labels[chosen], {}
     if protocol == 'finetune':
       examples = (task.train.images[chosen], labels)
       trained, extra['train_loss'] = finetune.train(apply, params, examples, task.num_classes, seed, options)
       predicted = finetune.classify(apply, trained, task.queries.images)
     else:
-      rows, queries = rows_of(params)
+      rows, queries = embed_rows(params)
       if protocol == 'linear':
         predicted, extra['inverse_penalty'] = linear.predict(rows[chosen], labels, queries, seed)
       else:

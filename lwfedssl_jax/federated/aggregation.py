@@ -96,13 +96,13 @@ def order_statistic(trim: Integer, accepted: Bool[Array, ' K'], stacked: Stacked
 
 
 def median_trim(count: Int[Array, ''], config: MethodConfig) -> Int[Array, '']:
-  """Clients left out at either end by the median of `count`."""
+  """Returns the clients trimmed at either end by the median of `count`."""
   del config
   return (count - 1) // 2
 
 
 def trimmed_mean_trim(count: Int[Array, ''], config: MethodConfig) -> Int[Array, '']:
-  """Clients left out at either end by the trimmed mean: --trim_fraction of them, rounded down."""
+  """Returns the clients trimmed at either end by the trimmed mean: --trim_fraction of them, rounded down."""
   return jnp.floor(config.trim_fraction * count).astype(count.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Equal blocks, stacked: what the middle of an encoder needs, whatever a block is."""
+"""Stacked equal blocks: frozen prefix and active blocks of an encoder, for any block."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -44,7 +44,7 @@ def _tensors(depth: int, patch_size: int, params: Params) -> dict[str, np.ndarra
 
 
 def export_timm(size: VitTraits, image_size: int, patch_size: int, params: Params) -> ExportedEncoder:
-  """Returns a whole state dict, and the arguments of timm.models.vision_transformer.VisionTransformer that take it.
+  """Returns a complete state dict, and the arguments of its timm.models.vision_transformer.VisionTransformer.
 
   timm's default for mean pooling normalizes after the pooling; `fc_norm=False` keeps our order, norm then mean.
 

@@ -31,7 +31,7 @@ def _draw(path: str, found: Sequence[MethodCost], lengths: Callable[[StageCost],
   pyplot.close(figure)
 
 
-def write_cost_pictures(folder: str, found: Sequence[MethodCost]) -> list[str]:
+def write_cost_plots(folder: str, found: Sequence[MethodCost]) -> list[str]:
   """Writes PNGs into an existing folder and returns their names; figures that the convention lacks are omitted."""
 
   def epochs(stage):

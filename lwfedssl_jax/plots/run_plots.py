@@ -53,7 +53,7 @@ def write_contact_sheet(path: str, data: FederatedDataset, config: Config, key: 
   sheet.save(path)
 
 
-def write_partition_picture(path: str, data: FederatedDataset) -> None:
+def write_partition_plot(path: str, data: FederatedDataset) -> None:
   """Draws clients x classes, or the sizes of clients without labels, as a PNG."""
   pyplot = _pyplot()
   labels, names = data.dataset.train_labels, data.dataset.class_names
@@ -81,7 +81,7 @@ def write_partition_picture(path: str, data: FederatedDataset) -> None:
   pyplot.close(figure)
 
 
-def write_confusion_picture(path: str, confusion: Sequence[Sequence[int]], names: Sequence[str], title: str) -> None:
+def write_confusion_plot(path: str, confusion: Sequence[Sequence[int]], names: Sequence[str], title: str) -> None:
   """Draws counts (C, C), rows the true classes, as shares of their row; with numbers for up to 20 classes."""
   pyplot = _pyplot()
   counts = np.asarray(confusion)

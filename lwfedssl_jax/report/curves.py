@@ -43,12 +43,12 @@ def ends(series: Sequence[Series]) -> str:
   return '; '.join(f'{one.label} ends at {one.y[-1]:.3g}' for one in series)
 
 
-def _measured(group: Group, metric: str, x_of: Callable[[FinishedRun], np.ndarray], style: int) -> Series | None:
+def _measured(group: Group, metric: str, compute_x: Callable[[FinishedRun], np.ndarray], style: int) -> Series | None:
   """Returns a series over the rows with `metric`: mean over seeds, with minimum and maximum as the band."""
   picked = [[index for index, row in enumerate(run.rows) if row.get(metric) is not None] for run in group.runs]
   if not picked[0] or any(found != picked[0] for found in picked):
     return None
-  x = np.mean([x_of(run)[picked[0]] for run in group.runs], axis=0)
+  x = np.mean([compute_x(run)[picked[0]] for run in group.runs], axis=0)
   y = np.array([[run.rows[index][metric] for index in picked[0]] for run in group.runs])
   low, high = (y.min(0), y.max(0)) if len(y) > 1 else (None, None)
   return Series(group.name, x, y.mean(0), low, high, style)
@@ -63,19 +63,19 @@ def line(name: str, caption: str, found: Sequence[Series | None], names: Axes, *
                f'{names.y_label} against {names.x_label}. {ends(series)}.', numbers(caption, series, names))
 
 
-def metric(name: str, caption: str, groups: Sequence[Group], x_of: Callable[[FinishedRun], np.ndarray], names: Axes,
-           **options: Any) -> Chart | None:
+def metric(name: str, caption: str, groups: Sequence[Group], compute_x: Callable[[FinishedRun], np.ndarray],
+           names: Axes, **options: Any) -> Chart | None:
   """Returns a line chart of a metric over rounds; a group has one style in all charts.
 
   Args:
     name: of the metric in metrics.jsonl.
     caption: of the chart.
     groups: a line each; groups without the metric are omitted.
-    x_of: run -> (rounds,).
+    compute_x: run -> (rounds,).
     names: of the axes.
     **options: of `charts.line_chart`; `file`, the chart's name if it differs from the metric's.
   """
-  found = [_measured(group, name, x_of, place) for place, group in enumerate(groups)]
+  found = [_measured(group, name, compute_x, place) for place, group in enumerate(groups)]
   return line(options.pop('file', name), caption, found, names, **options)
 
 

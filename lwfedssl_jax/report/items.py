@@ -62,7 +62,7 @@ class Section(NamedTuple):
 
 
 class Report(NamedTuple):
-  """A whole report.
+  """A report.
 
   Attributes:
     title: of the page.

@@ -57,10 +57,10 @@ def _image(image: Image) -> str:
 
 
 def _key(key: Key) -> str:
-  def name_of(sign, name):
+  def format_name(sign, name):
     return html.escape(f'class {name}' if name == sign else name)
 
-  entries = ''.join(f'<li><b style="color: var(--c{color})">{html.escape(sign)}</b> {name_of(sign, name)}</li>'
+  entries = ''.join(f'<li><b style="color: var(--c{color})">{html.escape(sign)}</b> {format_name(sign, name)}</li>'
                     for sign, color, name in key.entries)
   return f'<ul class="key" aria-label="Signs of the classes">{entries}</ul>'
 

@@ -121,7 +121,7 @@ def columns_with_values(entries: Sequence[Entry]) -> list[Column]:
 
 def best_rows(groups: Sequence[Group], stats: Sequence[Stat | None], form: str, scale: float,
               choose: Callable[..., Any] | None) -> set[int]:
-  """Returns the rows whose figure is the best, ties as shown included; none where all are alike.
+  """Returns the rows with the best figure, ties as displayed included; none if all are equal.
 
   Args:
     groups: of the rows; groups on different data are not compared.

@@ -28,7 +28,7 @@ from lwfedssl_jax.stages import (
   uploaded_components,
 )
 
-BYTES_PER_PARAM = 4  # float32, whatever the compute type
+BYTES_PER_PARAM = 4  # float32, for any compute dtype
 PAPER_GB_BYTES = 1000 * 2**20  # the paper's "GB" is 1000 MiB: only so do its numbers come out
 
 
@@ -87,7 +87,7 @@ class StageTraffic(NamedTuple):
 
 
 class Traffic(NamedTuple):
-  """Bytes of one client over a whole run."""
+  """Bytes of one client over a run."""
 
   download_bytes: int
   upload_bytes: int

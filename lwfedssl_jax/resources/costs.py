@@ -167,8 +167,8 @@ def method_cost(
   """
   plans, epochs = make_plans(config), config.client.local_epochs
   memories: Sequence[memory.StepMemory | None] = [None] * len(plans)
-  operations: Sequence[float | None] = [None] * len(plans)
-  server: Sequence[float | None] = operations
+  flop_counts: Sequence[float | None] = [None] * len(plans)
+  server: Sequence[float | None] = flop_counts
   if convention in OWN_CONVENTIONS:
     expected = convention == 'expected'
     traffic = (_expected_bytes if expected else _actual_bytes)(config, image_size, plans, worst_case_download)
@@ -177,7 +177,7 @@ def method_cost(
     def per_image(count, plan):
       return plan.num_rounds * count(config, image_size, plan, batch).total_flops / batch
 
-    operations = [epochs * per_image(flops.executed_flops, plan) for plan in plans]
+    flop_counts = [epochs * per_image(flops.executed_flops, plan) for plan in plans]
     server = [plan.calibrates * config.method.calibration_epochs * per_image(flops.calibration_flops, plan)
               for plan in plans]
     if with_memory:
@@ -185,14 +185,14 @@ def method_cost(
   else:
     traffic = _paper_bytes(config, image_size, convention, worst_case_download)
     if convention == 'paper_v4':
-      operations = [stage.total_flops for stage in flops.paper_stage_flops(config, image_size)]
+      flop_counts = [stage.total_flops for stage in flops.paper_stage_flops(config, image_size)]
   return MethodCost(config.method.method, convention, tuple(
       StageCost(
           stage=plan.stage, num_rounds=plan.num_rounds, local_epochs=epochs * plan.num_rounds, start=plan.start,
           stop=plan.stop, download_bytes=by_part(down), upload_bytes=by_part(up), flops=count,
           server_flops=server_count, peak_memory_bytes=step and step.peak_bytes,
           scratch_bytes=step and step.scratch_bytes)
-      for plan, (down, up), count, server_count, step in zip(plans, traffic, operations, server, memories)))
+      for plan, (down, up), count, server_count, step in zip(plans, traffic, flop_counts, server, memories)))
 
 
 def to_json(cost: MethodCost) -> dict[str, Any]:

@@ -127,7 +127,7 @@ class StepFlops(NamedTuple):
 
   @property
   def total_flops(self) -> int:
-    """The whole step."""
+    """All parts of the step."""
     return sum(self)
 
 
@@ -151,7 +151,7 @@ def _step_flops(
 ) -> StepFlops:
   shapes = trace_shapes(config, image_size)
   products, heads = shapes.model.encoder.flops, _count_heads(shapes)
-  pair = 2 * 2 * batch_size  # two operations a multiply-add, two views
+  pair = 2 * 2 * batch_size  # 2 FLOPs per multiply-add, two views
   embedding = products.embedding.products if trains_embedding else 0
   block, pool = products.block.products, products.pool.products
   blocks = (plan.stop - start) * block

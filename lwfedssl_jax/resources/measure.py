@@ -83,7 +83,7 @@ def measure_stage(config: Config, image_size: int, stage: int) -> dict[str, int]
 
 
 def measure_stages(config: Config, image_size: int) -> list[dict[str, int]]:
-  """Measures the first stage of each shape: all layer-wise stages after the first are alike."""
+  """Measures the first stage of each shape: all layer-wise stages after the first have equal shapes."""
   first: dict[StageShape, int] = {}
   for plan in make_plans(config):
     first.setdefault(plan.shape, plan.stage)

@@ -26,12 +26,12 @@ class MemoryPlan(NamedTuple):
   Attributes:
     config: the run, with micro_batch_size, rematerialize and compute_dtype chosen.
     peak_bytes: of the compiled step of the most demanding stage.
-    extra_operations: share of the run's client FLOPs that is recomputed.
+    recomputed_share: share of the run's client FLOPs that is recomputed.
   """
 
   config: Config
   peak_bytes: int
-  extra_operations: float
+  recomputed_share: float
 
 
 def demanding_stages(plans: tuple[StagePlan, ...]) -> tuple[StagePlan, ...]:
@@ -46,7 +46,7 @@ def peak_bytes(config: Config, image_size: int) -> int:
   return max(memory.step_memory(config, image_size, plan).peak_bytes for plan in stages)
 
 
-def extra_operations(config: Config, image_size: int) -> float:
+def recomputed_share(config: Config, image_size: int) -> float:
   """Returns the share of matrix products, over all stages and rounds, that is recomputed."""
   steps = [flops.executed_flops(config, image_size, plan, config.client.batch_size) for plan in make_plans(config)]
   again = sum(step.recomputed_flops for step in steps)
@@ -90,7 +90,7 @@ def fit(config: Config, image_size: int) -> MemoryPlan:
       smallest = min(smallest, *(peak(size, level, dtype)[1] for size in (allowed[0], allowed[-1])))
       continue
     chosen, needed = peak(best, level, dtype)
-    return MemoryPlan(chosen, needed, extra_operations(chosen, image_size))
+    return MemoryPlan(chosen, needed, recomputed_share(chosen, image_size))
   raise UsageError(
       f'--client_memory_budget_mb: expected at least {-(-smallest // (MEGABYTE // 10)) / 10:.1f} for '
       f'--batch_size={batch} of {config.model.encoder} and --method={config.method.method}, '
@@ -115,4 +115,4 @@ def describe(plan: MemoryPlan) -> str:
   return (
       f'memory plan: micro_batch_size={client.micro_batch_size or client.batch_size} of {client.batch_size}, '
       f'rematerialize={client.rematerialize}, compute_dtype={plan.config.model.compute_dtype}: '
-      f'{plan.peak_bytes / MEGABYTE:.1f} of {budget:g} MB, {100 * plan.extra_operations:.1f} % more FLOPs')
+      f'{plan.peak_bytes / MEGABYTE:.1f} of {budget:g} MB, {100 * plan.recomputed_share:.1f} % more FLOPs')

@@ -59,7 +59,7 @@ class RunSetup:
     """Returns the parameters before the first round."""
     return self._init(self.config.run.seed)
 
-  def plan_of(self, round_num: int) -> StagePlan:
+  def find_plan(self, round_num: int) -> StagePlan:
     """Returns the stage plan of a round (0-based, over the run)."""
     return self.plans[round_num // self.plans[0].num_rounds]
 

@@ -115,7 +115,7 @@ def load_data(config: Config) -> FederatedDataset:
   return federated_dataset.partition_dataset(_dataset(config.data, config.model.image_size), config)
 
 
-def operations(config: Config, data: FederatedDataset, first_round: int = 0) -> float:
+def count_flops(config: Config, data: FederatedDataset, first_round: int = 0) -> float:
   """Counts the FLOPs of a run's matrix products from a round on, clients and calibration; a multiply-add counts 2."""
   sizes = [len(ids) for ids in data.client_images]
   batch, total = config.client.batch_size, 0.0
@@ -131,17 +131,17 @@ def operations(config: Config, data: FederatedDataset, first_round: int = 0) -> 
   return total
 
 
-def describe(runs: Sequence[SweepRun], remaining_operations: float, rate: float) -> str:
+def describe(runs: Sequence[SweepRun], remaining_flops: float, rate: float) -> str:
   """Describes a sweep before it starts: its runs, and an estimate of its time.
 
   Args:
     runs: see `plan`.
-    remaining_operations: FLOPs of all unfinished rounds.
+    remaining_flops: FLOPs of all unfinished rounds.
     rate: FLOP/s of the machine's matrix products.
   """
   states = [f'  {"finished" if run.finished else f"from round {run.rounds_done + 1}" if run.rounds_done else "new"}: '
             f'{run.workdir}' for run in runs]
-  minutes = remaining_operations / (rate * FIRST_GUESS_SHARE) / 60
+  minutes = remaining_flops / (rate * FIRST_GUESS_SHARE) / 60
   return '\n'.join([
       f'{len(runs)} runs, {sum(not run.finished for run in runs)} to do:', *states,
       f'about {minutes:.0f} minutes at {100 * FIRST_GUESS_SHARE:.0f} % of {rate / 1e9:.0f} GFLOP/s, plus compilation; '
@@ -151,8 +151,8 @@ def describe(runs: Sequence[SweepRun], remaining_operations: float, rate: float)
 def run_all(runs: Sequence[SweepRun]) -> Outcome:
   """Trains unfinished runs one after the other; a failure is recorded and the next run starts."""
   outcome = Outcome([run.workdir for run in runs if run.finished], {})
-  waiting = [(run, operations(run.config, load_data(run.config), run.rounds_done)) for run in runs if not run.finished]
-  done_operations, seconds = 0.0, 0.0
+  waiting = [(run, count_flops(run.config, load_data(run.config), run.rounds_done)) for run in runs if not run.finished]
+  done_flops, seconds = 0.0, 0.0
   for index, (run, work) in enumerate(waiting):
     print(f'== run {index + 1} of {len(waiting)}: {run.workdir}', flush=True)
     begin = time.perf_counter()
@@ -167,10 +167,10 @@ def run_all(runs: Sequence[SweepRun]) -> Outcome:
       traceback.print_exc()
       outcome.failed[run.workdir] = f'{type(error).__name__}: {error}'
     else:
-      done_operations, seconds = done_operations + work, seconds + time.perf_counter() - begin
+      done_flops, seconds = done_flops + work, seconds + time.perf_counter() - begin
       left = sum(work for _, work in waiting[index + 1:])
       if left:
-        print(f'== {seconds / done_operations * left / 60:.0f} minutes left, by the runs so far', flush=True)
+        print(f'== {seconds / done_flops * left / 60:.0f} minutes left, by the runs so far', flush=True)
   for workdir, reason in outcome.failed.items():
     print(f'failed: {workdir}: {reason}', flush=True)
   return outcome

@@ -41,8 +41,8 @@ def train(config: Config, data: FederatedDataset | None = None,
     that stopped it (see signals.py) or None.
 
   Raises:
-    UsageError: a mistake in the configuration, the data or the workdir, found before anything is written.
-    StorageError: the workdir's disk is full or fails; what was saved before is whole.
+    UsageError: invalid configuration, data or workdir, before anything is written.
+    StorageError: the workdir's disk is full or fails; saved checkpoints are complete.
     TrainingError: two attempts at a round in a row gave no update that could be used; the state before it is saved.
     LostPeerError: another process of the run is gone; checkpoints stay.
     Interrupted: a second signal; complete checkpoints stay.
@@ -62,7 +62,7 @@ def train(config: Config, data: FederatedDataset | None = None,
         workdir, config.run.keep_checkpoints, sharding=run.sharding) as checkpoints:
       restored = checkpoints.restore_newest(jax.eval_shape(run.model.init_params, jax.random.key(0)))
       if restored is None and first:
-        _write_pictures(run, workdir)
+        _write_plots(run, workdir)
       params, rounds_done = restored or (run.init(), 0)
       log_type = metrics_writer.MetricsWriter if first else metrics_writer.MetricsReader
       with log_type(workdir, rounds_done, run.num_rounds) as log, signals.handle() as stop, _naming_lost_peers():
@@ -113,7 +113,7 @@ def _train_rounds(run: RunSetup, params: Params, rounds_done: int, log: metrics_
   last = min(options.stop_after_round or run.num_rounds, run.num_rounds)
   ledger, saved = run.ledger_after(rounds_done), rounds_done
   for round_num in range(rounds_done, last):
-    plan = run.plan_of(round_num)
+    plan = run.find_plan(round_num)
     stage_ends = round_num + 1 == plan.first_round + plan.num_rounds
     if round_num == plan.first_round:
       params = stages.init_new_blocks(params, plan, run.config.method.new_block_init)
@@ -228,7 +228,7 @@ def _summarize(run: RunSetup, params: Params, rows: list[dict[str, Any]]) -> Sum
   }
 
 
-def _write_pictures(run: RunSetup, workdir: str) -> None:
+def _write_plots(run: RunSetup, workdir: str) -> None:
   """Plots augmented views and the partition, and saves the partition, before training starts."""
   run_plots.write_contact_sheet(
       os.path.join(workdir, 'views.png'), run.data, run.config, rng.key(run.config.run.seed, rng.Stream.CONTACT_SHEET))
@@ -236,4 +236,4 @@ def _write_pictures(run: RunSetup, workdir: str) -> None:
   partition = {'clients': clients, 'server': run.data.server_ids.tolist()}
   with open(os.path.join(workdir, 'partition.json'), 'w', encoding='utf-8') as file:
     json.dump(partition, file)
-  run_plots.write_partition_picture(os.path.join(workdir, 'partition.png'), run.data)
+  run_plots.write_partition_plot(os.path.join(workdir, 'partition.png'), run.data)

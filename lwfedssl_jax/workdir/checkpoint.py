@@ -22,7 +22,7 @@ from lwfedssl_jax.workdir import storage
 FOLDER = storage.CHECKPOINTS
 # What orbax, its JSON and tensorstore raise for damaged files: missing, cut, and well-formed JSON of a wrong kind.
 _DAMAGE = (OSError, ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError)
-_ONE_AT_A_TIME = threading.Lock()  # what several threads save or restore meets in orbax's global state
+_ONE_AT_A_TIME = threading.Lock()  # Orbax's global state is not thread-safe
 
 
 class Restored(NamedTuple):
@@ -83,7 +83,7 @@ class Checkpoints:
         for name, kept in aside:  # times and versions only; our digest verifies the parameters
           os.replace(name, kept)
         opened = manager()
-      except _DAMAGE as again:  # the metadata are sound
+      except _DAMAGE as again:  # the metadata are valid
         for name, kept in aside:
           if os.path.exists(kept):
             os.replace(kept, name)
@@ -130,7 +130,7 @@ class Checkpoints:
     return None
 
   def _restore(self, step: int, like: PyTree) -> tuple[Restored | None, str]:
-    """Returns a checkpoint if it is sound, else None and the reason why it is not."""
+    """Returns a checkpoint if it is valid, else None and the reason."""
     args = self._ocp.args
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding), like)
     request = args.Composite(params=args.StandardRestore(abstract), meta=args.JsonRestore())
@@ -138,7 +138,7 @@ class Checkpoints:
       with _ONE_AT_A_TIME:
         saved = self._manager.restore(step, args=request)
     except Exception as error:
-      # Of an array that cannot be read orbax raises no type of its own. Every other error is a bug, not damage.
+      # Orbax has no exception type for unreadable arrays. Every other error is a bug, not damage.
       if not isinstance(error, _DAMAGE) and type(error) is not Exception:
         raise
       return None, _one_line(error)[:200]

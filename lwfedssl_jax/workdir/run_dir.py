@@ -33,14 +33,14 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 def write_json(path: str, value: Any) -> None:
-  """Writes a JSON file whole or not at all. Raises StorageError."""
+  """Writes a JSON file atomically. Raises StorageError."""
   with _whole_file(path, 'w', encoding='utf-8') as file:
     json.dump(value, file, indent=2)
     file.write('\n')
 
 
 def write_arrays(path: str, arrays: dict[str, np.ndarray]) -> None:
-  """Writes an .npz file whole or not at all. Raises StorageError."""
+  """Writes an .npz file atomically. Raises StorageError."""
   with _whole_file(path, 'wb') as file:
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # no array is named allow_pickle
 

@@ -1,4 +1,4 @@
-"""Writing to disks that fill up, fail, or cannot be written: one line that says so, instead of a traceback."""
+"""Errors of full, failing or read-only disks: one line instead of a traceback."""
 
 import contextlib
 import errno
@@ -27,12 +27,12 @@ def writing(path: str, workdir: str = '', kinds: Set[int] = REFUSALS) -> Iterato
   """Names what cannot be written, and the last saved round of the run in `workdir`, if there is one.
 
   Args:
-    path: what is written, as the message names it.
+    path: the file or folder, as in the message.
     workdir: of the run; empty: the message names no round.
-    kinds: error numbers; NO_ROOM where files of others are read meanwhile.
+    kinds: error numbers; NO_ROOM if other files are read in the block.
 
   Raises:
-    StorageError: the system refused to write. Other errors pass as they are.
+    StorageError: the system refused to write. Other errors are not changed.
   """
   try:
     yield
@@ -48,4 +48,4 @@ def _last_saved(workdir: str) -> str:
   folder = os.path.join(workdir, CHECKPOINTS)
   names = os.listdir(folder) if workdir and os.path.isdir(folder) else []
   rounds = [int(name) for name in names if name.isdecimal()]
-  return f'; the last saved round is {max(rounds)}, --resume goes on from it' if rounds else ''
+  return f'; the last saved round is {max(rounds)}, --resume continues from it' if rounds else ''

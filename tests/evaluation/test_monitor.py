@@ -39,7 +39,7 @@ def votes(monkeypatch):
   return recorded
 
 
-def levels_of(rows, depth):
+def compute_levels(rows, depth):
   """The first channel of the images whose embeddings these are."""
   return np.rint((rows[:, 0] / FACTOR[depth] + 1) / 2 * 255).astype(int)
 
@@ -48,14 +48,14 @@ def levels_of(rows, depth):
 def test_a_fixed_sample_of_training_images_votes_on_one_of_test_images(votes, depth):
   found = Monitor(ENCODER, DATASET, CONFIG).measure(PARAMS, depth)
   (bank, bank_labels, queries, query_labels, num_classes), = votes
-  chosen, asked = levels_of(bank, depth), levels_of(queries, depth) - 100
+  chosen, asked = compute_levels(bank, depth), compute_levels(queries, depth) - 100
   assert len(set(chosen)) == len(chosen) == 20 and set(chosen) <= set(range(50))
   assert len(set(asked)) == len(asked) == 12 and set(asked) <= set(range(30))
   assert chosen.tolist() != list(range(20)) and asked.tolist() != list(range(12))  # not the first ones
   np.testing.assert_array_equal(bank_labels, chosen % 4)
   np.testing.assert_array_equal(query_labels, asked % 3)
   assert num_classes == 4
-  assert found == {'knn_accuracy': 0.25, **embeddings.spread(bank)}
+  assert found == {'knn_accuracy': 0.25, **embeddings.collapse_metrics(bank)}
 
 
 def test_the_sample_is_the_same_under_every_seed_of_a_run(votes):
@@ -67,8 +67,8 @@ def test_the_sample_is_the_same_under_every_seed_of_a_run(votes):
 
 def test_no_limit_is_all_images(votes):
   Monitor(ENCODER, DATASET, RunConfig(knn_bank_images=0, knn_test_images=0)).measure(PARAMS, 2)
-  assert levels_of(votes[0][0], 2).tolist() == list(range(50))
-  assert levels_of(votes[0][2], 2).tolist() == list(range(100, 130))
+  assert compute_levels(votes[0][0], 2).tolist() == list(range(50))
+  assert compute_levels(votes[0][2], 2).tolist() == list(range(100, 130))
 
 
 def test_pixels_are_centered_by_the_training_images(votes):
@@ -93,10 +93,10 @@ def test_without_labels_there_is_no_accuracy(votes, missing):
 def test_embeddings_to_look_at_are_of_trained_and_of_random_weights():
   random = dict(PARAMS, embedding=jnp.full(3, -1.0))
   found = Monitor(ENCODER, DATASET, CONFIG).sample(PARAMS, random)
-  seen = levels_of(found['trained'], 2)
+  seen = compute_levels(found['trained'], 2)
   np.testing.assert_allclose(found['random'], -found['trained'], rtol=1e-6)
   np.testing.assert_array_equal(found['labels'], (seen - 100) % 3)
   untested = DATASET._replace(test_images=pixels(0, 0), test_labels=None, train_labels=None)
   found = Monitor(ENCODER, untested, CONFIG).sample(PARAMS, random)
-  assert len(found['trained']) == 20 and (levels_of(found['trained'], 2) < 50).all()
+  assert len(found['trained']) == 20 and (compute_levels(found['trained'], 2) < 50).all()
   assert found['labels'].tolist() == [-1] * 20

@@ -42,7 +42,7 @@ def evaluate(dataset, protocol, **options):
 
 
 @pytest.mark.parametrize('protocol', ['knn', 'knn_centered', 'linear'])
-def test_what_can_be_told_apart_is(dataset, protocol):
+def test_separable_classes_are_classified(dataset, protocol):
   found = evaluate(dataset, protocol, seeds=(0, 1))
   assert found['mean']['accuracy'] > 0.95
   assert np.sum(found['confusion']) == 2 * 90
@@ -87,7 +87,7 @@ def test_labels_are_drawn_by_class_and_seed():
   assert protocols.label_subset(labels, 1.0, seed=5).tolist() == list(range(163))
 
 
-def test_seeds_draw_other_labels_and_spread_is_the_sample_s(dataset):
+def test_seeds_draw_other_labels_and_the_deviation_is_the_sample_s(dataset):
   found = evaluate(dataset, 'linear', label_fraction=0.02, seeds=(0, 1, 2))
   values = [run['accuracy'] for run in found['runs']]
   assert found['mean']['accuracy'] == pytest.approx(np.mean(values))
@@ -174,7 +174,7 @@ def test_images_without_labels_cannot_be_evaluated(dataset):
     protocols.make_task(dataset._replace(test_labels=None))
 
 
-def test_metrics_are_scikit_learn_s_and_count_absent_classes_as_said():
+def test_metrics_are_scikit_learn_s_with_documented_rules_for_absent_classes():
   generator = np.random.default_rng(0)
   labels, predicted = generator.integers(0, 4, 200), generator.integers(0, 4, 200)
   labels[labels == 2] = 1  # class 2 never occurs, but is predicted
@@ -187,7 +187,7 @@ def test_metrics_are_scikit_learn_s_and_count_absent_classes_as_said():
   assert set(found) == {'accuracy', 'mean_per_class_accuracy', 'macro_precision', 'macro_recall', 'macro_f1'}
 
 
-def test_name_says_how_a_result_came_about():
+def test_name_of_a_result_describes_its_protocol():
   name = protocols.result_name('linear', 'digits', 0.1, split='validation', from_scratch=True)
   assert name == 'linear, digits, 10 % of labels, validation split, from scratch'
   name = protocols.result_name('knn', 'digits', 1, split='test', from_scratch=False, max_train_images=500)

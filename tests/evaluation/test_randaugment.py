@@ -20,8 +20,8 @@ FACTOR = 0.9 * STRENGTH
 def pixels():
   generator = np.random.default_rng(0)
   smooth = generator.integers(20, 200, (4, 4, 3)).astype(np.uint8)
-  picture = Image.fromarray(smooth).resize((24, 24), Image.Resampling.BICUBIC)
-  return np.clip(np.asarray(picture) + generator.integers(-20, 20, (24, 24, 3)), 0, 255).astype(np.uint8)
+  image = Image.fromarray(smooth).resize((24, 24), Image.Resampling.BICUBIC)
+  return np.clip(np.asarray(image) + generator.integers(-20, 20, (24, 24, 3)), 0, 255).astype(np.uint8)
 
 
 def apply_to_floats(kind, image, sign):

@@ -84,7 +84,7 @@ def fake_costs(monkeypatch, megabytes):
   monkeypatch.setattr(costs, 'method_cost', method_cost)
 
 
-def entries_of(folders) -> list[Entry]:
+def read_entries(folders) -> list[Entry]:
   return make_entries(runs.group([runs.read_run(folder) for folder in folders]))
 
 

@@ -134,7 +134,7 @@ def test_a_missing_value_leaves_no_mean(values, expected):
     ({'method': 'lw_fedssl', 'representation_alignment': False}, 'lw_fedssl without alignment'),
     ({'method': 'lw_fedssl', 'server_calibration': False, 'representation_alignment': False},
      'lw_fedssl without calibration without alignment')])
-def test_names_say_what_is_switched_on_or_off(values, name):
+def test_names_list_mechanisms_that_differ_from_the_default(values, name):
   assert runs.method_name(make_run(**values).config) == name
 
 

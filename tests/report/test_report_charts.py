@@ -1,4 +1,4 @@
-"""Charts: told apart without color, values on their marks, well-formed SVG."""
+"""Charts: distinguishable without color, values on their marks, well-formed SVG."""
 
 from xml.etree import ElementTree
 
@@ -30,7 +30,7 @@ def test_a_series_keeps_its_look_in_a_chart_that_leaves_others_out():
 
 
 @pytest.mark.parametrize('count', [3, 40])  # beyond 30 points a line has no marks to be seen
-def test_marks_tell_their_values(count):
+def test_marks_have_their_values_as_titles(count):
   x, y = np.arange(count), np.arange(count) / 2
   text = svg.to_svg(chart(('a < b & c', x, y), ('b', [1], [7.0], [6.0], [8.5])), 'name')
   root = ElementTree.fromstring(text)
@@ -40,7 +40,7 @@ def test_marks_tell_their_values(count):
       ('g', 'b: loss 7 (6 to 8.5); rounds 1')]  # of the only mark, or of all
 
 
-def test_classes_tell_their_names():
+def test_class_marks_have_names_as_titles():
   points, labels = np.random.default_rng(0).normal(size=(20, 2)), np.array([0, 1, -1, 2] * 5)
   root = ElementTree.fromstring(svg.to_svg(charts.scatter_by_class(points, labels, ['x', 'cat', 'dog']), 'name'))
   assert sorted(title.text for title in root.iter('title')) == ['class cat', 'class dog', 'class x', 'no label']

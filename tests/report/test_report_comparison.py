@@ -1,7 +1,7 @@
 """The comparison: what is compared to what, in which words, and which value is best."""
 
 import pytest
-from report_runs import Page, add_evaluation, entries_of, fake_costs, write_run
+from report_runs import Page, add_evaluation, fake_costs, read_entries, write_run
 
 from lwfedssl_jax.report import files, finding, runs, sections, tables
 
@@ -18,7 +18,7 @@ def write_runs(root, *specifications):
   folders = []
   for index, (method, seed, accuracy, *values) in enumerate(specifications):
     folders.append(write_run(root / str(index), method=method, seed=seed, accuracy=accuracy, **(values or [{}])[0]))
-  return entries_of(folders)
+  return read_entries(folders)
 
 
 def cells(table):
@@ -58,7 +58,7 @@ def test_finding_over_seeds_gives_means_and_deviations(tmp_path):
      'digits: layerwise, dataset=digits reaches 0.600 with 40 MB of client memory, random weights 0.200 (kNN accuracy, '
      'seed 0). tfds:mnist: layerwise, dataset=tfds:mnist reaches 0.700 with 40 MB of client memory, random weights '
      '0.200 (kNN accuracy, seed 0).')])
-def test_finding_says_only_what_the_runs_show(tmp_path, specifications, expected):
+def test_finding_states_only_figures_of_the_runs(tmp_path, specifications, expected):
   assert finding.find(write_runs(tmp_path, *specifications)) == expected
 
 
@@ -81,13 +81,13 @@ def test_ratios_are_to_end_to_end_with_the_same_settings(tmp_path):
     ({'learning_rate': 1.0}, False), ({'partition': 'dirichlet'}, False), ({'seed': 5}, True)])
 def test_settings_are_the_same_if_they_decide_the_same_end_to_end_run(tmp_path, values, same):
   reference = write_run(tmp_path / 'a', method='end_to_end')
-  entries = entries_of([reference, write_run(tmp_path / 'b', method='layerwise', **values)])
+  entries = read_entries([reference, write_run(tmp_path / 'b', method='layerwise', **values)])
   assert (entries[1].reference is not None) == same
 
 
 @pytest.mark.parametrize('values', [{'server_calibration': True}, {'representation_alignment': True}])
 def test_end_to_end_with_a_mechanism_is_no_reference(tmp_path, values):
-  entries = entries_of([write_run(tmp_path / 'a', method='end_to_end', **values),
+  entries = read_entries([write_run(tmp_path / 'a', method='end_to_end', **values),
                         write_run(tmp_path / 'b', method='layerwise')])
   assert [entry.reference for entry in entries] == [None, None]
   assert not any('×' in heading for heading in tables.comparison(entries).rows[0])
@@ -120,11 +120,11 @@ def test_one_seed_has_no_mean_and_no_deviation(tmp_path):
     words = ' '.join(Page(text).text('body')) if name.endswith('html') else text
     assert '±' not in words and 'deviation over' not in words and 'mean of' not in words.lower()
     assert 'over seeds' not in words and 'greatest seed' not in words
-  assert tables.comparison(entries_of(folders)).rows[0][1] == 'seed'
-  assert not any(key.endswith('_std') for key in tables.records(entries_of(folders))[0])
+  assert tables.comparison(read_entries(folders)).rows[0][1] == 'seed'
+  assert not any(key.endswith('_std') for key in tables.records(read_entries(folders))[0])
 
 
-def test_several_seeds_are_put_together_and_said(report):
+def test_several_seeds_are_grouped_and_listed(report):
   _, result, text = report
   assert result['groups'] == 3
   line = next(line for line in result['table'].splitlines() if line.startswith('| layerwise  '))
@@ -163,7 +163,7 @@ def test_a_folder_of_runs_gives_the_finished_and_names_the_others(tmp_path):
   assert runs.find([str(tmp_path / 'a')]) == ([str(tmp_path / 'a')], [])  # asked for by name: an error when it is read
 
 
-def test_what_runs_have_in_common_is_said_and_nothing_else(tmp_path):
+def test_only_common_settings_of_runs_are_described(tmp_path):
   entries = write_runs(tmp_path, ('layerwise', 0, 0.5), ('end_to_end', 0, 0.5))
   assert sections.overview(entries).text.startswith('digits, vit_micro, moco_v3, 2 clients, 2 rounds.')
   entries[0].group.runs[0].summary['num_clients'] = 3

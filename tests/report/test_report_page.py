@@ -133,7 +133,7 @@ def test_names_from_outside_are_escaped(tmp_path, monkeypatch):
   assert '&lt;script&gt;' in text and '&quot;&gt;&lt;script&gt;' in text
 
 
-def test_markdown_and_its_figures_lie_beside_it(report):
+def test_markdown_and_its_figures_are_written_beside_it(report):
   folder, _, _ = report
   text = (folder / 'report.md').read_text(encoding='utf-8')
   images = re.findall(r'!\[([^\]]+)\]\(([^)]+)\)', text)

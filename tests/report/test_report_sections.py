@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from report_runs import ENVIRONMENT, add_embeddings, entries_of, fake_costs, write_run
+from report_runs import ENVIRONMENT, add_embeddings, fake_costs, read_entries, write_run
 
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.report import clients, embeddings, provenance, published, runs
@@ -12,7 +12,7 @@ PAPER = {'encoder': 'vit_tiny', 'image_size': 32, 'patch_size': 4, 'num_clients'
          'blocks_per_stage': 1, 'batch_size': 512}
 
 
-def groups_of(*folders):
+def read_groups(*folders):
   return runs.group([runs.read_run(folder) for folder in folders])
 
 
@@ -21,7 +21,7 @@ def by_caption(section, start):
 
 
 def test_settings_show_what_differs_and_fold_the_defaults(tmp_path):
-  section = provenance.settings_section(groups_of(
+  section = provenance.settings_section(read_groups(
       write_run(tmp_path / 'a', learning_rate=0.1, data_dir='/data', resume=True),
       write_run(tmp_path / 'b', learning_rate=0.2, data_dir='/data', resume=True)))
   differing, chosen = by_caption(section, 'Runs'), by_caption(section, 'Shared settings')
@@ -37,7 +37,7 @@ def test_settings_show_what_differs_and_fold_the_defaults(tmp_path):
 
 
 def test_provenance_names_the_runs_of_a_fact_that_differs(tmp_path):
-  section = provenance.provenance_section(groups_of(
+  section = provenance.provenance_section(read_groups(
       write_run(tmp_path / 'a'),
       write_run(tmp_path / 'b', seed=1,
                 environment={'git_revision': 'fedcba', 'started': '2026-03-05T07:08:09+00:00'})),
@@ -64,7 +64,7 @@ def paper_run(tmp_path, **values):
 
 
 def test_the_paper_s_table_names_the_runs_that_have_its_setting(tmp_path):
-  section = published.published_section(groups_of(
+  section = published.published_section(read_groups(
       paper_run(tmp_path), paper_run(tmp_path, method='lw_fedssl'),
       paper_run(tmp_path, method='prog_fedssl', batch_size=4)))
   assert section.title == 'The paper\'s table' and 'nother setting' not in section.text
@@ -84,7 +84,7 @@ def test_the_paper_s_table_names_the_runs_that_have_its_setting(tmp_path):
     ({'local_epochs': 1}, 'local_epochs 1 instead of 3'), ({'batch_size': 4}, 'batch_size 4 instead of 512'),
     ({'server_calibration': True}, 'none of their methods')])
 def test_any_other_setting_is_labeled_as_such(tmp_path, values, named):
-  section = published.published_section(groups_of(paper_run(tmp_path, **values)))
+  section = published.published_section(read_groups(paper_run(tmp_path, **values)))
   assert section.title == 'The paper\'s table: another setting'
   assert section.text.startswith('The setting differs from that of the runs on this page. ') and named in section.text
   assert 'another setting' in section.items[0].caption
@@ -92,7 +92,7 @@ def test_any_other_setting_is_labeled_as_such(tmp_path, values, named):
 
 
 def test_clients_have_a_row_each(tmp_path):
-  section = clients.clients_section(groups_of(write_run(tmp_path / 'a', method='layerwise'),
+  section = clients.clients_section(read_groups(write_run(tmp_path / 'a', method='layerwise'),
                                               write_run(tmp_path / 'b', method='layerwise', seed=1)))
   [table] = [item for item in section.items if isinstance(item, Table)]
   assert table.caption == 'layerwise, seed 0' and 'First seed' in section.text
@@ -104,7 +104,7 @@ def test_clients_have_a_row_each(tmp_path):
 
 
 def test_many_clients_are_folded_and_old_rows_have_none(tmp_path, monkeypatch):
-  groups = groups_of(write_run(tmp_path / 'a'))
+  groups = read_groups(write_run(tmp_path / 'a'))
   monkeypatch.setattr(clients, 'SHOWN_CLIENTS', 1)
   assert isinstance(clients.clients_section(groups).items[-1], Folded)
   for row in groups[0].runs[0].rows:
@@ -115,7 +115,7 @@ def test_many_clients_are_folded_and_old_rows_have_none(tmp_path, monkeypatch):
 def test_scatter_plots_have_a_key_of_the_classes_that_occur(tmp_path):
   write_run(tmp_path / 'a', method='layerwise')
   add_embeddings(tmp_path / 'a')
-  section = embeddings.embeddings_section(groups_of(str(tmp_path / 'a')))
+  section = embeddings.embeddings_section(read_groups(str(tmp_path / 'a')))
   assert [type(item) for item in section.items] == [Key, Chart, Chart, Chart, Chart]
   assert section.items[0].entries == [('3', 0, '3'), ('B', 1, 'cat'), ('C', 2, 'dog')]
   assert section.items[1].plot.titles == {'class-0': ['class 3'], 'class-1': ['class cat'], 'class-2': ['class dog']}
@@ -134,5 +134,5 @@ def test_key_is_shown_once_in_the_page(report):
 
 def test_costs_are_counted_once_for_each_group(tmp_path, monkeypatch):
   fake_costs(monkeypatch, {'layerwise': 40})
-  entries = entries_of([write_run(tmp_path / str(seed), method='layerwise', seed=seed) for seed in (0, 1)])
+  entries = read_entries([write_run(tmp_path / str(seed), method='layerwise', seed=seed) for seed in (0, 1)])
   assert len(entries) == 1 and entries[0].actual.convention == 'actual' and entries[0].paper.convention == 'paper_v4'

@@ -59,7 +59,7 @@ def test_worst_case_of_layerwise_downloads_what_lw_fedssl_does():
     assert worst.stages[3].upload_bytes == cost('layerwise', convention, False).stages[3].upload_bytes
 
 
-def test_actual_counts_the_hand_over_of_finished_blocks():
+def test_actual_counts_the_transfer_of_finished_blocks():
   """Each later stage's first download brings the final state of the block before it: 11 blocks and the embedding."""
   paper = costs.method_cost(config_of('layerwise'), 32, 'paper_v4')
   actual = costs.method_cost(config_of('layerwise'), 32, 'actual', with_memory=False)
@@ -104,7 +104,7 @@ def test_actual_memory_is_compiled_once_for_all_stages_of_a_shape():
   assert stages[0].peak_memory_bytes != stages[1].peak_memory_bytes
 
 
-def test_micro_batches_and_rematerialization_are_counted_as_operations():
+def test_micro_batches_and_rematerialization_are_counted_as_flops():
   plan = make_plans(config_of('layerwise'))[3]
   def count(**values):
     return flops.executed_flops(config_of('layerwise', **values), 32, plan, 64)
@@ -125,10 +125,10 @@ def test_text_names_its_convention_and_compares_with_end_to_end():
   assert [cell.strip() for cell in row.split('|')[1:-1]] == ['layerwise', '1.65', '5.08x', '139.4', '4.20x', '-', '-']
 
 
-def test_pictures_of_what_is_counted(tmp_path):
+def test_plots_of_what_is_counted(tmp_path):
   found = [costs.method_cost(config_of(method), 32, 'paper_v4') for method in catalog.METHODS]
   names = ['flops_over_local_epochs.png', 'bytes_over_rounds.png']
-  assert cost_plots.write_cost_pictures(str(tmp_path), found) == names
+  assert cost_plots.write_cost_plots(str(tmp_path), found) == names
   assert all((tmp_path / name).stat().st_size > 10_000 for name in names)
 
 
@@ -137,7 +137,7 @@ def test_unknown_convention():
     costs.method_cost(config_of('layerwise'), 32, 'paper_v9')
 
 
-def test_expected_bytes_lie_between_nothing_and_the_worst_case_and_share_the_rest_with_actual():
+def test_expected_bytes_are_at_most_the_worst_case_and_other_figures_those_of_actual():
   config = config_of('layerwise', clients_per_round=2, client_dropout=0.1)
   expected, actual = (costs.method_cost(config, 32, name, with_memory=False) for name in ('expected', 'actual'))
   worst = costs.method_cost(config, 32, 'expected', worst_case_download=True, with_memory=False)

@@ -75,10 +75,10 @@ def test_a_resumed_run_keeps_its_chunk_on_another_device(monkeypatch, tmp_path):
   assert setup.with_chunk(elsewhere, data).client.client_chunk == 3
 
 
-def test_what_fits_stays_as_it_is(whole):
+def test_a_step_that_fits_is_unchanged(whole):
   plan = planner.fit(config_of(client_memory_budget_mb=whole / 1e6), 16)
   assert plan.peak_bytes == whole
-  assert plan.extra_operations == 0
+  assert plan.recomputed_share == 0
   assert plan.config == config_of(client_memory_budget_mb=whole / 1e6)
 
 
@@ -93,7 +93,7 @@ def test_a_smaller_budget_is_met_by_the_largest_micro_batch_that_fits(whole):
   if chosen.micro_batch_size < 16:
     larger = configs.with_values(plan.config, {'micro_batch_size': 2 * chosen.micro_batch_size})
     assert planner.peak_bytes(larger, 16) > budget
-  assert 0 < plan.extra_operations < 0.3
+  assert 0 < plan.recomputed_share < 0.3
   assert f'micro_batch_size={chosen.micro_batch_size} of 32' in planner.describe(plan)
 
 
@@ -105,7 +105,7 @@ def test_operations_without_matrix_products_are_computed_again_before_any_produc
   plan = planner.fit(of(client_memory_budget_mb=needed['elementwise'] / 1e6), 16)
   assert plan.config.client.rematerialize == 'elementwise'
   assert plan.config.client.micro_batch_size == 0
-  assert plan.extra_operations == 0
+  assert plan.recomputed_share == 0
 
 
 def test_impossible_budget_is_refused_with_the_smallest_that_works():

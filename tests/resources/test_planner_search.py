@@ -69,11 +69,11 @@ def test_peak_is_that_of_the_most_demanding_stage(monkeypatch):
 
 
 @pytest.mark.parametrize('method', ['layerwise', 'end_to_end'])
-def test_extra_operations_are_relative_to_a_step_that_computes_nothing_twice(method):
+def test_recomputed_share_is_relative_to_a_step_without_recomputation(method):
   plain, again = config_of(method=method), config_of(method=method, micro_batch_size=6)
   def total(config):
     return sum(
         flops.executed_flops(config, 16, plan, BATCH).total_flops for plan in make_plans(config))
-  assert planner.extra_operations(plain, 16) == 0
-  assert planner.extra_operations(again, 16) == pytest.approx(total(again) / total(plain) - 1)
-  assert planner.extra_operations(again, 16) > 0.1
+  assert planner.recomputed_share(plain, 16) == 0
+  assert planner.recomputed_share(again, 16) == pytest.approx(total(again) / total(plain) - 1)
+  assert planner.recomputed_share(again, 16) > 0.1

@@ -40,7 +40,7 @@ ROWS = (
 
     ('resources/planner.py', 'a step that just fits is refused', '[1] <= budget', '[1] < budget', PLANNER),
     ('resources/planner.py', 'a micro-batch one size too large', 'not fits(size)) - 1]', 'not fits(size))]', PLANNER),
-    ('resources/planner.py', 'clients side by side fill the memory', 'CHUNK_SHARE = 0.8', 'CHUNK_SHARE = 1.0',
+    ('resources/planner.py', 'vmapped clients fill the memory', 'CHUNK_SHARE = 0.8', 'CHUNK_SHARE = 1.0',
      ('resources/test_planner.py::test_as_many_clients_are_vmapped_as_fit',)),
     ('resources/planner.py', 'share of all operations, not of those asked for',
      'sum(step.total_flops for step in steps) - again)', 'sum(step.total_flops for step in steps))', PLANNER),

@@ -2,7 +2,7 @@
 
 EVALUATIONS, FINETUNE, RANDAUGMENT = (
     ('test_evaluations.py',), ('evaluation/test_finetune.py',), ('evaluation/test_randaugment.py',))
-KNN, LINEAR = ('evaluation/test_knn_and_spread.py',), ('evaluation/test_linear.py',)
+KNN, LINEAR = ('evaluation/test_knn_and_collapse.py',), ('evaluation/test_linear.py',)
 PROTOCOLS, MONITOR = ('evaluation/test_protocols.py',), ('evaluation/test_monitor.py',)
 
 ROWS = (
@@ -40,13 +40,13 @@ ROWS = (
     ('data/randaugment.py', 'weaker than published', 'MAGNITUDE = 9 ', 'MAGNITUDE = 7 ', RANDAUGMENT),
 
     # Embeddings, kNN, probe and their figures.
-    ('evaluation/embeddings.py', 'the embedder forgets to normalise', 'augment.normalize(augment.to_float(images))',
+    ('evaluation/embeddings.py', 'the embedder forgets to normalize', 'augment.normalize(augment.to_float(images))',
      'augment.to_float(images)', KNN),
-    ('evaluation/embeddings.py', 'rank of rows that are not centred', 'embeddings - embeddings.mean(axis=0)',
+    ('evaluation/embeddings.py', 'rank of rows that are not centered', 'embeddings - embeddings.mean(axis=0)',
      'embeddings', KNN),
-    ('evaluation/embeddings.py', 'spread of rows of any length', 'rows.std(axis=0)', 'embeddings.std(axis=0)', KNN),
-    ('evaluation/knn.py', 'neighbours weighted too evenly', 'TEMPERATURE = 0.1', 'TEMPERATURE = 0.5', KNN),
-    ('evaluation/knn.py', 'half as many neighbours', 'NEIGHBORS = 200', 'NEIGHBORS = 100', KNN),
+    ('evaluation/embeddings.py', 'deviation of rows of any length', 'rows.std(axis=0)', 'embeddings.std(axis=0)', KNN),
+    ('evaluation/knn.py', 'neighbors weighted too evenly', 'TEMPERATURE = 0.1', 'TEMPERATURE = 0.5', KNN),
+    ('evaluation/knn.py', 'half as many neighbors', 'NEIGHBORS = 200', 'NEIGHBORS = 100', KNN),
     ('evaluation/knn.py', 'length of the query counts', 'unit(queries)\n', 'queries\n', KNN),
     ('evaluation/linear.py', 'penalty chosen on what was fitted', '.score(valid_rows, valid_labels)',
      '.score(train_rows, train_labels)', LINEAR),
@@ -60,7 +60,8 @@ ROWS = (
     ('evaluation/metrics.py', 'classes weighted by their images', "average='macro'", "average='weighted'", PROTOCOLS),
     ('evaluation/protocols.py', 'queries keep what all embeddings have in common', 'queries - origin', 'queries',
      PROTOCOLS),
-    ('evaluation/protocols.py', 'centred by the queries', 'origin = rows.mean(axis=0)', 'origin = queries.mean(axis=0)',
+    ('evaluation/protocols.py', 'centered by the queries', 'origin = rows.mean(axis=0)',
+     'origin = queries.mean(axis=0)',
      PROTOCOLS),
     ('evaluation/protocols.py', 'the first images, not a sample',
      'rng.host_generator(0, rng.Stream.EVALUATION_SUBSET).permutation(ids)', 'ids', PROTOCOLS),
@@ -74,7 +75,7 @@ ROWS = (
     ('evaluation/protocols.py', 'probe ignores the seed', 'labels, queries, seed)', 'labels, queries, 0)', PROTOCOLS),
     ('evaluation/protocols.py', 'validation split not by class', 'stratify=dataset.train_labels', 'stratify=None',
      PROTOCOLS),
-    ('evaluation/monitor.py', 'test pixels centred by themselves', 'test - bank.mean(axis=0)',
+    ('evaluation/monitor.py', 'test pixels centered by themselves', 'test - bank.mean(axis=0)',
      'test - test.mean(axis=0)', MONITOR),
     ('evaluation/monitor.py', 'trained embeddings kept as the random ones', 'self._embed(random,',
      'self._embed(params,', MONITOR),
@@ -82,7 +83,8 @@ ROWS = (
      'self._bank.images, self._depth)', MONITOR),
     ('evaluation/monitor.py', 'bank as large as the test sample', 'dataset.train_labels, config.knn_bank_images',
      'dataset.train_labels, config.knn_test_images', MONITOR),
-    ('evaluation/monitor.py', 'collapse measured on the queries', 'embeddings.spread(bank)', 'embeddings.spread(test)',
+    ('evaluation/monitor.py', 'collapse measured on the queries', 'embeddings.collapse_metrics(bank)',
+     'embeddings.collapse_metrics(test)',
      MONITOR),
     ('run_evaluation.py', 'from scratch means trained', 'if from_scratch else loaded.params',
      'if not from_scratch else loaded.params', EVALUATIONS),

@@ -38,16 +38,16 @@ def test_knn_votes_as_published(bank_size):
   assert knn.knn_accuracy(bank, labels, queries[:4], np.append(expected[:3], -1), 5) == 0.75
 
 
-def test_monitors_tell_collapse_from_spread():
+def test_collapse_metrics_of_uniform_and_collapsed_embeddings():
   generator = np.random.default_rng(0)
-  even = embeddings.spread(generator.normal(size=(4000, 16)))
+  even = embeddings.collapse_metrics(generator.normal(size=(4000, 16)))
   assert even['embedding_std'] == pytest.approx(1, abs=0.02)
   assert even['effective_rank'] == pytest.approx(16, rel=0.02)
-  offset = embeddings.spread(generator.normal(size=(4000, 16)) + 100)
+  offset = embeddings.collapse_metrics(generator.normal(size=(4000, 16)) + 100)
   assert offset['effective_rank'] == pytest.approx(16, rel=0.02)  # what all rows have in common is no direction
-  point = embeddings.spread(np.ones((100, 16)))
+  point = embeddings.collapse_metrics(np.ones((100, 16)))
   assert point['embedding_std'] == pytest.approx(0, abs=1e-6)
-  line = embeddings.spread(generator.normal(size=(100, 1)) * np.ones(16))
+  line = embeddings.collapse_metrics(generator.normal(size=(100, 1)) * np.ones(16))
   assert line['effective_rank'] == pytest.approx(1, abs=1e-3)
 
 
