@@ -59,8 +59,10 @@ def define_flags(command: Command) -> None:
 
 
 def parse(command: Command, arguments: Sequence[str]) -> None:
-  """Parses a command line, without the program's name. Raises UsageError."""
+  """Parses a command line, without the program's name; nothing of an earlier one remains. Raises UsageError."""
   define_flags(command)
+  for name in command.flags:
+    command.flags[name].unparse()
   moved = presets.put_first(presets.expand(arguments) if command.has_config else arguments)
   try:
     left = command.flags(['program', *moved])

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from experiments import command
+from experiments import command, flags, pretrain
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.evaluation import finetune, protocols
 
@@ -110,3 +110,13 @@ def test_a_reader_that_closes_the_pipe_is_no_error():
     process.stdout.close()
     assert process.stderr.read() == ''
   assert process.returncode == 0
+
+
+def test_nothing_of_an_earlier_command_line_remains():
+  """Two commands in one process: the second has its own values and the defaults."""
+  described = pretrain.COMMAND
+  command.parse(described, ['--micro_batch_size=48', '--preset=quickstart'])
+  assert described.flags['micro_batch_size'].value == 48
+  command.parse(described, ['--batch_size=32'])
+  config = flags.config_from_flags(described.flags)
+  assert (config.client.micro_batch_size, config.client.batch_size, config.model.image_size) == (0, 32, 0)
