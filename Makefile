@@ -29,6 +29,7 @@ demo: $(VENV)/installed
 
 lint: $(VENV)/installed-for-tests
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 	$(VENV)/bin/lint-imports
 	$(RUN) -m mypy
 

@@ -20,13 +20,17 @@ from . import command, flags
 
 FLAGS = absl_flags.FlagValues()
 _SUITE = absl_flags.DEFINE_enum(
-    'suite', 'step', ['step', 'round', 'clients', 'devices'], 'what to measure', flag_values=FLAGS)
+  'suite', 'step', ['step', 'round', 'clients', 'devices'], 'what to measure', flag_values=FLAGS
+)
 _REPEATS = absl_flags.DEFINE_integer(
-    'repeats', 7, 'timed repeats, after an untimed one', lower_bound=1, flag_values=FLAGS)
+  'repeats', 7, 'timed repeats, after an untimed one', lower_bound=1, flag_values=FLAGS
+)
 _IMAGES = absl_flags.DEFINE_integer(
-    'images_per_client', 128, 'suite round: images per client', lower_bound=2, flag_values=FLAGS)
+  'images_per_client', 128, 'suite round: images per client', lower_bound=2, flag_values=FLAGS
+)
 _ALL_STAGES = absl_flags.DEFINE_boolean(
-    'all_stages', False, 'every stage of layerwise, not four of them', flag_values=FLAGS)
+  'all_stages', False, 'every stage of layerwise, not four of them', flag_values=FLAGS
+)
 
 
 def main() -> dict[str, Any]:
@@ -35,16 +39,19 @@ def main() -> dict[str, Any]:
   if not config.model.image_size:
     raise UsageError('--image_size: expected the side of the images in pixels, got 0')
   if suite == 'round' and _IMAGES.value < config.client.batch_size:
-    raise UsageError(f'--images_per_client: expected at least --batch_size={config.client.batch_size}, '
-                     f'got {_IMAGES.value}')
+    raise UsageError(
+      f'--images_per_client: expected at least --batch_size={config.client.batch_size}, got {_IMAGES.value}'
+    )
 
   import jax
 
   from .benchmarks import suites
 
   if suite == 'devices' and jax.device_count() == 1:
-    raise UsageError('--suite=devices: expected several devices; on a CPU XLA_FLAGS='
-                     '--xla_force_host_platform_device_count=8 creates them')
+    raise UsageError(
+      '--suite=devices: expected several devices; on a CPU XLA_FLAGS='
+      '--xla_force_host_platform_device_count=8 creates them'
+    )
   flags.print_config(config)
   if suite in ('clients', 'devices'):
     command.use_compilation_cache()

@@ -49,13 +49,22 @@ def define_flags(command: Command) -> None:
     return
   if command.has_config:
     absl_flags.DEFINE_string(
-        'preset', '', f'named set of flag values: {", ".join(presets.names())}; repeat it to combine several, the last '
-        'one wins; flags on the command line override it', flag_values=command.flags)
+      'preset',
+      '',
+      f'named set of flag values: {", ".join(presets.names())}; repeat it to combine several, the last '
+      'one wins; flags on the command line override it',
+      flag_values=command.flags,
+    )
     flags.define_config_flags(command.flags)
-  absl_flags.DEFINE_string('flagfile', '', 'file of flags, one per line; flags on the command line override it',
-                           flag_values=command.flags)
-  absl_flags.DEFINE_integer('verbosity', logging.WARNING, 'log messages shown: -1 warnings, 0 information, 1 debugging',
-                            flag_values=command.flags)
+  absl_flags.DEFINE_string(
+    'flagfile', '', 'file of flags, one per line; flags on the command line override it', flag_values=command.flags
+  )
+  absl_flags.DEFINE_integer(
+    'verbosity',
+    logging.WARNING,
+    'log messages shown: -1 warnings, 0 information, 1 debugging',
+    flag_values=command.flags,
+  )
 
 
 def parse(command: Command, arguments: Sequence[str]) -> None:
@@ -112,8 +121,18 @@ def execute(command: Command, argv: Sequence[str]) -> int:
     asked = usage.asked(argv[1:])
     if asked:
       define_flags(command)
-      print(usage.describe(command.doc, command.flags, _COMMON, has_config=command.has_config,
-                           full=asked.endswith('full'), program=argv[0]), end='', flush=True)
+      print(
+        usage.describe(
+          command.doc,
+          command.flags,
+          _COMMON,
+          has_config=command.has_config,
+          full=asked.endswith('full'),
+          program=argv[0],
+        ),
+        end='',
+        flush=True,
+      )
       return 0
     parse(command, argv[1:])
     return _result_code(command.main())

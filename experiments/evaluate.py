@@ -19,28 +19,34 @@ from . import command, flags
 FLAGS = absl_flags.FlagValues()
 _WORKDIR = absl_flags.DEFINE_list('workdir', [], 'folders of runs, or of a sweep, comma-separated', flag_values=FLAGS)
 _PROTOCOL = absl_flags.DEFINE_enum('protocol', 'knn', catalog.PROTOCOLS, 'evaluation protocol', flag_values=FLAGS)
-_DATASET = absl_flags.DEFINE_string('dataset', '', 'data set to evaluate on; empty: the run\'s own', flag_values=FLAGS)
+_DATASET = absl_flags.DEFINE_string('dataset', '', "data set to evaluate on; empty: the run's own", flag_values=FLAGS)
 _DATA_DIR = absl_flags.DEFINE_string(
-    'data_dir', '', 'folder of prepared TFDS data sets; empty: the run\'s', flag_values=FLAGS)
+  'data_dir', '', "folder of prepared TFDS data sets; empty: the run's", flag_values=FLAGS
+)
 _CACHE_DIR = absl_flags.DEFINE_string(
-    'cache_dir', '', 'folder of the cache of decoded images; empty: the run\'s', flag_values=FLAGS)
+  'cache_dir', '', "folder of the cache of decoded images; empty: the run's", flag_values=FLAGS
+)
 _FRACTION = absl_flags.DEFINE_float(
-    'label_fraction', 1.0, 'share of each class\'s training labels, 0 to 1', flag_values=FLAGS)
+  'label_fraction', 1.0, "share of each class's training labels, 0 to 1", flag_values=FLAGS
+)
 _SEEDS = absl_flags.DEFINE_list('seeds', ['0'], 'seeds of label subset, probe and finetuning', flag_values=FLAGS)
 _SPLIT = absl_flags.DEFINE_enum(
-    'split', 'test', catalog.SPLITS, 'images to classify; validation: a fifth of the training images',
-    flag_values=FLAGS)
+  'split', 'test', catalog.SPLITS, 'images to classify; validation: a fifth of the training images', flag_values=FLAGS
+)
 _MAX_TRAIN = absl_flags.DEFINE_integer(
-    'max_train_images', 0, 'number of training images to use; 0: all', lower_bound=0, flag_values=FLAGS)
+  'max_train_images', 0, 'number of training images to use; 0: all', lower_bound=0, flag_values=FLAGS
+)
 _FROM_SCRATCH = absl_flags.DEFINE_boolean('from_scratch', False, 'random weights, the reference', flag_values=FLAGS)
 # Defaults of `finetune.FinetuneOptions`, whose module loads jax; a test requires equality.
 _EPOCHS = absl_flags.DEFINE_integer('epochs', 40, 'finetune: epochs', lower_bound=1, flag_values=FLAGS)
 _WARMUP = absl_flags.DEFINE_integer('warmup_epochs', 10, 'finetune: warm-up epochs', lower_bound=0, flag_values=FLAGS)
 _BATCH = absl_flags.DEFINE_integer('batch_size', 256, 'finetune: images per step', lower_bound=1, flag_values=FLAGS)
 _RATE = absl_flags.DEFINE_float(
-    'learning_rate', 1e-3, 'finetune: base learning rate per 256 images', lower_bound=0, flag_values=FLAGS)
+  'learning_rate', 1e-3, 'finetune: base learning rate per 256 images', lower_bound=0, flag_values=FLAGS
+)
 _DECAY = absl_flags.DEFINE_float(
-    'weight_decay', 1e-5, 'finetune: weight decay of matrices', lower_bound=0, flag_values=FLAGS)
+  'weight_decay', 1e-5, 'finetune: weight decay of matrices', lower_bound=0, flag_values=FLAGS
+)
 
 _SHOWN = ('accuracy', 'mean_per_class_accuracy', 'macro_precision', 'macro_recall', 'macro_f1')
 
@@ -58,14 +64,26 @@ def _evaluate(workdir: str, seeds: list[int]) -> dict[str, Any]:
   from lwfedssl_jax.workdir import run_dir
 
   config = run_dir.read_config(workdir)
-  options = finetune.FinetuneOptions(_EPOCHS.value, _WARMUP.value, _BATCH.value, _RATE.value, _DECAY.value,
-                                     config.augment.flip_probability)
+  options = finetune.FinetuneOptions(
+    _EPOCHS.value, _WARMUP.value, _BATCH.value, _RATE.value, _DECAY.value, config.augment.flip_probability
+  )
   dataset = sources.load(
-      _DATASET.value or config.data.dataset, data_dir=_DATA_DIR.value or config.data.data_dir,
-      cache_dir=_CACHE_DIR.value or config.data.cache_dir, image_size=config.model.image_size)
+    _DATASET.value or config.data.dataset,
+    data_dir=_DATA_DIR.value or config.data.data_dir,
+    cache_dir=_CACHE_DIR.value or config.data.cache_dir,
+    image_size=config.model.image_size,
+  )
   return run_evaluation.evaluate_run(
-      workdir, _PROTOCOL.value, dataset, label_fraction=_FRACTION.value, seeds=seeds, split=_SPLIT.value,
-      max_train_images=_MAX_TRAIN.value, from_scratch=_FROM_SCRATCH.value, options=options)
+    workdir,
+    _PROTOCOL.value,
+    dataset,
+    label_fraction=_FRACTION.value,
+    seeds=seeds,
+    split=_SPLIT.value,
+    max_train_images=_MAX_TRAIN.value,
+    from_scratch=_FROM_SCRATCH.value,
+    options=options,
+  )
 
 
 def main() -> dict[str, Any]:

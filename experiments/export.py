@@ -16,7 +16,8 @@ from . import command
 FLAGS = absl_flags.FlagValues()
 _WORKDIR = absl_flags.DEFINE_string('workdir', '', 'folder of the run', flag_values=FLAGS)
 _OUTPUT = absl_flags.DEFINE_string(
-    'output', 'encoder.safetensors', 'file to write; the JSON is written beside it', flag_values=FLAGS)
+  'output', 'encoder.safetensors', 'file to write; the JSON is written beside it', flag_values=FLAGS
+)
 
 
 def main() -> dict[str, Any]:

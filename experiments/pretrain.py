@@ -13,8 +13,11 @@ from . import command, flags
 
 FLAGS = absl_flags.FlagValues()
 _COORDINATOR = absl_flags.DEFINE_string(
-    'coordinator_address', '', 'HOST:PORT of the first process; auto: from the cluster\'s environment; empty: one '
-    'process', flag_values=FLAGS)
+  'coordinator_address',
+  '',
+  "HOST:PORT of the first process; auto: from the cluster's environment; empty: one process",
+  flag_values=FLAGS,
+)
 _PROCESSES = absl_flags.DEFINE_integer('num_processes', 1, 'number of processes', flag_values=FLAGS)
 _PROCESS_ID = absl_flags.DEFINE_integer('process_id', 0, 'index of this process, from 0', flag_values=FLAGS)
 

@@ -20,19 +20,27 @@ from . import command, flags
 
 FLAGS = absl_flags.FlagValues()
 _CONVENTION = absl_flags.DEFINE_enum(
-    'convention', 'paper_v4', catalog.CONVENTIONS, 'how costs are counted', flag_values=FLAGS)
+  'convention', 'paper_v4', catalog.CONVENTIONS, 'how costs are counted', flag_values=FLAGS
+)
 _WORST_CASE = absl_flags.DEFINE_boolean(
-    'worst_case_download', False, 'charge the download of everything below the active block in every round',
-    flag_values=FLAGS)
-_FORMAT = absl_flags.DEFINE_enum(
-    'format', 'table', ['table', 'json'], 'output before the last line', flag_values=FLAGS)
+  'worst_case_download',
+  False,
+  'charge the download of everything below the active block in every round',
+  flag_values=FLAGS,
+)
+_FORMAT = absl_flags.DEFINE_enum('format', 'table', ['table', 'json'], 'output before the last line', flag_values=FLAGS)
 _MEMORY = absl_flags.DEFINE_boolean(
-    'memory', True, 'own conventions: compile the steps for their peak memory', flag_values=FLAGS)
+  'memory', True, 'own conventions: compile the steps for their peak memory', flag_values=FLAGS
+)
 _MEASURE = absl_flags.DEFINE_boolean(
-    'measure_memory', False, 'own conventions: run each step in a process of its own and read its high-water mark',
-    flag_values=FLAGS)
+  'measure_memory',
+  False,
+  'own conventions: run each step in a process of its own and read its high-water mark',
+  flag_values=FLAGS,
+)
 _PLOTS = absl_flags.DEFINE_string(
-    'plots', '', 'folder for plots of memory, FLOPs and bytes; empty: none', flag_values=FLAGS)
+  'plots', '', 'folder for plots of memory, FLOPs and bytes; empty: none', flag_values=FLAGS
+)
 
 
 def _measured(run: Config) -> list[dict[str, int]]:
@@ -41,8 +49,11 @@ def _measured(run: Config) -> list[dict[str, int]]:
 
   stages = measure.measure_stages(run, run.model.image_size)
   for stage in stages:
-    print(f'{run.method.method}, stage {stage["stage"] + 1}: compiled {stage["compiled_bytes"] / 1e6:.1f} MB, '
-          f'measured {stage["measured_bytes"] / 1e6:.1f} MB', flush=True)
+    print(
+      f'{run.method.method}, stage {stage["stage"] + 1}: compiled {stage["compiled_bytes"] / 1e6:.1f} MB, '
+      f'measured {stage["measured_bytes"] / 1e6:.1f} MB',
+      flush=True,
+    )
   return stages
 
 
@@ -67,8 +78,8 @@ def main() -> dict[str, Any]:
     print(f'{plan.config.method.method}: {planner.describe(plan)}', flush=True)
   runs = [plan.config for plan in plans] or runs
   found = [
-      costs.method_cost(run, image_size, convention, worst_case_download=_WORST_CASE.value, with_memory=_MEMORY.value)
-      for run in runs
+    costs.method_cost(run, image_size, convention, worst_case_download=_WORST_CASE.value, with_memory=_MEMORY.value)
+    for run in runs
   ]
   if _FORMAT.value == 'table':
     print(costs.to_text(found), flush=True)
@@ -80,11 +91,11 @@ def main() -> dict[str, Any]:
     for run in runs:
       figures[run.method.method]['measured_memory'] = _measured(run)
   return {
-      'convention': convention,
-      'objective': config.objective.objective,
-      'gb_bytes': costs.gb_bytes(convention),
-      'worst_case_download': _WORST_CASE.value,
-      'methods': figures,
+    'convention': convention,
+    'objective': config.objective.objective,
+    'gb_bytes': costs.gb_bytes(convention),
+    'worst_case_download': _WORST_CASE.value,
+    'methods': figures,
   }
 
 

@@ -18,8 +18,9 @@ FLAGS = absl_flags.FlagValues()
 _METHODS = absl_flags.DEFINE_list('methods', [], 'methods to run; empty: --method alone', flag_values=FLAGS)
 _SEEDS = absl_flags.DEFINE_list('seeds', [], 'seeds to run; empty: --seed alone', flag_values=FLAGS)
 _VARY = absl_flags.DEFINE_string(
-    'vary', '', 'FLAG=VALUE,VALUE,...: one flag of pretrain and its values', flag_values=FLAGS)
-_OUTPUT = absl_flags.DEFINE_string('output', '', 'folder of the runs\' folders', flag_values=FLAGS)
+  'vary', '', 'FLAG=VALUE,VALUE,...: one flag of pretrain and its values', flag_values=FLAGS
+)
+_OUTPUT = absl_flags.DEFINE_string('output', '', "folder of the runs' folders", flag_values=FLAGS)
 _DRY_RUN = absl_flags.DEFINE_boolean('dry_run', False, 'list the runs and stop', flag_values=FLAGS)
 
 
@@ -29,7 +30,7 @@ def main() -> dict[str, Any]:
   if not _OUTPUT.value:
     raise UsageError('--output: expected a folder for the runs')
   if config.run.workdir:
-    raise UsageError('--workdir: expected none, a sweep names its runs\' folders under --output')
+    raise UsageError("--workdir: expected none, a sweep names its runs' folders under --output")
   methods = _METHODS.value or [config.method.method]
   seeds = flags.whole_numbers('seeds', _SEEDS.value) or [config.run.seed]
 
@@ -39,8 +40,9 @@ def main() -> dict[str, Any]:
   command.use_compilation_cache()
   variation = sweep.parse_variation(_VARY.value) if _VARY.value else None
   runs = sweep.plan(config, methods, seeds, variation, _OUTPUT.value)
-  left = sum(sweep.count_flops(run.config, sweep.load_data(run.config), run.rounds_done)
-             for run in runs if not run.finished)
+  left = sum(
+    sweep.count_flops(run.config, sweep.load_data(run.config), run.rounds_done) for run in runs if not run.finished
+  )
   flags.print_config(config)
   print(sweep.describe(runs, left, machine.matrix_product_rate()), flush=True)
   if _DRY_RUN.value:

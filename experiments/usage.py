@@ -44,8 +44,9 @@ def _started_as(program: str) -> str:
   return 'lwfedssl-' if script.startswith('lwfedssl-') else f'python -m {__package__}.'
 
 
-def describe(doc: str, values: flags.FlagValues, common: frozenset[str], *, has_config: bool, full: bool,
-             program: str) -> str:
+def describe(
+  doc: str, values: flags.FlagValues, common: frozenset[str], *, has_config: bool, full: bool, program: str
+) -> str:
   """Returns the help text of a command.
 
   Args:
@@ -57,15 +58,29 @@ def describe(doc: str, values: flags.FlagValues, common: frozenset[str], *, has_
     full: include the flags of every command.
     program: argv[0].
   """
-  groups = {
+  groups = (
+    {
       f'configuration, {group}': {field.name: _limits(field.metadata) for field in dataclasses.fields(group_type)}
-      for group, group_type in configs.GROUPS.items()} if has_config else {}
+      for group, group_type in configs.GROUPS.items()
+    }
+    if has_config
+    else {}
+  )
   elsewhere = common.union(*groups.values())
   own = {name: '' for name in values if name not in elsewhere}
   shared = {name: '' for name in values if name in common} if full else {}
   sections = {'flags of this command': own, **groups, 'flags of every command': shared}
-  return '\n\n'.join([
-      inspect.cleandoc(doc).replace('python -m experiments.', _started_as(program)),
-      *('\n'.join([f'{title}:', *(_describe(values[name], limits) for name, limits in names.items())])
-        for title, names in sections.items() if names),
-      *([] if full else ['--helpfull adds the flags of every command.'])]) + '\n'
+  return (
+    '\n\n'.join(
+      [
+        inspect.cleandoc(doc).replace('python -m experiments.', _started_as(program)),
+        *(
+          '\n'.join([f'{title}:', *(_describe(values[name], limits) for name, limits in names.items())])
+          for title, names in sections.items()
+          if names
+        ),
+        *([] if full else ['--helpfull adds the flags of every command.']),
+      ]
+    )
+    + '\n'
+  )

@@ -33,25 +33,42 @@ if TYPE_CHECKING:
 
 # Public name -> (module, name in it).
 _LAZY = {
-    'train': ('training.train', 'train'),
-    'load_encoder': ('pretrained', 'load_encoder'),
-    'LoadedEncoder': ('pretrained', 'LoadedEncoder'),
-    'load_dataset': ('data.sources', 'load'),
-    'ImageDataset': ('data.sources', 'ImageDataset'),
-    'partition_dataset': ('data.federated_dataset', 'partition_dataset'),
-    'evaluate_run': ('run_evaluation', 'evaluate_run'),
-    'export_encoder': ('export', 'export_encoder'),
-    'write_report': ('report.files', 'write_report'),
-    'register_aggregator': ('federated.aggregation', 'register_aggregator'),
-    'register_encoder': ('models', 'register_encoder'),
-    'register_objective': ('objectives', 'register_objective'),
-    'method_cost': ('resources.costs', 'method_cost'),
+  'train': ('training.train', 'train'),
+  'load_encoder': ('pretrained', 'load_encoder'),
+  'LoadedEncoder': ('pretrained', 'LoadedEncoder'),
+  'load_dataset': ('data.sources', 'load'),
+  'ImageDataset': ('data.sources', 'ImageDataset'),
+  'partition_dataset': ('data.federated_dataset', 'partition_dataset'),
+  'evaluate_run': ('run_evaluation', 'evaluate_run'),
+  'export_encoder': ('export', 'export_encoder'),
+  'write_report': ('report.files', 'write_report'),
+  'register_aggregator': ('federated.aggregation', 'register_aggregator'),
+  'register_encoder': ('models', 'register_encoder'),
+  'register_objective': ('objectives', 'register_objective'),
+  'method_cost': ('resources.costs', 'method_cost'),
 }
 
 __all__ = [
-    'Config', 'ConfigFields', 'ImageDataset', 'LoadedEncoder', 'UsageError', '__version__', 'configure',
-    'evaluate_run', 'export_encoder', 'load_dataset', 'load_encoder', 'method_cost', 'partition_dataset',
-    'register_aggregator', 'register_encoder', 'register_method', 'register_objective', 'train', 'write_report']
+  'Config',
+  'ConfigFields',
+  'ImageDataset',
+  'LoadedEncoder',
+  'UsageError',
+  '__version__',
+  'configure',
+  'evaluate_run',
+  'export_encoder',
+  'load_dataset',
+  'load_encoder',
+  'method_cost',
+  'partition_dataset',
+  'register_aggregator',
+  'register_encoder',
+  'register_method',
+  'register_objective',
+  'train',
+  'write_report',
+]
 
 
 if not TYPE_CHECKING:  # a type checker that sees a module's __getattr__ accepts every name

@@ -29,9 +29,33 @@ Function = Callable[..., Any]
 Apply = Callable[[Params, Any], Float[Array, 'B D']]  # parameters, images (B, H, W, C) -> embeddings
 
 __all__ = [
-    'Apply', 'Array', 'Bool', 'Encoder', 'EncoderFlops', 'ExportedEncoder', 'FederatedRound', 'Float', 'Function',
-    'Images', 'Int', 'Integer', 'Key', 'Labels', 'Mask', 'Number', 'Objective', 'Params', 'PartFlops', 'Projections',
-    'PyTree', 'Raveled', 'Scalar', 'Shaped', 'Stacked', 'UInt8']
+  'Apply',
+  'Array',
+  'Bool',
+  'Encoder',
+  'EncoderFlops',
+  'ExportedEncoder',
+  'FederatedRound',
+  'Float',
+  'Function',
+  'Images',
+  'Int',
+  'Integer',
+  'Key',
+  'Labels',
+  'Mask',
+  'Number',
+  'Objective',
+  'Params',
+  'PartFlops',
+  'Projections',
+  'PyTree',
+  'Raveled',
+  'Scalar',
+  'Shaped',
+  'Stacked',
+  'UInt8',
+]
 
 
 class PartFlops(NamedTuple):

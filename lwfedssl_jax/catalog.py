@@ -43,20 +43,21 @@ def _everything(stop: int, step: int) -> int:
 def _newest(stop: int, step: int) -> int:
   return stop - step
 
+
 METHODS = {
-    'end_to_end': MethodTraits(staged=False, first_trained=_everything),
-    'layerwise': MethodTraits(staged=True, first_trained=_newest),
-    'lw_fedssl': MethodTraits(staged=True, first_trained=_newest, mechanisms=True),
-    'prog_fedssl': MethodTraits(staged=True, first_trained=_everything),
-    'centralized': MethodTraits(staged=False, first_trained=_everything, federated=False),
+  'end_to_end': MethodTraits(staged=False, first_trained=_everything),
+  'layerwise': MethodTraits(staged=True, first_trained=_newest),
+  'lw_fedssl': MethodTraits(staged=True, first_trained=_newest, mechanisms=True),
+  'prog_fedssl': MethodTraits(staged=True, first_trained=_everything),
+  'centralized': MethodTraits(staged=False, first_trained=_everything, federated=False),
 }
 
 # info_nce has constant keys: per view one product forward and one in the gradient. NT-Xent compares all 2B projections
 # with each other, four times the entries, and has both gradients. BYOL's distance is row-wise: no such product.
 OBJECTIVES = {
-    'moco_v3': ObjectiveTraits(similarity_products=4),
-    'byol': ObjectiveTraits(similarity_products=0),
-    'simclr': ObjectiveTraits(similarity_products=12, paper_views=2),
+  'moco_v3': ObjectiveTraits(similarity_products=4),
+  'byol': ObjectiveTraits(similarity_products=0),
+  'simclr': ObjectiveTraits(similarity_products=12, paper_views=2),
 }
 AGGREGATIONS = ['mean', 'median', 'trimmed_mean']  # federated.aggregation.register_aggregator adds to them
 REMATERIALIZE = ('none', 'elementwise', 'all')  # ever less is kept
@@ -87,8 +88,8 @@ class VitTraits(EncoderTraits):
 
 # vit_tiny: the paper's encoder (arXiv 2401.11647). vit_micro: ours, for CPUs and tests.
 ENCODERS: dict[str, EncoderTraits] = {
-    'vit_tiny': VitTraits(width=192, depth=12, num_heads=3, mlp_ratio=4),
-    'vit_micro': VitTraits(width=64, depth=4, num_heads=2, mlp_ratio=4),
+  'vit_tiny': VitTraits(width=192, depth=12, num_heads=3, mlp_ratio=4),
+  'vit_micro': VitTraits(width=64, depth=4, num_heads=2, mlp_ratio=4),
 }
 
 # How costs are counted (resources/costs.py): as in versions 4 and 1 of the paper, or as executed.

@@ -23,14 +23,17 @@ MOST_PIXELS = 4096  # a side; a typing error beyond it would allocate terabytes
 class ModelConfig(Validated):
   encoder: str = option('vit_micro', 'encoder architecture', choices=catalog.ENCODERS)
   image_size: int = option(
-      0, 'side of the square images, pixels; 0: as the data set has them', at_least=0, at_most=MOST_PIXELS)
-  patch_size: int = option(4, 'side of a patch, pixels; a ViT\'s divides the image size', at_least=1)
+    0, 'side of the square images, pixels; 0: as the data set has them', at_least=0, at_most=MOST_PIXELS
+  )
+  patch_size: int = option(4, "side of a patch, pixels; a ViT's divides the image size", at_least=1)
   position_init: str = option(
-      'random', 'initial position table, which is learned: normal, standard deviation 0.02; or 2-D sines and cosines',
-      choices=('random', 'sincos'))
+    'random',
+    'initial position table, which is learned: normal, standard deviation 0.02; or 2-D sines and cosines',
+    choices=('random', 'sincos'),
+  )
   compute_dtype: str = option(
-      'float32', 'type of activations and matrix products; parameters stay float32',
-      choices=('float32', 'bfloat16'))
+    'float32', 'type of activations and matrix products; parameters stay float32', choices=('float32', 'bfloat16')
+  )
 
   @property
   def traits(self) -> catalog.EncoderTraits:
@@ -48,9 +51,9 @@ class ObjectiveConfig(Validated):
   temperature: float = option(0.2, 'softmax temperature of the contrastive losses', above=0)
   target_decay: float = option(0.99, 'decay mu of the target branch, per step', at_least=0, at_most=1)
   representation_alignment: bool | None = option(
-      None, 'align local projections with those of the global model; unset: on for lw_fedssl')
-  alignment_kind: str = option(
-      'contrastive', 'form of the alignment regularizer', choices=('contrastive', 'cosine'))
+    None, 'align local projections with those of the global model; unset: on for lw_fedssl'
+  )
+  alignment_kind: str = option('contrastive', 'form of the alignment regularizer', choices=('contrastive', 'cosine'))
   alignment_weight: float = option(1.0, 'weight of the alignment term', at_least=0)
 
   @property
@@ -61,30 +64,41 @@ class ObjectiveConfig(Validated):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MethodConfig(Validated):
   method: str = option(
-      'lw_fedssl', 'which blocks are trained in which stage, and what is exchanged', choices=catalog.METHODS)
+    'lw_fedssl', 'which blocks are trained in which stage, and what is exchanged', choices=catalog.METHODS
+  )
   blocks_per_stage: int = option(1, 'encoder blocks added per stage', at_least=1)
   rounds_per_stage: int = option(
-      15, 'rounds of a layer-wise stage; a method with one stage runs as many rounds in all as a '
-      'layer-wise one (depth / blocks_per_stage * rounds_per_stage)', at_least=1)
+    15,
+    'rounds of a layer-wise stage; a method with one stage runs as many rounds in all as a '
+    'layer-wise one (depth / blocks_per_stage * rounds_per_stage)',
+    at_least=1,
+  )
   aggregation: str = option(
-      'mean', 'aggregation of client updates: mean weighted by images; or coordinate-wise median or trimmed mean, '
-      'unweighted, which hold all updates of a round in memory', choices=catalog.AGGREGATIONS)
+    'mean',
+    'aggregation of client updates: mean weighted by images; or coordinate-wise median or trimmed mean, '
+    'unweighted, which hold all updates of a round in memory',
+    choices=catalog.AGGREGATIONS,
+  )
   trim_fraction: float = option(
-      0.2, 'share of clients trimmed at either end by --aggregation=trimmed_mean', at_least=0, at_most=0.49)
+    0.2, 'share of clients trimmed at either end by --aggregation=trimmed_mean', at_least=0, at_most=0.49
+  )
   client_update_clip: float = option(
-      0.0, 'maximum l2 norm of a client\'s update; larger ones are clipped; 0: no limit', at_least=0)
+    0.0, "maximum l2 norm of a client's update; larger ones are clipped; 0: no limit", at_least=0
+  )
   client_loss_limit: float = option(
-      10.0, 'reject a client whose mean loss exceeds that of the round before by this factor; 0: no limit',
-      at_least=0)
+    10.0, 'reject a client whose mean loss exceeds that of the round before by this factor; 0: no limit', at_least=0
+  )
   new_block_init: str = option(
-      'random', 'initial weights of a new block: random, or a copy of the block below',
-      choices=('random', 'previous'))
+    'random', 'initial weights of a new block: random, or a copy of the block below', choices=('random', 'previous')
+  )
   server_calibration: bool | None = option(
-      None, 'end-to-end training on the server after aggregation; unset: on for lw_fedssl')
+    None, 'end-to-end training on the server after aggregation; unset: on for lw_fedssl'
+  )
   calibration_epochs: int = option(3, 'epochs over the auxiliary images per round', at_least=1)
   calibration_batch_size: int = option(0, 'images per calibration step; 0: batch_size', at_least=0)
   calibration_learning_rate: float = option(
-      0.0, 'base learning rate of calibration per 256 images; 0: learning_rate', at_least=0)
+    0.0, 'base learning rate of calibration per 256 images; 0: learning_rate', at_least=0
+  )
 
   @property
   def traits(self) -> catalog.MethodTraits:
@@ -94,27 +108,35 @@ class MethodConfig(Validated):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig(Validated):
   dataset: str = option('digits', 'digits, tfds:NAME, folder:PATH or npz:PATH')
-  data_dir: str = option('', 'folder of prepared TFDS data sets; empty: TFDS\'s default')
-  cache_dir: str = option('', 'folder of the cache of decoded images; empty: in the user\'s cache folder')
+  data_dir: str = option('', "folder of prepared TFDS data sets; empty: TFDS's default")
+  cache_dir: str = option('', "folder of the cache of decoded images; empty: in the user's cache folder")
   max_train_images: int = option(0, 'number of training images to use, drawn by a fixed seed; 0: all', at_least=0)
-  auxiliary_dataset: str = option('', 'data set of the server\'s images; empty: held back from the training split')
+  auxiliary_dataset: str = option('', "data set of the server's images; empty: held back from the training split")
   auxiliary_fraction: float = option(
-      0.1, 'share of the training images held out for the server, for every method, so that '
-      'clients hold the same images under every method', at_least=0, at_most=0.9)
+    0.1,
+    'share of the training images held out for the server, for every method, so that '
+    'clients hold the same images under every method',
+    at_least=0,
+    at_most=0.9,
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PartitionConfig(Validated):
   num_clients: int = option(10, 'simulated clients', at_least=1)
   partition: str = option(
-      'iid', 'partition of images over clients: iid; dirichlet (each class over the clients, sizes differ); '
-      'dirichlet_clients (class shares of each client, equal sizes); shards (few classes each)',
-      choices=('iid', 'dirichlet', 'dirichlet_clients', 'shards'))
+    'iid',
+    'partition of images over clients: iid; dirichlet (each class over the clients, sizes differ); '
+    'dirichlet_clients (class shares of each client, equal sizes); shards (few classes each)',
+    choices=('iid', 'dirichlet', 'dirichlet_clients', 'shards'),
+  )
   dirichlet_beta: float = option(
-      0.5, 'concentration of the Dirichlet partitions; smaller is more heterogeneous', above=0)
+    0.5, 'concentration of the Dirichlet partitions; smaller is more heterogeneous', above=0
+  )
   shards_per_client: int = option(2, 'label-sorted shards per client with --partition=shards', at_least=1)
   client_size_sigma: float = option(
-      0.0, 'log-normal sigma of client sizes with --partition=iid; 0: equal sizes', at_least=0, at_most=3)
+    0.0, 'log-normal sigma of client sizes with --partition=iid; 0: equal sizes', at_least=0, at_most=3
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,44 +144,65 @@ class ClientConfig(Validated):
   clients_per_round: int = option(0, 'clients sampled each round; 0: all', at_least=0)
   client_dropout: float = option(0.0, 'probability that a sampled client does not return', at_least=0, at_most=1)
   client_chunk: int = option(
-      0, 'maximum number of clients that a device vmaps; 0: one on CPUs, elsewhere what fits the device\'s total '
-      'memory; the choice is saved in config.json', at_least=0)
-  local_epochs: int = option(3, 'epochs over a client\'s images per round', at_least=1)
+    0,
+    "maximum number of clients that a device vmaps; 0: one on CPUs, elsewhere what fits the device's total "
+    'memory; the choice is saved in config.json',
+    at_least=0,
+  )
+  local_epochs: int = option(3, "epochs over a client's images per round", at_least=1)
   batch_size: int = option(64, 'images per client step', at_least=2)
   micro_batch_size: int = option(
-      0, 'images whose activations a client stores at once; the gradient is exactly that of the full batch, at the '
-      'cost of a second forward pass through the active part; 0: the full batch', at_least=0)
+    0,
+    'images whose activations a client stores at once; the gradient is exactly that of the full batch, at the '
+    'cost of a second forward pass through the active part; 0: the full batch',
+    at_least=0,
+  )
   client_memory_budget_mb: float = option(
-      0.0, 'memory budget of a client step, megabytes (10^6 bytes): micro_batch_size, rematerialize and compute_dtype '
-      'are chosen so that the compiled step fits; 0: no limit', at_least=0)
+    0.0,
+    'memory budget of a client step, megabytes (10^6 bytes): micro_batch_size, rematerialize and compute_dtype '
+    'are chosen so that the compiled step fits; 0: no limit',
+    at_least=0,
+  )
   rematerialize: str = option(
-      'none', 'activation checkpointing of active blocks: none, elementwise (recompute all but matrix products) or all',
-      choices=catalog.REMATERIALIZE)
+    'none',
+    'activation checkpointing of active blocks: none, elementwise (recompute all but matrix products) or all',
+    choices=catalog.REMATERIALIZE,
+  )
   learning_rate: float = option(2e-3, 'base learning rate of AdamW per 256 images (times batch_size / 256)', above=0)
   weight_decay: float = option(
-      1e-5, 'AdamW weight decay of matrices; biases, norms and positions have none', at_least=0)
+    1e-5, 'AdamW weight decay of matrices; biases, norms and positions have none', at_least=0
+  )
   block_learning_rate_decay: float = option(
-      1.0, 'factor on the learning rate per block below the newest active one', above=0, at_most=1)
+    1.0, 'factor on the learning rate per block below the newest active one', above=0, at_most=1
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentConfig(Validated):
   crop_area: tuple[float, float] = option(
-      (0.08, 1.0), 'minimum and maximum share of the area that a crop keeps', above=0, at_most=1)
+    (0.08, 1.0), 'minimum and maximum share of the area that a crop keeps', above=0, at_most=1
+  )
   flip_probability: float = option(0.5, 'probability of a horizontal flip', at_least=0, at_most=1)
   jitter_probability: float = option(0.8, 'probability of color jitter', at_least=0, at_most=1)
   jitter_strength: tuple[float, float, float, float] = option(
-      (0.4, 0.4, 0.2, 0.1), 'brightness, contrast, saturation, hue', at_least=0, at_most=1)
+    (0.4, 0.4, 0.2, 0.1), 'brightness, contrast, saturation, hue', at_least=0, at_most=1
+  )
   grayscale_probability: float = option(0.2, 'probability of conversion to gray', at_least=0, at_most=1)
   blur_probability: tuple[float, float] = option(
-      (1.0, 0.1), 'probability of a Gaussian blur, per view', at_least=0, at_most=1)
+    (1.0, 0.1), 'probability of a Gaussian blur, per view', at_least=0, at_most=1
+  )
   blur_sigma: tuple[float, float] = option(
-      (0.1, 2.0), 'minimum and maximum sigma of the Gaussian blur, pixels of the blurred image', above=0)
+    (0.1, 2.0), 'minimum and maximum sigma of the Gaussian blur, pixels of the blurred image', above=0
+  )
   blur_kernel_size: int = option(
-      0, 'side of the blur kernel, pixels, odd; 0: the odd number nearest to a tenth of the image side, at least 3',
-      at_least=0, at_most=MOST_PIXELS)
+    0,
+    'side of the blur kernel, pixels, odd; 0: the odd number nearest to a tenth of the image side, at least 3',
+    at_least=0,
+    at_most=MOST_PIXELS,
+  )
   solarize_probability: tuple[float, float] = option(
-      (0.0, 0.2), 'probability of solarization, per view', at_least=0, at_most=1)
+    (0.0, 0.2), 'probability of solarization, per view', at_least=0, at_most=1
+  )
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -179,12 +222,15 @@ class RunConfig(Validated):
   workdir: str = option('', 'folder the run writes to')
   resume: bool = option(False, 'continue from the newest checkpoint in --workdir')
   stop_after_round: int = option(0, 'stop after this many rounds of the run; 0: at its end', at_least=0)
-  checkpoint_every: int = option(1, 'rounds between checkpoints; a stage\'s last round is always saved', at_least=1)
+  checkpoint_every: int = option(1, "rounds between checkpoints; a stage's last round is always saved", at_least=1)
   keep_checkpoints: int = option(2, 'number of newest checkpoints to keep', at_least=1)
-  num_devices: int = option(0, 'devices over which a round\'s clients are sharded; 0: all', at_least=0)
+  num_devices: int = option(0, "devices over which a round's clients are sharded; 0: all", at_least=0)
   device_data_budget_mb: float = option(
-      0.0, 'training images that a device may hold, megabytes (10^6 bytes); beyond it, images stay in files and each '
-      'round\'s are copied one round ahead; 0: no limit', at_least=0)
+    0.0,
+    'training images that a device may hold, megabytes (10^6 bytes); beyond it, images stay in files and each '
+    "round's are copied one round ahead; 0: no limit",
+    at_least=0,
+  )
   knn_bank_images: int = option(10_000, 'labeled training images in the bank of the kNN monitor; 0: all', at_least=0)
   knn_test_images: int = option(10_000, 'test images the kNN monitor classifies; 0: all', at_least=0)
 
@@ -207,16 +253,19 @@ class Config:
     model.check_image_size(model.image_size, f'--image_size={model.image_size}')
     if depth % self.method.blocks_per_stage:
       raise UsageError(
-          f'--blocks_per_stage: expected a divisor of the {depth} blocks of {model.encoder}, '
-          f'got {self.method.blocks_per_stage}')
+        f'--blocks_per_stage: expected a divisor of the {depth} blocks of {model.encoder}, '
+        f'got {self.method.blocks_per_stage}'
+      )
     if self.client.micro_batch_size and self.client.batch_size % self.client.micro_batch_size:
       raise UsageError(
-          f'--micro_batch_size: expected a divisor of --batch_size={self.client.batch_size}, '
-          f'got {self.client.micro_batch_size}')
+        f'--micro_batch_size: expected a divisor of --batch_size={self.client.batch_size}, '
+        f'got {self.client.micro_batch_size}'
+      )
     if self.client.clients_per_round > self.effective_num_clients:
       raise UsageError(
-          f'--clients_per_round: expected at most --num_clients={self.effective_num_clients}, '
-          f'got {self.client.clients_per_round}')
+        f'--clients_per_round: expected at most --num_clients={self.effective_num_clients}, '
+        f'got {self.client.clients_per_round}'
+      )
     if self.uses_calibration and not self.data.auxiliary_dataset and not self.data.auxiliary_fraction:
       raise UsageError('--auxiliary_fraction: expected more than 0 with --server_calibration, got 0')
 
@@ -274,9 +323,9 @@ def configure(**values: Unpack[ConfigFields]) -> Config:
 def flatten(config: Config) -> dict[str, Any]:
   """Returns {field: value} over all groups, in declaration order."""
   return {
-      field.name: getattr(getattr(config, group), field.name)
-      for group, group_type in GROUPS.items()
-      for field in dataclasses.fields(group_type)
+    field.name: getattr(getattr(config, group), field.name)
+    for group, group_type in GROUPS.items()
+    for field in dataclasses.fields(group_type)
   }
 
 

@@ -54,8 +54,9 @@ def make_mesh(num_devices: int = 0) -> Mesh | None:
   if count > len(found):
     raise UsageError(f'--num_devices: expected at most {len(found)}, the number of devices, got {count}')
   if jax.process_count() > 1 and count != len(found):
-    raise UsageError(f'--num_devices: expected 0 or all {len(found)} devices of {jax.process_count()} processes, '
-                     f'got {count}')
+    raise UsageError(
+      f'--num_devices: expected 0 or all {len(found)} devices of {jax.process_count()} processes, got {count}'
+    )
   return Mesh(np.array(found[:count]), (AXIS,)) if count > 1 else None
 
 

@@ -22,9 +22,13 @@ def convert(loaded: LoadedEncoder) -> ExportedEncoder:
     found = loaded.encoder.export(loaded.params)
   else:
     leaves = jax.tree_util.tree_leaves_with_path(loaded.params)
-    found = ExportedEncoder({trees.path_name(path): leaf for path, leaf in leaves}, {
+    found = ExportedEncoder(
+      {trees.path_name(path): leaf for path, leaf in leaves},
+      {
         'model': f'lwfedssl_jax, encoder {loaded.config.model.encoder}',
-        'arguments': dataclasses.asdict(loaded.config.model)})
+        'arguments': dataclasses.asdict(loaded.config.model),
+      },
+    )
   tensors = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in found.tensors.items()}
   return ExportedEncoder(tensors, found.description)
 
@@ -43,11 +47,11 @@ def export_encoder(loaded: LoadedEncoder, path: str) -> str:
     raise UsageError('--output: expected the package safetensors (pip install safetensors)') from error
   tensors, built = convert(loaded)
   description = {
-      **built,
-      'normalization': {'mean': [0.5] * 3, 'std': [0.5] * 3, 'of': 'RGB pixels in [0, 1]'},
-      'rounds_done': loaded.rounds_done,
-      'method': loaded.config.method.method,
-      'dataset': loaded.config.data.dataset,
+    **built,
+    'normalization': {'mean': [0.5] * 3, 'std': [0.5] * 3, 'of': 'RGB pixels in [0, 1]'},
+    'rounds_done': loaded.rounds_done,
+    'method': loaded.config.method.method,
+    'dataset': loaded.config.data.dataset,
   }
   json_path = path.removesuffix('.safetensors') + '.json'
   try:

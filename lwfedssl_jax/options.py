@@ -11,13 +11,13 @@ from lwfedssl_jax.errors import UsageError
 
 
 def option(
-    default: Any,
-    help: str,
-    *,
-    choices: Collection[str] = (),
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
+  default: Any,
+  help: str,
+  *,
+  choices: Collection[str] = (),
+  at_least: float | None = None,
+  above: float | None = None,
+  at_most: float | None = None,
 ) -> Any:
   """Declares one configuration field with its help text, choices and range."""
   metadata = {'help': help, 'choices': choices, 'at_least': at_least, 'above': above, 'at_most': at_most}

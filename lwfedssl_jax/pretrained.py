@@ -49,7 +49,7 @@ def _check_images(images: Shaped[Array | np.ndarray, '...'], size: int) -> None:
 
 
 def _apply(
-    encoder: Encoder, image_size: int, params: Params, images: Shaped[Array | np.ndarray, '...']
+  encoder: Encoder, image_size: int, params: Params, images: Shaped[Array | np.ndarray, '...']
 ) -> Float[Array, 'B D']:
   _check_images(images, image_size)
   inputs = augment.to_float(images) if images.dtype == 'uint8' else images

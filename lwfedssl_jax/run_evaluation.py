@@ -16,16 +16,16 @@ FOLDER = 'evaluations'
 
 
 def evaluate_run(
-    workdir: str,
-    protocol: str,
-    dataset: ImageDataset,
-    *,
-    label_fraction: float = 1.0,
-    seeds: Sequence[int] = (0,),
-    split: str = 'test',
-    max_train_images: int = 0,
-    from_scratch: bool = False,
-    options: finetune.FinetuneOptions = finetune.FinetuneOptions(),
+  workdir: str,
+  protocol: str,
+  dataset: ImageDataset,
+  *,
+  label_fraction: float = 1.0,
+  seeds: Sequence[int] = (0,),
+  split: str = 'test',
+  max_train_images: int = 0,
+  from_scratch: bool = False,
+  options: finetune.FinetuneOptions = finetune.FinetuneOptions(),
 ) -> dict[str, Any]:
   """Evaluates a run's encoder, or the same architecture with random weights, and stores the result with the run.
 
@@ -55,13 +55,23 @@ def evaluate_run(
     return pretrained.random_encoder(loaded.config, seed).params if from_scratch else loaded.params
 
   name = protocols.result_name(
-      protocol, dataset.name, label_fraction, split=split, from_scratch=from_scratch, max_train_images=max_train_images)
+    protocol, dataset.name, label_fraction, split=split, from_scratch=from_scratch, max_train_images=max_train_images
+  )
   found = protocols.evaluate(
-      loaded.apply, get_params, protocol, task, label_fraction=label_fraction, seeds=seeds, options=options)
+    loaded.apply, get_params, protocol, task, label_fraction=label_fraction, seeds=seeds, options=options
+  )
   result = {
-      'name': name, 'protocol': protocol, 'dataset': dataset.name, 'label_fraction': label_fraction, 'split': split,
-      'from_scratch': from_scratch, 'rounds_done': loaded.rounds_done, 'num_train_images': len(task.train.images),
-      'options': options._asdict() if protocol == 'finetune' else {}, **found}
+    'name': name,
+    'protocol': protocol,
+    'dataset': dataset.name,
+    'label_fraction': label_fraction,
+    'split': split,
+    'from_scratch': from_scratch,
+    'rounds_done': loaded.rounds_done,
+    'num_train_images': len(task.train.images),
+    'options': options._asdict() if protocol == 'finetune' else {},
+    **found,
+  }
   folder = os.path.join(workdir, FOLDER)
   os.makedirs(folder, exist_ok=True)
   path = os.path.join(folder, re.sub(r'[^\w.]+', '_', name))

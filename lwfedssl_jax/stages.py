@@ -62,17 +62,18 @@ def make_plans(config: Config) -> tuple[StagePlan, ...]:
   for stage, stop in enumerate(range(step, depth + 1, step)):
     start = method.first_trained(stop, step)
     plans.append(
-        StagePlan(
-            stage=stage,
-            first_round=stage * rounds,
-            num_rounds=rounds,
-            start=start,
-            stop=stop,
-            trains_embedding=start == 0,
-            calibrates=config.uses_calibration,
-            num_new=step,
-            depth=depth,
-        ))
+      StagePlan(
+        stage=stage,
+        first_round=stage * rounds,
+        num_rounds=rounds,
+        start=start,
+        stop=stop,
+        trains_embedding=start == 0,
+        calibrates=config.uses_calibration,
+        num_new=step,
+        depth=depth,
+      )
+    )
   return tuple(plans)
 
 
@@ -96,7 +97,8 @@ def split(params: Params, shape: StageShape, start: Integer, stop: Integer | Non
   """Splits the full parameter tree, blocks stacked (L, ...), for a stage of a static shape; see StageParams."""
   active = {name: tree for name, tree in params.items() if name not in ('blocks', 'embedding')}
   active['blocks'] = jax.tree.map(
-      lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, shape.num_active), params['blocks'])
+    lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, shape.num_active), params['blocks']
+  )
   frozen = {'blocks': params['blocks']}
   (active if shape.trains_embedding else frozen)['embedding'] = params['embedding']
   return StageParams(active, frozen, start, stop)
@@ -106,8 +108,10 @@ def merge(params: Params, active: Params, start: Integer) -> Params:
   """Merges an active part into the full tree; all other leaves and blocks are unchanged."""
   merged = dict(params, **{name: tree for name, tree in active.items() if name != 'blocks'})
   merged['blocks'] = jax.tree.map(
-      lambda leaf, part: jax.lax.dynamic_update_slice_in_dim(leaf, part.astype(leaf.dtype), start, 0),
-      params['blocks'], active['blocks'])
+    lambda leaf, part: jax.lax.dynamic_update_slice_in_dim(leaf, part.astype(leaf.dtype), start, 0),
+    params['blocks'],
+    active['blocks'],
+  )
   return merged
 
 
@@ -127,10 +131,14 @@ def labels(params: Params, start: Integer, stop: Integer, trains_embedding: bool
     A tree like `params` of int32 arrays: scalars, and (n,) vectors for the stacked blocks.
   """
   block = jnp.arange(jax.tree.leaves(params['blocks'])[0].shape[0])
-  per_part = {'blocks': jnp.where(block >= stop, ABSENT, jnp.where(block < start, FROZEN, ACTIVE)),
-              'embedding': jnp.int32(ACTIVE if trains_embedding else FROZEN)}
-  return {name: jax.tree.map(lambda _, name=name: per_part.get(name, jnp.int32(ACTIVE)), tree)
-          for name, tree in params.items()}
+  per_part = {
+    'blocks': jnp.where(block >= stop, ABSENT, jnp.where(block < start, FROZEN, ACTIVE)),
+    'embedding': jnp.int32(ACTIVE if trains_embedding else FROZEN),
+  }
+  return {
+    name: jax.tree.map(lambda _, name=name: per_part.get(name, jnp.int32(ACTIVE)), tree)
+    for name, tree in params.items()
+  }
 
 
 def init_new_blocks(params: Params, plan: StagePlan, new_block_init: str) -> Params:
@@ -138,7 +146,7 @@ def init_new_blocks(params: Params, plan: StagePlan, new_block_init: str) -> Par
   if new_block_init == 'random' or plan.stage == 0:
     return params
   first = plan.stop - plan.num_new
-  blocks = jax.tree.map(lambda leaf: leaf.at[first:plan.stop].set(leaf[first - 1]), params['blocks'])
+  blocks = jax.tree.map(lambda leaf: leaf.at[first : plan.stop].set(leaf[first - 1]), params['blocks'])
   return dict(params, blocks=blocks)
 
 

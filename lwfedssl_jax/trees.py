@@ -60,9 +60,11 @@ def make_raveler(online_only: tuple[str, ...] = ()) -> Raveler:
     for path, leaf in jax.tree_util.tree_leaves_with_path(present):
       sizes.setdefault(group_name(path), []).append(leaf.size)
     pieces: dict[str, Iterator[jax.Array]] = {
-        name: iter(jax.lax.split(vector, sizes[name])) for name, vector in vectors.items()}
+      name: iter(jax.lax.split(vector, sizes[name])) for name, vector in vectors.items()
+    }
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: next(pieces[group_name(path)]).reshape(leaf.shape), present)
+      lambda path, leaf: next(pieces[group_name(path)]).reshape(leaf.shape), present
+    )
 
   return Raveler(ravel, unravel)
 

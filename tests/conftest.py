@@ -16,9 +16,19 @@ from lwfedssl_jax.federated.round_inputs import ClientSlots, RoundInputs
 from tests import tiny
 
 # Files that train or compile for more than a few seconds, the longest first, so that two workers end together.
-SLOW = ('test_training.py', 'test_contract.py', 'test_naive_round.py', 'test_by_hand.py', 'test_cli.py',
-        'test_micro_batching.py', 'test_extending.py', 'test_kill.py', 'test_cluster.py', 'test_devices.py',
-        'test_scaling.py')
+SLOW = (
+  'test_training.py',
+  'test_contract.py',
+  'test_naive_round.py',
+  'test_by_hand.py',
+  'test_cli.py',
+  'test_micro_batching.py',
+  'test_extending.py',
+  'test_kill.py',
+  'test_cluster.py',
+  'test_devices.py',
+  'test_scaling.py',
+)
 ROUNDS = ('test_contract.py', 'test_naive_round.py', 'test_by_hand.py')  # the same rounds: one worker compiles them
 
 
@@ -65,8 +75,14 @@ def compilation(tmp_path_factory):
 @pytest.fixture
 def registries():
   """Forgets, after a test, what it registers."""
-  tables = (catalog.METHODS, catalog.OBJECTIVES, catalog.ENCODERS, objectives.BUILDERS, models.BUILDERS,
-            aggregation.BUILDERS)
+  tables = (
+    catalog.METHODS,
+    catalog.OBJECTIVES,
+    catalog.ENCODERS,
+    objectives.BUILDERS,
+    models.BUILDERS,
+    aggregation.BUILDERS,
+  )
   kept, rules = [(table, dict(table)) for table in tables], list(catalog.AGGREGATIONS)
   yield
   for table, before in kept:
@@ -100,8 +116,10 @@ def tiny_round(tiny_library):
     shared = {'method': 'layerwise'} if objective in tiny.OBJECTIVE_VALUES else own
     built, traces = tiny.build_round(epsilon, pipeline, tuple(sorted({**values, **shared, **changes}.items())))
     init = functools.partial(tiny.random_params, tiny.param_shapes(objective))
+
     def apply(params, plan, inputs):
       return built.apply(jax.tree.map(jnp.array, params), plan, inputs)
+
     stage = tiny.STAGES.get((method, objective), 0)
     return tiny.TinyRound(config, stages.make_plans(config), stage, init, apply, built, traces, epsilon)
 
@@ -114,7 +132,7 @@ def tiny_inputs():
   generator = np.random.default_rng(0)
   held, count = sum(tiny.CLIENT_SIZES) + 1, sum(tiny.CLIENT_SIZES) + 1 + tiny.SERVER_IMAGES
   coarse = generator.uniform(0, 255, (count, 3, 3, 3))
-  images = np.kron(coarse, np.ones((1, 3, 3, 1)))[:, :tiny.IMAGE_SIZE, :tiny.IMAGE_SIZE]
+  images = np.kron(coarse, np.ones((1, 3, 3, 1)))[:, : tiny.IMAGE_SIZE, : tiny.IMAGE_SIZE]
   images = np.clip(images + generator.normal(0, 20, images.shape), 0, 255).astype(np.uint8)
   shuffled = generator.permutation(held).astype(np.int32)
 
@@ -128,13 +146,21 @@ def tiny_inputs():
     image_ids = np.full((len(sizes), max(tiny.CLIENT_SIZES)), held - 1, np.int32)
     begin = 0
     for row, size in zip(image_ids, sizes):
-      row[:size] = shuffled[begin:begin + size]
+      row[:size] = shuffled[begin : begin + size]
       begin += size
     clients = ClientSlots(
-        jnp.array([1, 3, 4, 8][:len(sizes)], jnp.int32), jnp.asarray(image_ids), jnp.array(sizes, jnp.int32),
-        jnp.array(returned))
+      jnp.array([1, 3, 4, 8][: len(sizes)], jnp.int32),
+      jnp.asarray(image_ids),
+      jnp.array(sizes, jnp.int32),
+      jnp.array(returned),
+    )
     return RoundInputs(
-        jax.random.key(7), jnp.int32(round_num), jnp.asarray(images[:held]), clients, jnp.asarray(images[held:]),
-        jnp.float32(jnp.inf))
+      jax.random.key(7),
+      jnp.int32(round_num),
+      jnp.asarray(images[:held]),
+      clients,
+      jnp.asarray(images[held:]),
+      jnp.float32(jnp.inf),
+    )
 
   return build

@@ -21,10 +21,23 @@ from lwfedssl_jax.resources import collectives
 from tests import tiny
 
 VALUES = {
-    'dataset': 'digits', 'image_size': 8, 'patch_size': 4, 'num_clients': 9, 'clients_per_round': 6, 'batch_size': 4,
-    'max_train_images': 160, 'client_size_sigma': 0.7, 'auxiliary_fraction': 0.1, 'local_epochs': 2,
-    'client_dropout': 0.2, 'learning_rate': 0.05, 'temperature': 0.5, 'client_chunk': 2,
-    'calibration_epochs': 1, 'calibration_batch_size': 8}  # batch normalization over few samples amplifies rounding
+  'dataset': 'digits',
+  'image_size': 8,
+  'patch_size': 4,
+  'num_clients': 9,
+  'clients_per_round': 6,
+  'batch_size': 4,
+  'max_train_images': 160,
+  'client_size_sigma': 0.7,
+  'auxiliary_fraction': 0.1,
+  'local_epochs': 2,
+  'client_dropout': 0.2,
+  'learning_rate': 0.05,
+  'temperature': 0.5,
+  'client_chunk': 2,
+  'calibration_epochs': 1,
+  'calibration_batch_size': 8,
+}  # batch normalization over few samples amplifies rounding
 
 
 def _shrink():
@@ -40,7 +53,8 @@ def _run(values, num_devices, budget_mb):
   data = federated_dataset.partition_dataset(dataset, config)
   plan = stages.make_plans(config)[-1]
   participation = sampling.plan_participation(
-      0, 4, config.effective_num_clients, config.effective_clients_per_round, 0.2)
+    0, 4, config.effective_num_clients, config.effective_clients_per_round, 0.2
+  )
   placement = round_loader.choose_placement(config, data, participation)
   made, model = tiny.make_round(config, placement=placement), make_model(config.model, config.objective, 8)
   whole = devices.sharding(placement.mesh)
@@ -53,25 +67,28 @@ def _run(values, num_devices, budget_mb):
   after = []
   for round_num in range(2):
     batch = source.load(round_num)
-    inputs = RoundInputs(
-        seed_key, np.int32(round_num), batch.images, batch.clients, server_images, np.float32(np.inf))
+    inputs = RoundInputs(seed_key, np.int32(round_num), batch.images, batch.clients, server_images, np.float32(np.inf))
     if round_num == 0:
       compiled = made.lower(params, plan, inputs).compile()
     params, metrics = compiled(params, np.int32(plan.start), np.int32(plan.stop), inputs)
-    after.append({
+    after.append(
+      {
         'params': [np.array(devices.fetch(leaf)) for leaf in jax.tree.leaves(params)],
         'loss': float(metrics.client.total),
-        'calibration': None if metrics.calibration is None else float(metrics.calibration.total)})
+        'calibration': None if metrics.calibration is None else float(metrics.calibration.total),
+      }
+    )
   source.close()
   accepted = np.sort(batch.client_ids[devices.fetch(metrics.accepted)]).tolist()
   active = stages.split(params, plan.shape, plan.start).active
   return {
-      'after': after, 'accepted': accepted,
-      'embeddings': embeddings,
-      'collectives': collectives.read_collectives(compiled.as_text()),
-      'active_bytes': sum(leaf.size * 4 for leaf in jax.tree.leaves(active)),
-      'streams': placement.streams,
-      'images': batch.images.shape[0],
+    'after': after,
+    'accepted': accepted,
+    'embeddings': embeddings,
+    'collectives': collectives.read_collectives(compiled.as_text()),
+    'active_bytes': sum(leaf.size * 4 for leaf in jax.tree.leaves(active)),
+    'streams': placement.streams,
+    'images': batch.images.shape[0],
   }
 
 
@@ -85,24 +102,25 @@ def main():
   _shrink()
   report = {'num_devices': jax.device_count()}
   for name, values, budget in (
-      ('lw_fedssl', {'method': 'lw_fedssl'}, 0.1),  # all training images take 0.28 MB
-      ('median', {'method': 'layerwise', 'objective': 'simclr', 'aggregation': 'median'}, 0.0),
-      ('layerwise', {'method': 'layerwise', 'objective': 'simclr'}, 0.0)):
+    ('lw_fedssl', {'method': 'lw_fedssl'}, 0.1),  # all training images take 0.28 MB
+    ('median', {'method': 'layerwise', 'objective': 'simclr', 'aggregation': 'median'}, 0.0),
+    ('layerwise', {'method': 'layerwise', 'objective': 'simclr'}, 0.0),
+  ):
     one, four = _run(values, 1, 0.0), _run(values, 4, budget)
     streamed = _run(values, 1, budget) if budget else one
     report[name] = {
-        'streams': [run['streams'] for run in (one, streamed, four)],
-        'images': [run['images'] for run in (one, streamed, four)],
-        'streaming_differs': _difference(one, streamed, 1),
-        'devices_differ': _difference(one, four, 0),  # a second round amplifies what rounding has changed in the first
-        'moved': max(float(np.abs(leaf).max()) for leaf in one['after'][0]['params']),
-        'embeddings_differ': float(np.abs(one['embeddings'] - four['embeddings']).max()),
-        'loss': [run['after'][0]['loss'] for run in (one, four)],
-        'calibration': [run['after'][0]['calibration'] for run in (one, four)],
-        'accepted': [one['accepted'], four['accepted']],
-        'bytes_per_round': [collectives.bytes_per_round(run['collectives']) for run in (one, four)],
-        'in_loops': [sum(op.num_bytes for op in run['collectives'] if op.in_loop) for run in (one, four)],
-        'active_bytes': one['active_bytes'],
+      'streams': [run['streams'] for run in (one, streamed, four)],
+      'images': [run['images'] for run in (one, streamed, four)],
+      'streaming_differs': _difference(one, streamed, 1),
+      'devices_differ': _difference(one, four, 0),  # a second round amplifies what rounding has changed in the first
+      'moved': max(float(np.abs(leaf).max()) for leaf in one['after'][0]['params']),
+      'embeddings_differ': float(np.abs(one['embeddings'] - four['embeddings']).max()),
+      'loss': [run['after'][0]['loss'] for run in (one, four)],
+      'calibration': [run['after'][0]['calibration'] for run in (one, four)],
+      'accepted': [one['accepted'], four['accepted']],
+      'bytes_per_round': [collectives.bytes_per_round(run['collectives']) for run in (one, four)],
+      'in_loops': [sum(op.num_bytes for op in run['collectives'] if op.in_loop) for run in (one, four)],
+      'active_bytes': one['active_bytes'],
     }
   print(json.dumps(report))
   return 0

@@ -20,17 +20,21 @@ def make_aggregator(rule):
 @pytest.fixture
 def updates():
   generator = np.random.default_rng(0)
-  return {'a': generator.normal(1.0, 0.1, (CLIENTS, SIZE)).astype(np.float32),
-          'b': generator.normal(-2.0, 0.1, (CLIENTS, 12)).astype(np.float32)}
+  return {
+    'a': generator.normal(1.0, 0.1, (CLIENTS, SIZE)).astype(np.float32),
+    'b': generator.normal(-2.0, 0.1, (CLIENTS, 12)).astype(np.float32),
+  }
 
 
-@pytest.mark.parametrize(('rule', 'count'), [(rule, count) for rule in ('median', 'trimmed_mean')
-                                             for count in (1, 2, 5, 8, 10)])
+@pytest.mark.parametrize(
+  ('rule', 'count'), [(rule, count) for rule in ('median', 'trimmed_mean') for count in (1, 2, 5, 8, 10)]
+)
 def test_order_statistics_are_numpy_s_over_the_accepted(updates, rule, count):
   accepted = np.zeros(CLIENTS, bool)
   accepted[np.random.default_rng(count).permutation(CLIENTS)[:count]] = True
-  poisoned = {name: np.where(accepted.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, np.nan)
-              for name, leaf in updates.items()}
+  poisoned = {
+    name: np.where(accepted.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, np.nan) for name, leaf in updates.items()
+  }
   add = jax.jit(make_aggregator(rule).add)
   state = make_aggregator(rule).init(jax.tree.map(lambda leaf: leaf[0], updates), CLIENTS)
   for first in (0, 5):  # in two chunks
@@ -42,7 +46,7 @@ def test_order_statistics_are_numpy_s_over_the_accepted(updates, rule, count):
   for name, leaf in updates.items():
     ascending = np.sort(leaf[accepted], axis=0)
     trim = int(0.2 * count)
-    expected = np.median(ascending, axis=0) if rule == 'median' else ascending[trim:count - trim].mean(axis=0)
+    expected = np.median(ascending, axis=0) if rule == 'median' else ascending[trim : count - trim].mean(axis=0)
     np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-6)
 
 
@@ -77,9 +81,19 @@ def test_a_client_of_weight_zero_is_masked(updates):
     np.testing.assert_allclose(found[name], leaf[kept].mean(axis=0), rtol=1e-5)
 
 
-@pytest.mark.parametrize(('params', 'loss', 'valid'), [
-    ([1.0, 2.0], 3.0, True), ([1.0, np.nan], 3.0, False), ([1.0, np.inf], 3.0, False), ([1.0, 2.0], np.nan, False),
-    ([1.0, 2.0], np.inf, False), ([1.0, 2.0], 5.0, True), ([1.0, 2.0], 5.01, False), ([1.0, 2.0], -np.inf, False)])
+@pytest.mark.parametrize(
+  ('params', 'loss', 'valid'),
+  [
+    ([1.0, 2.0], 3.0, True),
+    ([1.0, np.nan], 3.0, False),
+    ([1.0, np.inf], 3.0, False),
+    ([1.0, 2.0], np.nan, False),
+    ([1.0, 2.0], np.inf, False),
+    ([1.0, 2.0], 5.0, True),
+    ([1.0, 2.0], 5.01, False),
+    ([1.0, 2.0], -np.inf, False),
+  ],
+)
 def test_valid_updates(params, loss, valid):
   tree = {'a': jnp.ones(3), 'b': jnp.array(params)}
   assert bool(aggregation.is_valid_update(tree, jnp.float32(loss), jnp.float32(5.0))) is valid
@@ -140,19 +154,30 @@ def test_without_accepted_clients_nothing_is_calibrated(tiny_round, tiny_inputs)
 def test_median_of_clipped_updates(ran, tiny_round):
   """Against each client's update by itself: a round in which only that client returns."""
   tiny, plan, inputs, params, _ = ran
+
   def active(tree):
     return stages.split(tree, plan.shape, plan.start)[0]
-  alone = [active(tiny.apply(params, plan, leave_out(inputs, [other for other in range(4) if other != client]))[0])
-           for client in (0, 2, 3)]
+
+  alone = [
+    active(tiny.apply(params, plan, leave_out(inputs, [other for other in range(4) if other != client]))[0])
+    for client in (0, 2, 3)
+  ]
   received = active(params)
+
   def length(tree):
-    return float(jnp.sqrt(sum(
-        jnp.square(a - b).sum() for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(received)))))
+    return float(
+      jnp.sqrt(sum(jnp.square(a - b).sum() for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(received))))
+    )
+
   lengths = [length(tree) for tree in alone]
   clip = float(np.median(lengths))
   expected = jax.tree.map(
-      lambda start, *leaves: np.median([start + min(1, clip / own) * (leaf - start)
-                                        for leaf, own in zip(leaves, lengths)], axis=0), received, *alone)
+    lambda start, *leaves: np.median(
+      [start + min(1, clip / own) * (leaf - start) for leaf, own in zip(leaves, lengths)], axis=0
+    ),
+    received,
+    *alone,
+  )
   robust = tiny_round('layerwise', 'moco_v3', aggregation='median', client_update_clip=clip)
   found = active(robust.apply(params, plan, inputs)[0])
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), found, expected)

@@ -17,8 +17,13 @@ from lwfedssl_jax.errors import UsageError
 from tests.reference import naive_augment
 
 OFF = {
-    'crop_area': (1.0, 1.0), 'flip_probability': 0.0, 'jitter_probability': 0.0, 'grayscale_probability': 0.0,
-    'blur_probability': (0.0, 0.0), 'solarize_probability': (0.0, 0.0)}
+  'crop_area': (1.0, 1.0),
+  'flip_probability': 0.0,
+  'jitter_probability': 0.0,
+  'grayscale_probability': 0.0,
+  'blur_probability': (0.0, 0.0),
+  'solarize_probability': (0.0, 0.0),
+}
 
 
 @pytest.fixture(scope='module')
@@ -35,9 +40,17 @@ def views_of(images, seed=0, **values):
 # Each operation against an oracle.
 
 
-@pytest.mark.parametrize(('left', 'top', 'width', 'height', 'flip'), [
-    (0, 0, 8, 8, False), (0, 0, 8, 8, True), (2, 1, 5, 6, False), (3, 0, 5, 2, True), (7, 7, 1, 1, False),
-    (1, 4, 6, 3, True)])
+@pytest.mark.parametrize(
+  ('left', 'top', 'width', 'height', 'flip'),
+  [
+    (0, 0, 8, 8, False),
+    (0, 0, 8, 8, True),
+    (2, 1, 5, 6, False),
+    (3, 0, 5, 2, True),
+    (7, 7, 1, 1, False),
+    (1, 4, 6, 3, True),
+  ],
+)
 def test_crop_is_pillow_s_crop_and_bilinear_resize(images, left, top, width, height, flip):
   image = images[0].astype(np.float32) / 255
   rows = augment.crop_matrix(8, jnp.float32(top), jnp.float32(height), jnp.bool_(False))
@@ -66,8 +79,9 @@ FIXED = jnp.arange(4)  # an order: brightness, contrast, saturation, hue
 
 
 @pytest.mark.parametrize('factor', [0.2, 0.68, 1.0, 1.78])
-@pytest.mark.parametrize(('index', 'enhance'), list(enumerate(
-    [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color])))
+@pytest.mark.parametrize(
+  ('index', 'enhance'), list(enumerate([ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]))
+)
 def test_jitter_is_pillow_s_enhancement(images, index, enhance, factor):
   factors = jnp.array([1.0, 1.0, 1.0, 0.0]).at[index].set(factor)
   for image in images[:2]:
@@ -82,8 +96,9 @@ def test_jitter_follows_each_of_the_24_orders(images):
   orders = jnp.array(augment.JITTER_ORDERS)
   jittered = jax.jit(jax.vmap(augment.jitter, in_axes=(None, None, 0)))
   actual = np.asarray(jittered(jnp.asarray(image, jnp.float32), jnp.array(factors), orders))
-  expected = np.stack([
-      naive_augment.jitter(image, dict(zip('BCSH', factors)), ['BCSH'[i] for i in order]) for order in orders])
+  expected = np.stack(
+    [naive_augment.jitter(image, dict(zip('BCSH', factors)), ['BCSH'[i] for i in order]) for order in orders]
+  )
   np.testing.assert_allclose(actual, expected, atol=2e-6)
   assert len(np.unique(expected.round(4), axis=0)) > 12  # orders differ on this image, but for those that commute
 
@@ -99,9 +114,21 @@ def test_gray_is_pillow_s(images):
   np.testing.assert_allclose(255 * augment.gray(jnp.asarray(images[0]) / 255)[..., 0], expected, atol=1)
 
 
-@pytest.mark.parametrize(('size', 'sigma', 'support'), [
-    (16, 0.01, 3), (16, 0.4, 3), (32, 1.0, 3), (32, 2.0, 7), (64, 2.0, 7), (16, 2.0, 31), (5, 3.0, 9), (4, 3.0, 23),
-    (2, 1.0, 5), (1, 1.0, 3)])
+@pytest.mark.parametrize(
+  ('size', 'sigma', 'support'),
+  [
+    (16, 0.01, 3),
+    (16, 0.4, 3),
+    (32, 1.0, 3),
+    (32, 2.0, 7),
+    (64, 2.0, 7),
+    (16, 2.0, 31),
+    (5, 3.0, 9),
+    (4, 3.0, 23),
+    (2, 1.0, 5),
+    (1, 1.0, 3),
+  ],
+)
 def test_blur_is_scipy_s_and_numpy_s_with_a_limited_support_and_mirrored_edges(size, sigma, support):
   image = np.random.default_rng(0).random((size, size, 3))
   matrix = augment.blur_matrix(size, jnp.float32(sigma), support)
@@ -116,7 +143,7 @@ def test_sigma_is_in_pixels_of_the_image_whatever_its_size():
   for size in (16, 32, 224):
     row = augment.blur_matrix(size, jnp.float32(1.0), 5)[size // 2]
     weights = np.exp([-2, -0.5, 0, -0.5, -2])
-    np.testing.assert_allclose(row[size // 2 - 2:size // 2 + 3], weights / weights.sum(), atol=1e-6)
+    np.testing.assert_allclose(row[size // 2 - 2 : size // 2 + 3], weights / weights.sum(), atol=1e-6)
     np.testing.assert_allclose(row.sum(), 1, atol=1e-6)
 
 
@@ -152,8 +179,14 @@ def test_always_on_is_the_operation(images):
   image = images / 255
   flipped = views_of(images, flip_probability=1.0)
   np.testing.assert_allclose(flipped, np.stack([image, image])[..., ::-1, :], atol=1e-6)
-  views = views_of(images, grayscale_probability=1.0, blur_probability=(1.0, 0.0), blur_sigma=(2.0, 2.0),
-                   blur_kernel_size=5, solarize_probability=(0.0, 1.0))
+  views = views_of(
+    images,
+    grayscale_probability=1.0,
+    blur_probability=(1.0, 0.0),
+    blur_sigma=(2.0, 2.0),
+    blur_kernel_size=5,
+    solarize_probability=(0.0, 1.0),
+  )
   luma = np.repeat(image @ np.array([[0.299], [0.587], [0.114]]), 3, axis=-1)
   matrix = np.asarray(augment.blur_matrix(8, jnp.float32(2.0), 5), np.float64)
   np.testing.assert_allclose(views[0], np.einsum('yh,bhwc,xw->byxc', matrix, luma, matrix), atol=1e-5)
@@ -167,16 +200,23 @@ def test_blur_comes_before_solarization(images):
 
 
 STRONG = {
-    'crop_area': (0.08, 1.0), 'flip_probability': 0.5, 'jitter_probability': 0.9,
-    'jitter_strength': (1.0, 1.0, 1.0, 0.5), 'grayscale_probability': 0.3, 'blur_probability': (0.7, 0.7),
-    'solarize_probability': (0.5, 0.5)}
+  'crop_area': (0.08, 1.0),
+  'flip_probability': 0.5,
+  'jitter_probability': 0.9,
+  'jitter_strength': (1.0, 1.0, 1.0, 0.5),
+  'grayscale_probability': 0.3,
+  'blur_probability': (0.7, 0.7),
+  'solarize_probability': (0.5, 0.5),
+}
 
 
 @functools.cache
 def strong_views():
   """Augments black, white, gray, primary colors and noise, 40 times over."""
-  flat = [np.full((8, 8, 3), color) for color in
-          [(0, 0, 0), (255, 255, 255), (128, 128, 128), (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]]
+  flat = [
+    np.full((8, 8, 3), color)
+    for color in [(0, 0, 0), (255, 255, 255), (128, 128, 128), (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
+  ]
   noise = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3))
   images = np.concatenate([np.stack(flat), noise]).astype(np.uint8)
   return views_of(np.tile(images, (40, 1, 1, 1)), **STRONG).reshape(2, 40, 8, 8, 8, 3)
@@ -209,9 +249,16 @@ def test_equal_images_get_different_views_and_a_key_repeats():
   assert np.abs(views - views_of(same, seed=1, **STRONG)).max() > 0.01
 
 
-@pytest.mark.parametrize(('name', 'value'), [
-    ('flip_probability', 0.3), ('jitter_probability', 0.6), ('grayscale_probability', 0.2),
-    ('blur_probability', (0.7, 0.1)), ('solarize_probability', (0.0, 0.4))])
+@pytest.mark.parametrize(
+  ('name', 'value'),
+  [
+    ('flip_probability', 0.3),
+    ('jitter_probability', 0.6),
+    ('grayscale_probability', 0.2),
+    ('blur_probability', (0.7, 0.1)),
+    ('solarize_probability', (0.0, 0.4)),
+  ],
+)
 def test_probabilities(name, value):
   """A share of 2000 images has a standard deviation of at most 0.011; changed images are counted."""
   image = np.random.default_rng(1).integers(0, 256, (1, 4, 4, 3)).astype(np.uint8)
@@ -220,12 +267,14 @@ def test_probabilities(name, value):
   np.testing.assert_allclose(changed.mean(axis=1), value, atol=0.045)
   if changed.any(axis=1).all() and not isinstance(value, tuple):
     both = (changed[0] & changed[1]).mean()
-    assert abs(both - value ** 2) < 0.045  # the two views decide independently
+    assert abs(both - value**2) < 0.045  # the two views decide independently
 
 
-@pytest.mark.parametrize(('size', 'values'), [
-    (8, STRONG), (20, {}), (9, {**STRONG, 'blur_kernel_size': 21, 'blur_sigma': (0.5, 4.0)})],
-    ids=['strong', 'defaults', 'kernel beyond the edges'])
+@pytest.mark.parametrize(
+  ('size', 'values'),
+  [(8, STRONG), (20, {}), (9, {**STRONG, 'blur_kernel_size': 21, 'blur_sigma': (0.5, 4.0)})],
+  ids=['strong', 'defaults', 'kernel beyond the edges'],
+)
 def test_views_are_numpy_s(size, values):
   """Same keys, same uniform numbers; all else is written anew in `naive_augment`, in float64."""
   images = np.random.default_rng(2).integers(0, 256, (12, size, size, 3)).astype(np.uint8)
@@ -236,9 +285,11 @@ def test_views_are_numpy_s(size, values):
   np.testing.assert_allclose(actual, naive_augment.two_views(key, images, config), atol=1e-5)
 
 
-@pytest.mark.parametrize('function', [
-    lambda key, x: augment.two_views(key, x, AugmentConfig()), randaugment.rand_augment],
-    ids=['two_views', 'rand_augment'])
+@pytest.mark.parametrize(
+  'function',
+  [lambda key, x: augment.two_views(key, x, AugmentConfig()), randaugment.rand_augment],
+  ids=['two_views', 'rand_augment'],
+)
 def test_every_product_asks_for_full_precision(function):
   """A TPU rounds the operands of a product to bfloat16 otherwise, 8 bits, about one gray level."""
   program = jax.jit(function).lower(jax.random.key(0), np.zeros((2, 8, 8, 3), np.uint8)).as_text()

@@ -56,12 +56,18 @@ def test_crops_have_torchvision_s_distribution(size):
   assert min(top.min(), left.min()) == 0 and min(height.min(), width.min()) > 0
   assert (top + height).max() == (left + width).max() == size
   for quantity in (
-      lambda box: box[:, 2] * box[:, 3],  # area
-      lambda box: np.log(box[:, 3] / box[:, 2]),  # aspect ratio
-      lambda box: box[:, 2], lambda box: box[:, 3], lambda box: box[:, 0], lambda box: box[:, 1],
-      lambda box: box[:, 0] / np.maximum(size - box[:, 2], 1), lambda box: box[:, 1] / np.maximum(size - box[:, 3], 1),
-      lambda box: (box[:, 2:] == size).sum(axis=1),  # full sides
-      lambda box: box[:, 0] * box[:, 1], lambda box: box[:, 1] * box[:, 2]):  # what goes together
+    lambda box: box[:, 2] * box[:, 3],  # area
+    lambda box: np.log(box[:, 3] / box[:, 2]),  # aspect ratio
+    lambda box: box[:, 2],
+    lambda box: box[:, 3],
+    lambda box: box[:, 0],
+    lambda box: box[:, 1],
+    lambda box: box[:, 0] / np.maximum(size - box[:, 2], 1),
+    lambda box: box[:, 1] / np.maximum(size - box[:, 3], 1),
+    lambda box: (box[:, 2:] == size).sum(axis=1),  # full sides
+    lambda box: box[:, 0] * box[:, 1],
+    lambda box: box[:, 1] * box[:, 2],
+  ):  # what goes together
     assert distance(quantity(ours), quantity(rule)) < CRITICAL
   assert_mean((ours[:, 2:] == size).mean(axis=1), (rule[:, 2:] == size).mean())
 
@@ -96,15 +102,20 @@ def test_views_are_made_of_the_crops_drawn():
   ramp = np.arange(size) * 8
   image = np.stack(np.broadcast_arrays(ramp[None, :], ramp[:, None], 0), axis=-1).astype(np.uint8)
   config = AugmentConfig(
-      flip_probability=0.0, jitter_probability=0.0, grayscale_probability=0.0, blur_probability=(0.0, 0.0),
-      solarize_probability=(0.0, 0.0))
+    flip_probability=0.0,
+    jitter_probability=0.0,
+    grayscale_probability=0.0,
+    blur_probability=(0.0, 0.0),
+    solarize_probability=(0.0, 0.0),
+  )
   key = jax.random.key(3)
   views = jax.jit(lambda key, x: augment.two_views(key, x, config))(key, np.stack([image] * count))
   views = np.asarray(views) * 255 / 8
   left, top = views[:, :, 0, 0, 0], views[:, :, 0, 0, 1]
   boxes = np.stack([top, left, views[:, :, -1, 0, 1] - top + 1, views[:, :, 0, -1, 0] - left + 1], axis=-1)
-  drawn = [[naive_augment.box_of(own, size, config.crop_area) for own in view]
-           for view in naive_augment.draws_of(key, count)]
+  drawn = [
+    [naive_augment.box_of(own, size, config.crop_area) for own in view] for view in naive_augment.draws_of(key, count)
+  ]
   np.testing.assert_allclose(boxes, drawn, atol=1e-3)
   assert abs(np.corrcoef(left[0], left[1])[0, 1]) < SIGMAS / math.sqrt(count)  # the views crop independently
 
@@ -121,17 +132,26 @@ def test_jittered_views_follow_each_order_as_often():
   count, size = 300, 2
   image = np.random.default_rng(0).integers(0, 256, (size, size, 3)).astype(np.uint8)
   config = AugmentConfig(
-      crop_area=(1.0, 1.0), flip_probability=0.0, jitter_probability=1.0, jitter_strength=(1.0, 1.0, 1.0, 0.5),
-      grayscale_probability=0.0, blur_probability=(0.0, 0.0), solarize_probability=(0.0, 0.0))
+    crop_area=(1.0, 1.0),
+    flip_probability=0.0,
+    jitter_probability=1.0,
+    jitter_strength=(1.0, 1.0, 1.0, 0.5),
+    grayscale_probability=0.0,
+    blur_probability=(0.0, 0.0),
+    solarize_probability=(0.0, 0.0),
+  )
   key = jax.random.key(0)
   views = np.asarray(jax.jit(lambda key, x: augment.two_views(key, x, config))(key, np.stack([image] * count)))
   shares = np.zeros(24)
   for number, draws in enumerate(naive_augment.draws_of(key, count)):
     for view, own in zip(views[number], draws):
       factors = naive_augment.view_of(own, size, number, config).factors
-      explains = np.array([
+      explains = np.array(
+        [
           np.abs(naive_augment.jitter(image / 255, factors, order) - view).max() < 1e-4
-          for order in naive_augment.ORDERS])
+          for order in naive_augment.ORDERS
+        ]
+      )
       assert explains.any()
       shares += explains / explains.sum()
   expected = 2 * count / 24
@@ -140,8 +160,13 @@ def test_jittered_views_follow_each_order_as_often():
 
 def test_shares_and_strengths():
   view = draw_views(32)
-  for sample, share in ((view.flips, 0.5), (view.jitters, 0.8), (view.is_gray, 0.2), (view.blurs, 0.3),
-                        (view.solarizes, 0.2)):
+  for sample, share in (
+    (view.flips, 0.5),
+    (view.jitters, 0.8),
+    (view.is_gray, 0.2),
+    (view.blurs, 0.3),
+    (view.solarizes, 0.2),
+  ):
     assert_mean(sample, share)
   generator = np.random.default_rng(0)
   bounds = [(0.6, 1.4), (0.6, 1.4), (0.8, 1.2), (-0.1, 0.1), (0.1, 2.0)]
@@ -152,8 +177,19 @@ def test_shares_and_strengths():
 def test_what_is_drawn_for_a_view_is_independent():
   """Correlations of 10^5 independent pairs have a standard deviation of 0.003."""
   view = draw_views(32)
-  drawn = np.column_stack([
-      view.box[:, 2] * view.box[:, 3], view.box[:, 3] / view.box[:, 2], view.flips, view.jitters, view.factors,
-      view.order[:, 0], view.is_gray, view.blurs, view.sigma, view.solarizes]).astype(np.float64)
+  drawn = np.column_stack(
+    [
+      view.box[:, 2] * view.box[:, 3],
+      view.box[:, 3] / view.box[:, 2],
+      view.flips,
+      view.jitters,
+      view.factors,
+      view.order[:, 0],
+      view.is_gray,
+      view.blurs,
+      view.sigma,
+      view.solarizes,
+    ]
+  ).astype(np.float64)
   correlations = np.corrcoef(drawn.T) - np.eye(drawn.shape[1])
   assert np.abs(correlations).max() < SIGMAS / math.sqrt(NUM_DRAWS)

@@ -20,7 +20,8 @@ def plan(num_images, batch_size=4, epochs=3, steps=None, capacity=None, seed=0):
   image_ids = np.full(capacity or num_images, -1, np.int32)
   image_ids[:num_images] = 100 + np.arange(num_images)
   ids, mask = plan_epochs(
-      jax.random.key(seed), jnp.asarray(image_ids), jnp.int32(num_images), epochs, steps, batch_size)
+    jax.random.key(seed), jnp.asarray(image_ids), jnp.int32(num_images), epochs, steps, batch_size
+  )
   assert ids.shape == mask.shape == (epochs * steps, batch_size)
   assert mask.dtype == bool
   own = epochs * max(1, num_images // batch_size)
@@ -29,8 +30,10 @@ def plan(num_images, batch_size=4, epochs=3, steps=None, capacity=None, seed=0):
   return tuple(np.asarray(steps[:own]).reshape(epochs, -1, batch_size) for steps in (ids, mask))
 
 
-@pytest.mark.parametrize(('num_images', 'batch_size', 'steps'), [
-    (1, 4, 1), (3, 4, 1), (4, 4, 1), (7, 4, 1), (8, 4, 2), (9, 4, 2), (512, 512, 1), (1023, 512, 1), (1024, 512, 2)])
+@pytest.mark.parametrize(
+  ('num_images', 'batch_size', 'steps'),
+  [(1, 4, 1), (3, 4, 1), (4, 4, 1), (7, 4, 1), (8, 4, 2), (9, 4, 2), (512, 512, 1), (1023, 512, 1), (1024, 512, 2)],
+)
 def test_steps_per_epoch(num_images, batch_size, steps):
   assert batching.steps_per_epoch(num_images, batch_size) == steps
 

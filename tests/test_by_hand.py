@@ -27,7 +27,7 @@ def round_by_hand(config, parts, params, plan, inputs):
   weights = aggregation.client_weights(jnp.asarray(num_images), jnp.asarray(returned))
   state, accepted = parts.aggregator.init(received, len(client_ids)), []
   for position, client in enumerate(client_ids):
-    own_images = inputs.images[image_ids[position, :num_images[position]]]  # on the client
+    own_images = inputs.images[image_ids[position, : num_images[position]]]  # on the client
     keys = client_update.draw_keys(inputs.seed_key, inputs.round_num, client)
     capacity = batching.padded_capacity(len(own_images), config.client.batch_size)
     data = ClientData(own_images, jnp.arange(capacity) % len(own_images), jnp.int32(len(own_images)))
@@ -37,8 +37,9 @@ def round_by_hand(config, parts, params, plan, inputs):
     client_params = aggregation.clip_update(client_params, received, config.method.client_update_clip)
     valid = aggregation.is_valid_update(client_params, losses.total, inputs.loss_limit)
     accepted.append(bool(returned[position] and valid))
-    upload = aggregation.Uploads(jax.tree.map(lambda leaf: leaf[None], client_params),
-                                 weights[position][None], jnp.array(accepted[-1:]))
+    upload = aggregation.Uploads(
+      jax.tree.map(lambda leaf: leaf[None], client_params), weights[position][None], jnp.array(accepted[-1:])
+    )
     state = parts.aggregator.add(state, upload, position)
   tally = aggregation.tally_clients(weights, jnp.array(accepted))
   aggregated = aggregation.aggregate_or_keep(parts.aggregator, state, jnp.array(accepted), tally, received)
@@ -49,10 +50,14 @@ def round_by_hand(config, parts, params, plan, inputs):
   return params
 
 
-@pytest.mark.parametrize(('method', 'objective', 'values'), [
+@pytest.mark.parametrize(
+  ('method', 'objective', 'values'),
+  [
     ('lw_fedssl', 'moco_v3', {}),
     ('layerwise', 'simclr', {'aggregation': 'median', 'client_update_clip': 0.05}),
-], ids=['lw_fedssl', 'median'])
+  ],
+  ids=['lw_fedssl', 'median'],
+)
 def test_loops_over_the_parts_give_the_simulator_s_parameters(tiny_round, tiny_inputs, method, objective, values):
   tiny = tiny_round(method, objective, **values)
   plan, inputs, params = tiny.plans[tiny.stage], tiny_inputs(), tiny.init(0)

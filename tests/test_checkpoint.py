@@ -22,8 +22,10 @@ DAMAGES = ('truncated', 'emptied', 'deleted', 'bit flipped')
 
 def tree(step):
   generator = np.random.default_rng(step)
-  return {'embedding': {'kernel': jnp.asarray(generator.normal(size=(40, 30)), jnp.float32)},
-          'norm': {'scale': jnp.asarray(generator.normal(size=7), jnp.float32)}}
+  return {
+    'embedding': {'kernel': jnp.asarray(generator.normal(size=(40, 30)), jnp.float32)},
+    'norm': {'scale': jnp.asarray(generator.normal(size=7), jnp.float32)},
+  }
 
 
 def save_two(folder):
@@ -51,7 +53,7 @@ def damage(path, how):
       flipped[len(content) // 2] ^= 4
       path.write_bytes(flipped)
   else:
-    path.write_bytes(b'' if how == 'emptied' else content[:len(content) // 2])
+    path.write_bytes(b'' if how == 'emptied' else content[: len(content) // 2])
 
 
 @pytest.fixture(scope='module')
@@ -173,7 +175,7 @@ def test_a_step_that_was_not_finished_is_not_there(sound, tmp_path):
   assert restore(folder).rounds_done == 3
 
 
-FULL_DISK = '''
+FULL_DISK = """
 import resource, signal, sys
 import jax.numpy as jnp
 from lwfedssl_jax.errors import StorageError
@@ -185,17 +187,24 @@ try:
     checkpoints.save({'embedding': {'kernel': jnp.arange(100_000.0) ** 1.5}}, 3)
 except StorageError as error:
   print('STORAGE', error)
-'''
+"""
 
 
 def test_a_full_disk_is_one_line_and_earlier_checkpoints_stay(sound, tmp_path):
   """A limit on file sizes stands in for the full disk."""
   folder = tmp_path / 'full'
   shutil.copytree(sound, folder)
-  result = subprocess.run([sys.executable, '-c', FULL_DISK, str(folder)], capture_output=True, text=True, timeout=120,
-                          env=os.environ | {'JAX_PLATFORMS': 'cpu'})
-  expected = (f'STORAGE cannot write checkpoint 3 to {folder}/checkpoints: file too large; the last saved round is 2, '
-              '--resume continues from it\n')
+  result = subprocess.run(
+    [sys.executable, '-c', FULL_DISK, str(folder)],
+    capture_output=True,
+    text=True,
+    timeout=120,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+  )
+  expected = (
+    f'STORAGE cannot write checkpoint 3 to {folder}/checkpoints: file too large; the last saved round is 2, '
+    '--resume continues from it\n'
+  )
   assert expected in result.stdout, result.stderr[-2000:]
   assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 20_000
   assert restore(folder).rounds_done == 2

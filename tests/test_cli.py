@@ -21,9 +21,18 @@ from lwfedssl_jax import config as configs
 
 ROOT = pathlib.Path(__file__).parents[1]
 PRESETS = sorted((ROOT / 'experiments' / 'presets').glob('*.flags'))
-SMALL = ('--encoder=vit_micro', '--image_size=8', '--patch_size=4', '--num_clients=2', '--batch_size=8',
-         '--rounds_per_stage=1', '--blocks_per_stage=4', '--local_epochs=1', '--auxiliary_fraction=0.2',
-         '--flip_probability=0.25')
+SMALL = (
+  '--encoder=vit_micro',
+  '--image_size=8',
+  '--patch_size=4',
+  '--num_clients=2',
+  '--batch_size=8',
+  '--rounds_per_stage=1',
+  '--blocks_per_stage=4',
+  '--local_epochs=1',
+  '--auxiliary_fraction=0.2',
+  '--flip_probability=0.25',
+)
 
 
 class Result(NamedTuple):
@@ -35,6 +44,7 @@ class Result(NamedTuple):
 @pytest.fixture
 def command(capsys):
   """Runs a command in this process, as `python -m` does in one of its own."""
+
   def execute(module, *arguments):
     one = importlib.import_module(f'experiments.{module}').COMMAND
     one.flags.unparse_flags()
@@ -49,8 +59,13 @@ def start(module, *arguments, without=(), **environment):
   """Runs a command in a process of its own."""
   inherited = {name: value for name, value in os.environ.items() if name not in without}
   return subprocess.run(
-      [sys.executable, '-m', f'experiments.{module}', *arguments], cwd=ROOT, capture_output=True, text=True,
-      timeout=300, env=inherited | environment)
+    [sys.executable, '-m', f'experiments.{module}', *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    env=inherited | environment,
+  )
 
 
 def parsed_config(*arguments):
@@ -70,31 +85,31 @@ def write_class_folder(path, num_classes=2, per_class=20, size=(20, 14)):
 
 
 MISTAKES = {
-    'unknown dataset': (('--dataset=nonsense',), '--dataset: expected digits, tfds:NAME'),
-    'missing folder': (('--dataset=folder:{tmp}/none',), '--dataset'),
-    'missing npz': (('--dataset=npz:{tmp}/none.npz',), '--dataset'),
-    'unprepared tfds': (('--dataset=tfds:mnist', '--data_dir={tmp}'), 'download_and_prepare'),
-    'mixed sizes': (('--dataset=folder:{tmp}/mixed', '--image_size=0'), '--image_size'),
-    'patch does not divide': (('--image_size=16', '--patch_size=5'), '--patch_size: expected a divisor'),
-    'patch does not divide the native size': (('--image_size=0', '--patch_size=3'), '--patch_size: expected a divisor'),
-    'more clients than images': (('--num_clients=2000',), '--num_clients: expected at most'),
-    'batch larger than every client': (('--batch_size=1000',), '--batch_size: expected at most'),
-    'labels needed': (('--dataset=folder:{tmp}/flat', '--image_size=8', '--partition=dirichlet'), '--partition'),
-    'workdir of a run': (('--workdir={tmp}/used',), '--workdir: expected a new folder'),
-    'workdir is a file': (('--workdir={tmp}/file',), '--workdir: expected a folder'),
-    'no workdir': (('--workdir=',), '--workdir: expected a folder'),
-    'unknown flag': (('--no_such_flag=1',), 'no_such_flag'),
-    'bad choice': (('--method=magic',), '--method'),
-    'bad number': (('--batch_size=many',), '--batch_size'),
-    'out of range': (('--temperature=0',), '--temperature: expected more than 0'),
-    'not finite': (('--learning_rate=nan',), '--learning_rate: expected a finite number'),
-    'bad tuple': (('--crop_area=0.5',), '--crop_area: expected 2 comma-separated values'),
-    'tuple of words': (('--crop_area=a,b',), '--crop_area: expected 2 comma-separated values'),
-    'blocks do not divide': (('--blocks_per_stage=3',), '--blocks_per_stage: expected a divisor of the 4 blocks'),
-    'too many per round': (('--clients_per_round=3',), '--clients_per_round: expected at most'),
-    'no server images': (('--auxiliary_fraction=0',), '--auxiliary_fraction: expected more than 0'),
-    'positional argument': (('digits',), 'expected flags only'),
-    'missing preset': (('--flagfile={tmp}/none.flags',), 'none.flags'),
+  'unknown dataset': (('--dataset=nonsense',), '--dataset: expected digits, tfds:NAME'),
+  'missing folder': (('--dataset=folder:{tmp}/none',), '--dataset'),
+  'missing npz': (('--dataset=npz:{tmp}/none.npz',), '--dataset'),
+  'unprepared tfds': (('--dataset=tfds:mnist', '--data_dir={tmp}'), 'download_and_prepare'),
+  'mixed sizes': (('--dataset=folder:{tmp}/mixed', '--image_size=0'), '--image_size'),
+  'patch does not divide': (('--image_size=16', '--patch_size=5'), '--patch_size: expected a divisor'),
+  'patch does not divide the native size': (('--image_size=0', '--patch_size=3'), '--patch_size: expected a divisor'),
+  'more clients than images': (('--num_clients=2000',), '--num_clients: expected at most'),
+  'batch larger than every client': (('--batch_size=1000',), '--batch_size: expected at most'),
+  'labels needed': (('--dataset=folder:{tmp}/flat', '--image_size=8', '--partition=dirichlet'), '--partition'),
+  'workdir of a run': (('--workdir={tmp}/used',), '--workdir: expected a new folder'),
+  'workdir is a file': (('--workdir={tmp}/file',), '--workdir: expected a folder'),
+  'no workdir': (('--workdir=',), '--workdir: expected a folder'),
+  'unknown flag': (('--no_such_flag=1',), 'no_such_flag'),
+  'bad choice': (('--method=magic',), '--method'),
+  'bad number': (('--batch_size=many',), '--batch_size'),
+  'out of range': (('--temperature=0',), '--temperature: expected more than 0'),
+  'not finite': (('--learning_rate=nan',), '--learning_rate: expected a finite number'),
+  'bad tuple': (('--crop_area=0.5',), '--crop_area: expected 2 comma-separated values'),
+  'tuple of words': (('--crop_area=a,b',), '--crop_area: expected 2 comma-separated values'),
+  'blocks do not divide': (('--blocks_per_stage=3',), '--blocks_per_stage: expected a divisor of the 4 blocks'),
+  'too many per round': (('--clients_per_round=3',), '--clients_per_round: expected at most'),
+  'no server images': (('--auxiliary_fraction=0',), '--auxiliary_fraction: expected more than 0'),
+  'positional argument': (('digits',), 'expected flags only'),
+  'missing preset': (('--flagfile={tmp}/none.flags',), 'none.flags'),
 }
 IN_A_PROCESS = ('unknown dataset', 'unknown flag')  # of its own, as the other commands' first mistakes below
 
@@ -112,8 +127,9 @@ def test_mistake_is_one_line_and_exit_code_2_and_writes_nothing(mistake, tmp_pat
   arguments, expected = MISTAKES[mistake]
   given = [argument.format(tmp=tmp_path) for argument in arguments]
   begin = start if mistake in IN_A_PROCESS else command
-  result = begin('pretrain', '--dataset=digits', *SMALL, f'--workdir={tmp_path}/run', f'--cache_dir={tmp_path}/cache',
-                 *given)
+  result = begin(
+    'pretrain', '--dataset=digits', *SMALL, f'--workdir={tmp_path}/run', f'--cache_dir={tmp_path}/cache', *given
+  )
   assert result.returncode == 2, result.stderr
   lines = [line for line in result.stderr.splitlines() if line.startswith('error: ')]
   assert len(lines) == 1, result.stderr
@@ -124,11 +140,18 @@ def test_mistake_is_one_line_and_exit_code_2_and_writes_nothing(mistake, tmp_pat
 
 
 def test_a_run_needs_no_flag_but_a_folder_and_no_tensorflow_datasets(tmp_path):
-  code = ('import sys; sys.modules["tensorflow_datasets"] = sys.modules["importlib_resources"] = None; '
-          'from experiments import pretrain; pretrain.run()')
+  code = (
+    'import sys; sys.modules["tensorflow_datasets"] = sys.modules["importlib_resources"] = None; '
+    'from experiments import pretrain; pretrain.run()'
+  )
   result = subprocess.run(
-      [sys.executable, '-c', code, f'--workdir={tmp_path}/run', '--stop_after_round=1'], cwd=ROOT, capture_output=True,
-      text=True, timeout=300, check=False)
+    [sys.executable, '-c', code, f'--workdir={tmp_path}/run', '--stop_after_round=1'],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
   assert result.returncode == 0, result.stderr
   lines = result.stdout.splitlines()
   config, summary = json.loads(lines[0].removeprefix('config: ')), json.loads(lines[-1])
@@ -147,20 +170,25 @@ def as_a_user(root, workdir):
   """Compiled fully, into a cache of its own."""
   environment = {'JAX_DISABLE_MOST_OPTIMIZATIONS': '0', 'XDG_CACHE_HOME': str(root / 'user_cache')}
   without = ('JAX_COMPILATION_CACHE_DIR', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', 'XLA_FLAGS')
-  return start('pretrain', f'--dataset=folder:{root}/images', *SMALL, f'--workdir={root}/{workdir}', without=without,
-               **environment)
+  return start(
+    'pretrain', f'--dataset=folder:{root}/images', *SMALL, f'--workdir={root}/{workdir}', without=without, **environment
+  )
 
 
 def test_second_run_compiles_nothing_and_ends_with_the_same_bits(class_folder_run):
   root, first = class_folder_run
+
   def compiled():
     return {path.name for path in (root / 'user_cache' / 'lwfedssl_jax' / 'compiled').glob('*-cache')}
+
   before = compiled()
   assert len(before) > 5
   second = as_a_user(root, 'again')
   assert compiled() == before
+
   def digest(result):
     return json.loads(result.stdout.splitlines()[-1])['params_sha256']
+
   assert digest(second) == digest(first)
 
 
@@ -182,8 +210,9 @@ def test_npz_in_medmnist_layout_trains(tmp_path, command):
     arrays[f'{split}_labels'] = generator.integers(0, 3, (count, 1))
     arrays[f'{split}_images'] = generator.integers(0, 255, (count, 8, 8), np.uint8)
   np.savez(tmp_path / 'data.npz', **arrays)
-  result = command('pretrain', f'--dataset=npz:{tmp_path}/data.npz', *SMALL, '--objective=simclr',
-                   f'--workdir={tmp_path}/run')
+  result = command(
+    'pretrain', f'--dataset=npz:{tmp_path}/data.npz', *SMALL, '--objective=simclr', f'--workdir={tmp_path}/run'
+  )
   assert result.returncode == 0, result.stderr
   assert json.loads(result.stdout.splitlines()[-1])['objective'] == 'simclr'
 
@@ -192,8 +221,9 @@ def test_images_without_labels_train_and_report_no_accuracy(tmp_path, command):
   (tmp_path / 'flat').mkdir()
   for index in range(40):
     Image.new('L', (12, 9), 6 * index).save(tmp_path / 'flat' / f'{index}.jpg')
-  result = command('pretrain', f'--dataset=folder:{tmp_path}/flat', *SMALL, '--objective=byol',
-                   f'--workdir={tmp_path}/run')
+  result = command(
+    'pretrain', f'--dataset=folder:{tmp_path}/flat', *SMALL, '--objective=byol', f'--workdir={tmp_path}/run'
+  )
   assert result.returncode == 0, result.stderr
   assert json.loads(result.stdout.splitlines()[-1])['final_knn_accuracy'] is None
   assert (tmp_path / 'run' / 'partition.png').exists()
@@ -212,15 +242,30 @@ def test_report_compares_finished_runs(class_folder_run, command):
 
 def test_run_is_evaluated_and_exported(class_folder_run, command):
   root, _ = class_folder_run
-  result = command('evaluate', f'--workdir={root}/run', '--protocol=finetune', '--epochs=2', '--warmup_epochs=1',
-                   '--batch_size=64', '--learning_rate=0.002', '--weight_decay=0.3', '--seeds=0,1')
+  result = command(
+    'evaluate',
+    f'--workdir={root}/run',
+    '--protocol=finetune',
+    '--epochs=2',
+    '--warmup_epochs=1',
+    '--batch_size=64',
+    '--learning_rate=0.002',
+    '--weight_decay=0.3',
+    '--seeds=0,1',
+  )
   assert result.returncode == 0, result.stderr
   found = json.loads(result.stdout.splitlines()[-1])['results']
   assert [entry['name'] for entry in found] == [f'finetune, folder:{root}/images, 100 % of labels']
   assert 0 <= found[0]['mean']['accuracy'] <= 1
-  kept, = run_evaluation.read_evaluations(str(root / 'run'))
-  assert kept['options'] == {'epochs': 2, 'warmup_epochs': 1, 'batch_size': 64, 'learning_rate': 0.002,
-                             'weight_decay': 0.3, 'flip_probability': 0.25}
+  (kept,) = run_evaluation.read_evaluations(str(root / 'run'))
+  assert kept['options'] == {
+    'epochs': 2,
+    'warmup_epochs': 1,
+    'batch_size': 64,
+    'learning_rate': 0.002,
+    'weight_decay': 0.3,
+    'flip_probability': 0.25,
+  }
   result = command('export', f'--workdir={root}/run', f'--output={root}/encoder.safetensors')
   assert result.returncode == 0, result.stderr
   written = json.loads(result.stdout.splitlines()[-1])
@@ -229,21 +274,21 @@ def test_run_is_evaluated_and_exported(class_folder_run, command):
 
 
 MISTAKES_OF_OTHERS = (
-    ('evaluate', (), '--workdir: expected the folder of a run'),
-    ('evaluate', ('--workdir={tmp}',), '--workdir: expected the folder of a run, {tmp} has no config.json'),
-    ('evaluate', ('--workdir={tmp}/none',), '--workdir: expected the folder of a run, there is no {tmp}/none'),
-    ('evaluate', ('--workdir={tmp}', '--seeds='), '--seeds: expected at least one whole number'),
-    ('evaluate', ('--workdir={tmp}', '--label_fraction=0'), '--label_fraction: expected more than 0'),
-    ('evaluate', ('--workdir={tmp}', '--seeds=a'), '--seeds: expected whole numbers'),
-    ('evaluate', ('--workdir={tmp}', '--protocol=magic'), 'protocol'),
-    ('export', ('--workdir={tmp}',), '--workdir: expected the folder of a run, {tmp} has no config.json'),
-    ('export', ('--workdir={tmp}/none',), '--workdir: expected the folder of a run, there is no {tmp}/none'),
-    ('sweep', (), '--output: expected a folder'),
-    ('sweep', ('--output={tmp}', '--vary=nonsense=1'), '--vary: expected FLAG=VALUE'),
-    ('sweep', ('--output={tmp}', '--methods=magic'), '--method: expected one of'),
-    ('sweep', ('--output={tmp}', '--workdir={tmp}'), '--workdir: expected none'),
-    ('sweep', ('--output={tmp}', '--seeds=x'), '--seeds: expected whole numbers'),
-    ('benchmark', ('--suite=devices', '--image_size=8'), 'xla_force_host_platform_device_count'),
+  ('evaluate', (), '--workdir: expected the folder of a run'),
+  ('evaluate', ('--workdir={tmp}',), '--workdir: expected the folder of a run, {tmp} has no config.json'),
+  ('evaluate', ('--workdir={tmp}/none',), '--workdir: expected the folder of a run, there is no {tmp}/none'),
+  ('evaluate', ('--workdir={tmp}', '--seeds='), '--seeds: expected at least one whole number'),
+  ('evaluate', ('--workdir={tmp}', '--label_fraction=0'), '--label_fraction: expected more than 0'),
+  ('evaluate', ('--workdir={tmp}', '--seeds=a'), '--seeds: expected whole numbers'),
+  ('evaluate', ('--workdir={tmp}', '--protocol=magic'), 'protocol'),
+  ('export', ('--workdir={tmp}',), '--workdir: expected the folder of a run, {tmp} has no config.json'),
+  ('export', ('--workdir={tmp}/none',), '--workdir: expected the folder of a run, there is no {tmp}/none'),
+  ('sweep', (), '--output: expected a folder'),
+  ('sweep', ('--output={tmp}', '--vary=nonsense=1'), '--vary: expected FLAG=VALUE'),
+  ('sweep', ('--output={tmp}', '--methods=magic'), '--method: expected one of'),
+  ('sweep', ('--output={tmp}', '--workdir={tmp}'), '--workdir: expected none'),
+  ('sweep', ('--output={tmp}', '--seeds=x'), '--seeds: expected whole numbers'),
+  ('benchmark', ('--suite=devices', '--image_size=8'), 'xla_force_host_platform_device_count'),
 )
 
 
@@ -280,9 +325,9 @@ def test_report_names_a_run_that_is_not_finished(tmp_path, command):
 
 
 PUBLISHED = {  # arXiv 2401.11647 v4, Table 2: GB and GFLOPs
-    'moco_v3': {'end_to_end': (8.40, 586), 'layerwise': (1.66, 139), 'prog_fedssl': (5.04, 318)},
-    'byol': {'end_to_end': (8.40, 586), 'layerwise': (1.66, 139), 'prog_fedssl': (5.04, 318)},
-    'simclr': {'end_to_end': (8.03, 1169), 'layerwise': (1.29, 278), 'prog_fedssl': (4.68, 635)},
+  'moco_v3': {'end_to_end': (8.40, 586), 'layerwise': (1.66, 139), 'prog_fedssl': (5.04, 318)},
+  'byol': {'end_to_end': (8.40, 586), 'layerwise': (1.66, 139), 'prog_fedssl': (5.04, 318)},
+  'simclr': {'end_to_end': (8.03, 1169), 'layerwise': (1.29, 278), 'prog_fedssl': (4.68, 635)},
 }
 
 
@@ -301,8 +346,16 @@ def test_resources_reproduces_the_paper(objective, command):
 
 
 def test_resources_of_one_method_as_table_and_plots(tmp_path, command):
-  result = command('resources', '--encoder=vit_micro', '--image_size=8', '--method=layerwise', '--batch_size=8',
-                   '--convention=actual', f'--plots={tmp_path}/plots', '--client_memory_budget_mb=1000')
+  result = command(
+    'resources',
+    '--encoder=vit_micro',
+    '--image_size=8',
+    '--method=layerwise',
+    '--batch_size=8',
+    '--convention=actual',
+    f'--plots={tmp_path}/plots',
+    '--client_memory_budget_mb=1000',
+  )
   assert result.returncode == 0, result.stderr
   assert 'convention actual: GB = 10^9 bytes' in result.stdout
   assert 'layerwise: memory plan: micro_batch_size=8 of 8' in result.stdout
@@ -312,8 +365,9 @@ def test_resources_of_one_method_as_table_and_plots(tmp_path, command):
 
 
 def test_benchmark_compares_every_case_with_end_to_end(command):
-  result = command('benchmark', '--suite=step', '--encoder=vit_micro', '--image_size=8', '--batch_size=8',
-                   '--repeats=2')
+  result = command(
+    'benchmark', '--suite=step', '--encoder=vit_micro', '--image_size=8', '--batch_size=8', '--repeats=2'
+  )
   assert result.returncode == 0, result.stderr
   found = json.loads(result.stdout.splitlines()[-1])
   cases = {case['case']: case for case in found['cases']}
@@ -324,13 +378,16 @@ def test_benchmark_compares_every_case_with_end_to_end(command):
   assert 'PyTorch end_to_end, stage 1' in cases or 'PyTorch is not installed' in result.stdout
 
 
-@pytest.mark.parametrize(('arguments', 'expected'), [
+@pytest.mark.parametrize(
+  ('arguments', 'expected'),
+  [
     ((), '--image_size: expected the side'),
     (('--image_size=32', '--convention=paper_v9'), 'convention'),
     (('--image_size=32', '--patch_size=5'), '--patch_size: expected a divisor'),
     (('--image_size=32', '--measure_memory'), '--measure_memory: expected --convention=actual'),
     (('--image_size=32', '--batch_size=64', '--micro_batch_size=48'), '--micro_batch_size: expected a divisor'),
-])
+  ],
+)
 def test_mistake_about_resources_is_one_line(arguments, expected, command):
   result = command('resources', *arguments)
   assert result.returncode == 2
@@ -342,11 +399,16 @@ def test_command_line_beats_preset_wherever_the_preset_stands():
   assert presets.put_first(typed) == ['--flagfile=a.flags', '--flagfile=b.flags', '--seed=3', '--batch_size=8']
 
 
-@pytest.mark.parametrize(('typed', 'expected'), [
-    (['--seed=1', '--preset=quickstart', '--preset', 'paper_v1'],
-     ['--seed=1', '--flagfile={}/quickstart.flags', '--flagfile={}/paper_v1.flags']),
+@pytest.mark.parametrize(
+  ('typed', 'expected'),
+  [
+    (
+      ['--seed=1', '--preset=quickstart', '--preset', 'paper_v1'],
+      ['--seed=1', '--flagfile={}/quickstart.flags', '--flagfile={}/paper_v1.flags'],
+    ),
     (['--preset=paper_v4', '--flagfile=x'], ['--flagfile={}/paper_v4.flags', '--flagfile=x']),
-])
+  ],
+)
 def test_presets_are_found_by_name(typed, expected):
   assert presets.expand(typed) == [argument.format(presets.FOLDER) for argument in expected]
 

@@ -13,10 +13,25 @@ from lwfedssl_jax import devices
 from lwfedssl_jax.errors import UsageError
 
 RUN = [
-    '--dataset=digits', '--image_size=16', '--patch_size=8', '--encoder=vit_micro', '--num_clients=5',
-    '--max_train_images=150', '--batch_size=16', '--method=layerwise', '--objective=simclr', '--blocks_per_stage=4',
-    '--rounds_per_stage=4', '--local_epochs=1', '--learning_rate=1e-3', '--temperature=0.5', '--blur_probability=0,0',
-    '--solarize_probability=0,0', '--knn_bank_images=100', '--knn_test_images=50']
+  '--dataset=digits',
+  '--image_size=16',
+  '--patch_size=8',
+  '--encoder=vit_micro',
+  '--num_clients=5',
+  '--max_train_images=150',
+  '--batch_size=16',
+  '--method=layerwise',
+  '--objective=simclr',
+  '--blocks_per_stage=4',
+  '--rounds_per_stage=4',
+  '--local_epochs=1',
+  '--learning_rate=1e-3',
+  '--temperature=0.5',
+  '--blur_probability=0,0',
+  '--solarize_probability=0,0',
+  '--knn_bank_images=100',
+  '--knn_test_images=50',
+]
 UNTIMED = ('seconds', 'images_per_second', 'padding_fraction')
 
 
@@ -85,10 +100,14 @@ def test_a_workdir_that_is_refused_is_refused_in_every_process(tmp_path):
     assert 'Traceback' not in said
 
 
-@pytest.mark.parametrize(('values', 'named'), [
+@pytest.mark.parametrize(
+  ('values', 'named'),
+  [
     (('nowhere', 2, 0), '--coordinator_address: expected HOST:PORT or auto'),
     (('a:1', 1, 0), '--num_processes: expected at least 2'),
-    (('a:1', 2, 2), '--process_id: expected 0 to 1')])
+    (('a:1', 2, 2), '--process_id: expected 0 to 1'),
+  ],
+)
 def test_wrong_addresses_and_numbers_are_named(values, named):
   with pytest.raises(UsageError, match=named):
     devices.connect(*values)

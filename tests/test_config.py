@@ -17,7 +17,9 @@ def test_a_resolved_setting_shares_no_name_with_the_field_it_resolves():
   assert not resolved & FIELDS.keys()
 
 
-@pytest.mark.parametrize(('values', 'name', 'expected'), [
+@pytest.mark.parametrize(
+  ('values', 'name', 'expected'),
+  [
     ({'method': 'lw_fedssl'}, 'uses_calibration', True),
     ({'method': 'layerwise'}, 'uses_calibration', False),
     ({'method': 'layerwise', 'server_calibration': True}, 'uses_calibration', True),
@@ -27,12 +29,15 @@ def test_a_resolved_setting_shares_no_name_with_the_field_it_resolves():
     ({'method': 'layerwise', 'num_clients': 7}, 'effective_num_clients', 7),
     ({'num_clients': 7, 'clients_per_round': 0}, 'effective_clients_per_round', 7),
     ({'num_clients': 7, 'clients_per_round': 3}, 'effective_clients_per_round', 3),
-])
+  ],
+)
 def test_settings_resolve(values, name, expected):
   assert getattr(configs.configure(**values), name) == expected
 
 
 def test_the_configuration_loads_without_jax():
-  code = ('import sys, lwfedssl_jax; lwfedssl_jax.configure(); '
-          'sys.exit(bool({"jax", "flax", "numpy", "tensorflow_datasets"} & sys.modules.keys()))')
+  code = (
+    'import sys, lwfedssl_jax; lwfedssl_jax.configure(); '
+    'sys.exit(bool({"jax", "flax", "numpy", "tensorflow_datasets"} & sys.modules.keys()))'
+  )
   assert subprocess.run([sys.executable, '-c', code], check=False).returncode == 0

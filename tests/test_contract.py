@@ -120,12 +120,15 @@ def step(request, tiny_round, tiny_inputs):
 
 def test_step_moves_the_active_and_the_target_by_its_average_only(step):
   options, optimizer, state, global_params, views = step
-  run = jax.jit(lambda state, mask: training_step.train_step(
-      options, optimizer, state, global_params, Batch(views, mask)))
+  run = jax.jit(
+    lambda state, mask: training_step.train_step(options, optimizer, state, global_params, Batch(views, mask))
+  )
   after, losses = run(state, jnp.array([True, True, False, True]))
   chex.assert_trees_all_equal_structs(after, state)
+
   def unravel(vectors):
     return by_name(options.model.raveler.unravel(vectors, global_params.active))
+
   old_params, new_params = unravel(state.params), unravel(after.params)
   for name, old in old_params.items():
     assert name == WITHOUT_GRADIENT or not np.array_equal(old, new_params[name]), name
@@ -135,8 +138,11 @@ def test_step_moves_the_active_and_the_target_by_its_average_only(step):
     assert state.target is None and after.target is None
   else:
     assert {name.split('/')[0] for name in unravel(state.target)} == {'blocks', 'norm', 'projector'}
-    expected = jax.tree.map(lambda target, online: 0.6 * target + 0.4 * online, state.target,
-                            {name: after.params[name] for name in state.target})
+    expected = jax.tree.map(
+      lambda target, online: 0.6 * target + 0.4 * online,
+      state.target,
+      {name: after.params[name] for name in state.target},
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after.target, expected)
 
   # A step without valid samples is no step: not even the optimizer counts it.
@@ -146,6 +152,7 @@ def test_step_moves_the_active_and_the_target_by_its_average_only(step):
 
 def test_only_the_online_branch_has_a_gradient(step):
   options, _, state, global_params, views = step
+
   def unravel(vectors):
     return None if vectors is None else options.model.raveler.unravel(vectors, global_params.active)
 
@@ -180,10 +187,15 @@ def test_a_round_starts_from_the_global_model_with_a_fresh_optimizer(step):
 
 
 def test_block_learning_rates_fall_from_the_newest_block_that_exists():
-  params = {'blocks': {'kernel': jnp.ones((4, 2, 2))}, 'norm': {'scale': jnp.ones(2)},
-            'embedding': {'kernel': jnp.ones(2)}}
+  params = {
+    'blocks': {'kernel': jnp.ones((4, 2, 2))},
+    'norm': {'scale': jnp.ones(2)},
+    'embedding': {'kernel': jnp.ones(2)},
+  }
+
   def factors(start, stop):
     return optimizer.layer_factors(params, stages.labels(params, start, stop, start == 0), 0.5)
+
   found = factors(0, 4)
   np.testing.assert_array_equal(found['blocks']['kernel'][:, 0, 0], [0.125, 0.25, 0.5, 1])
   np.testing.assert_array_equal(found['embedding']['kernel'], 0.0625)
@@ -227,7 +239,8 @@ def test_full_tree_under_the_plan_s_masks_takes_the_step_of_the_active_part(tiny
   by_layer = jax.tree.map(lambda label: names[int(label)], per_block(labels))
   plain = optax.adamw(0.3 * 64 / 256, weight_decay=0.1, mask=optimizer.is_matrix)
   partitioned = optax.partition(
-      {'active': plain, 'frozen': optax.set_to_zero(), 'absent': optax.set_to_zero()}, by_layer)
+    {'active': plain, 'frozen': optax.set_to_zero(), 'absent': optax.set_to_zero()}, by_layer
+  )
   expected = take_step(per_block(whole), per_block(gradients), partitioned)
   found = per_block(take_step(whole, gradients, adamw(whole, labels, 1.0)))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found, expected)
@@ -246,6 +259,7 @@ def test_raveled_trees_unravel_to_themselves(tiny_round, without, online_only):
   jax.tree.map(np.testing.assert_array_equal, raveler.unravel(vectors, tree), tree)
   of_target = raveler.unravel(trees.without_online_only(vectors), whole if 'embedding' not in without else tree)
   assert of_target.keys() == tree.keys() - set(online_only)
+
   # Weight decay depends on the vectors' names.
   def decayed(params):
     pairs = zip(*map(jax.tree.leaves, (params, optimizer.is_matrix(params))))
@@ -266,22 +280,25 @@ def test_round_without_returning_clients_keeps_the_model(tiny_round, tiny_inputs
 # Stage plans. What is expected is written out from the paper's table (arXiv 2401.11647 v1-v3), for 4 blocks.
 
 TABLE = {  # (method, blocks per stage): (active blocks, blocks that exist, embedding trained) of each stage
-    ('end_to_end', 1): [([0, 1, 2, 3], 4, True)],
-    ('centralized', 1): [([0, 1, 2, 3], 4, True)],
-    ('end_to_end', 2): [([0, 1, 2, 3], 4, True)],
-    ('layerwise', 1): [([0], 1, True), ([1], 2, False), ([2], 3, False), ([3], 4, False)],
-    ('layerwise', 2): [([0, 1], 2, True), ([2, 3], 4, False)],
-    ('layerwise', 4): [([0, 1, 2, 3], 4, True)],
-    ('lw_fedssl', 1): [([0], 1, True), ([1], 2, False), ([2], 3, False), ([3], 4, False)],
-    ('lw_fedssl', 2): [([0, 1], 2, True), ([2, 3], 4, False)],
-    ('prog_fedssl', 1): [([0], 1, True), ([0, 1], 2, True), ([0, 1, 2], 3, True), ([0, 1, 2, 3], 4, True)],
-    ('prog_fedssl', 2): [([0, 1], 2, True), ([0, 1, 2, 3], 4, True)],
+  ('end_to_end', 1): [([0, 1, 2, 3], 4, True)],
+  ('centralized', 1): [([0, 1, 2, 3], 4, True)],
+  ('end_to_end', 2): [([0, 1, 2, 3], 4, True)],
+  ('layerwise', 1): [([0], 1, True), ([1], 2, False), ([2], 3, False), ([3], 4, False)],
+  ('layerwise', 2): [([0, 1], 2, True), ([2, 3], 4, False)],
+  ('layerwise', 4): [([0, 1, 2, 3], 4, True)],
+  ('lw_fedssl', 1): [([0], 1, True), ([1], 2, False), ([2], 3, False), ([3], 4, False)],
+  ('lw_fedssl', 2): [([0, 1], 2, True), ([2, 3], 4, False)],
+  ('prog_fedssl', 1): [([0], 1, True), ([0, 1], 2, True), ([0, 1, 2], 3, True), ([0, 1, 2, 3], 4, True)],
+  ('prog_fedssl', 2): [([0, 1], 2, True), ([0, 1, 2, 3], 4, True)],
 }
 
 
 def plans_of(method, blocks_per_stage=1, **values):
-  return stages.make_plans(configs.with_values(
-      configs.Config(), dict(method=method, blocks_per_stage=blocks_per_stage, rounds_per_stage=3, **values)))
+  return stages.make_plans(
+    configs.with_values(
+      configs.Config(), dict(method=method, blocks_per_stage=blocks_per_stage, rounds_per_stage=3, **values)
+    )
+  )
 
 
 def test_a_loop_of_known_length_takes_the_same_steps(tiny_round, tiny_inputs):
@@ -289,8 +306,9 @@ def test_a_loop_of_known_length_takes_the_same_steps(tiny_round, tiny_inputs):
   inputs = tiny_inputs()
   alike = inputs._replace(clients=inputs.clients._replace(num_images=jnp.full(4, 13, jnp.int32)))
   unknown, known, shorter = (
-      make_round(tiny.config, client_steps=steps).apply(
-          tiny.init(0), tiny.plans[1], alike)[1].client_losses for steps in (0, 2 * 2, 3))  # epochs, batches
+    make_round(tiny.config, client_steps=steps).apply(tiny.init(0), tiny.plans[1], alike)[1].client_losses
+    for steps in (0, 2 * 2, 3)
+  )  # epochs, batches
   np.testing.assert_allclose(known, unknown, rtol=1e-5)
   assert np.abs(shorter / unknown - 1).min() > 1e-3
 
@@ -313,6 +331,7 @@ def test_plans_are_the_paper_s_table(tiny_round, method, blocks_per_stage):
 
     def names(indices):
       return tuple(f'block_{i:02d}' for i in indices)
+
     upload = (('embedding',) if embedding else ()) + names(active) + ('norm', *heads)
     everything = ('embedding', *names(range(existing)), 'norm', *heads)
     assert stages.uploaded_components(plan, heads) == upload

@@ -13,15 +13,34 @@ from lwfedssl_jax.federated.round_inputs import ClientSlots
 
 # Part of the identity of all runs there are: a resumed run draws what it would have drawn.
 NUMBERS = {
-    'INIT': 0, 'SERVER_SPLIT': 1, 'SAMPLING': 2, 'DROPOUT': 3, 'SHUFFLE': 4, 'AUGMENT': 5, 'CALIBRATION_SHUFFLE': 6,
-    'CALIBRATION_AUGMENT': 7, 'CONTACT_SHEET': 8, 'FINETUNE_SHUFFLE': 9, 'FINETUNE_AUGMENT': 10, 'RETRY': 11,
-    'PARTITION': 12, 'LABEL_SUBSET': 13, 'TRAIN_SUBSET': 14, 'MONITOR_SUBSET': 15, 'EVALUATION_SUBSET': 16,
-    'VALIDATION_SPLIT': 17, 'PROBE_SPLIT': 18, 'MEASUREMENT': 19, 'FOLDER_HOLDOUT': 20}
+  'INIT': 0,
+  'SERVER_SPLIT': 1,
+  'SAMPLING': 2,
+  'DROPOUT': 3,
+  'SHUFFLE': 4,
+  'AUGMENT': 5,
+  'CALIBRATION_SHUFFLE': 6,
+  'CALIBRATION_AUGMENT': 7,
+  'CONTACT_SHEET': 8,
+  'FINETUNE_SHUFFLE': 9,
+  'FINETUNE_AUGMENT': 10,
+  'RETRY': 11,
+  'PARTITION': 12,
+  'LABEL_SUBSET': 13,
+  'TRAIN_SUBSET': 14,
+  'MONITOR_SUBSET': 15,
+  'EVALUATION_SUBSET': 16,
+  'VALIDATION_SPLIT': 17,
+  'PROBE_SPLIT': 18,
+  'MEASUREMENT': 19,
+  'FOLDER_HOLDOUT': 20,
+}
 DRAWN = ('kernel', 'position')  # everything else starts at zero or one
 
 LABELS = np.arange(200, dtype=np.int32) % 5
 DATASET = sources.ImageDataset(
-    'made', np.zeros((200, 8, 8, 3), np.uint8), LABELS, np.zeros((0, 8, 8, 3), np.uint8), None, tuple('abcde'))
+  'made', np.zeros((200, 8, 8, 3), np.uint8), LABELS, np.zeros((0, 8, 8, 3), np.uint8), None, tuple('abcde')
+)
 
 
 def test_streams_keep_their_numbers_and_share_none():
@@ -33,8 +52,9 @@ def test_streams_keep_their_numbers_and_share_none():
 
 def test_a_second_attempt_draws_nothing_that_a_first_one_draws():
   streams = jnp.array([int(stream) for stream in rng.Stream])
-  keys_of = jax.jit(jax.vmap(
-      lambda seed, stream, round_num: jax.random.key_data(rng.key(seed, stream, round_num)), (None, 0, None)))
+  keys_of = jax.jit(
+    jax.vmap(lambda seed, stream, round_num: jax.random.key_data(rng.key(seed, stream, round_num)), (None, 0, None))
+  )
   keys = []
   for seed in (0, 1):
     again = rng.key(jax.random.key(seed), rng.Stream.RETRY)
@@ -103,8 +123,10 @@ def test_who_holds_what_follows_the_seed_and_not_the_method(partition):
 
 
 def test_a_limited_set_of_images_is_the_same_under_every_seed():
-  used = [np.sort(np.concatenate([*found.client_images, found.server_ids]))
-          for found in (held(seed=seed, max_train_images=90) for seed in (0, 1))]
+  used = [
+    np.sort(np.concatenate([*found.client_images, found.server_ids]))
+    for found in (held(seed=seed, max_train_images=90) for seed in (0, 1))
+  ]
   np.testing.assert_array_equal(*used)
   assert len(used[0]) == 90 and not np.array_equal(used[0], np.arange(90))
 

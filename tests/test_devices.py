@@ -17,8 +17,14 @@ SCALARS = 64  # bytes: counts and sums of weights and losses
 def report():
   flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=4'
   environment = os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
-  done = subprocess.run([sys.executable, '-m', 'tests.devices_check'], env=environment, capture_output=True, text=True,
-                        timeout=600, check=False)
+  done = subprocess.run(
+    [sys.executable, '-m', 'tests.devices_check'],
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=600,
+    check=False,
+  )
   assert done.returncode == 0, done.stderr[-3000:]
   found = json.loads(done.stdout.splitlines()[-1])
   assert found.pop('num_devices') == 4
@@ -57,7 +63,7 @@ def test_a_round_s_traffic_is_one_sum_of_the_active_parameters(report):
 
 
 def test_collectives_are_read_from_the_program_s_text():
-  text = '''
+  text = """
 %body (p: f32[4]) -> f32[4] {
   %all-gather.1 = bf16[2,8]{1,0} all-gather(%x), dimensions={0}
 }
@@ -67,7 +73,7 @@ ENTRY %main (a: f32[3]) -> f32[3] {
   %all-reduce-start = f32[5]{0} all-reduce-start(%c), to_apply=%add
   %done = f32[5]{0} all-reduce-done(%all-reduce-start)
 }
-'''
+"""
   found = collectives.read_collectives(text)
   assert found == [('all-gather', 32, True), ('all-reduce', 44, False), ('all-reduce', 20, False)]
   assert collectives.bytes_per_round(found) == 64
@@ -75,14 +81,18 @@ ENTRY %main (a: f32[3]) -> f32[3] {
 
 def test_asynchronous_collectives_of_a_gpu_program_count_their_results_alone():
   """Lines of an H100 program: the shape of a -start is the operands and then the results."""
-  text = '''
+  text = """
 ENTRY %main (a: f32[3]) -> f32[3] {
   %all-gather-start = (bf16[64,768]{1,0}, bf16[512,768]{1,0}) all-gather-start(%x), channel_id=1, dimensions={0}
   %all-gather-start.1 = ((f32[2]{0}, f32[4,2]{1,0}), (f32[16]{0}, f32[32,2]{1,0})) all-gather-start(%y, %z)
   %reduce-scatter-start = ((f32[196608]{0}), f32[24576]{0}) reduce-scatter-start(%g), to_apply=%add
   %collective-permute-start = (f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%h)
 }
-'''
+"""
   found = collectives.read_collectives(text)
-  assert found == [('all-gather', 2 * 512 * 768, False), ('all-gather', 4 * (16 + 64), False),
-                   ('reduce-scatter', 98_304, False), ('collective-permute', 32, False)]
+  assert found == [
+    ('all-gather', 2 * 512 * 768, False),
+    ('all-gather', 4 * (16 + 64), False),
+    ('reduce-scatter', 98_304, False),
+    ('collective-permute', 32, False),
+  ]

@@ -56,14 +56,17 @@ def split_commands(block):
     elif words and words[-1].startswith('--command='):
       yield from split_commands(words[-1].partition('=')[2].partition('&&')[2])
     elif 'python' in words and words[words.index('python') + 1] == '-m':
-      module, *arguments = words[words.index('python') + 2:]
+      module, *arguments = words[words.index('python') + 2 :]
       yield module, [argument for argument in arguments if argument != '...']
 
 
 def all_commands():
-  return [pytest.param(module, arguments, id=f'{page.stem} {module} {index}') for page in PAGES
-          for block in shell_blocks(page.read_text())
-          for index, (module, arguments) in enumerate(split_commands(block))]
+  return [
+    pytest.param(module, arguments, id=f'{page.stem} {module} {index}')
+    for page in PAGES
+    for block in shell_blocks(page.read_text())
+    for index, (module, arguments) in enumerate(split_commands(block))
+  ]
 
 
 def known_flags():
@@ -143,8 +146,12 @@ def test_python_snippets_use_names_that_exist(page):
 
 def test_spelling_is_american():
   british = r'\b\w*(?:normalis|colour|centre|neighbour|behaviour|labelled(?!by)|honour|initialis|regularis|optimis)\w*'
-  files = [path for folder in ('lwfedssl_jax', 'experiments', 'docs', '.ci') for path in (ROOT / folder).rglob('*')
-           if path.suffix in ('.py', '.md', '.flags')]
+  files = [
+    path
+    for folder in ('lwfedssl_jax', 'experiments', 'docs', '.ci')
+    for path in (ROOT / folder).rglob('*')
+    if path.suffix in ('.py', '.md', '.flags')
+  ]
   for path in (*files, *ROOT.glob('*.md')):
     found = set(re.findall(british, path.read_text(), flags=re.IGNORECASE)) - {'knn_centred'}
     assert not found, f'{path.relative_to(ROOT)}: {sorted(found)}'

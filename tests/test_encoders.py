@@ -41,24 +41,34 @@ def make_toy(config, image_size, rematerialize):
   patch, block, out = nn.Dense(WIDTH), TinyMlp(), nn.Dense(WIDTH)
   count = image_size // config.patch_size
   token = jnp.zeros((1, 1, WIDTH))
-  stack = stack_blocks(lambda key: block.init(key, token)['params'],
-                       lambda params, tokens: block.apply({'params': params}, tokens), DEPTH, rematerialize)
+  stack = stack_blocks(
+    lambda key: block.init(key, token)['params'],
+    lambda params, tokens: block.apply({'params': params}, tokens),
+    DEPTH,
+    rematerialize,
+  )
 
   def embed(params, images):
     p = config.patch_size
-    cut = images[:, :count * p, :count * p].reshape(len(images), count, p, count, p, 3).transpose(0, 1, 3, 2, 4, 5)
+    cut = images[:, : count * p, : count * p].reshape(len(images), count, p, count, p, 3).transpose(0, 1, 3, 2, 4, 5)
     return patch.apply({'params': params}, cut.reshape(len(images), count**2, p * p * 3))
 
   def init(key):
     patches = jnp.zeros((1, 1, 3 * config.patch_size**2))
-    return {'embedding': patch.init(key, patches)['params'], 'blocks': stack.init(key),
-            'norm': out.init(key, token)['params']}
+    return {
+      'embedding': patch.init(key, patches)['params'],
+      'blocks': stack.init(key),
+      'norm': out.init(key, token)['params'],
+    }
 
   def pool(params, tokens):
     return out.apply({'params': params}, tokens).mean(axis=1)
+
   work = EncoderFlops(
-      PartFlops(count**2 * 3 * config.patch_size**2 * WIDTH), PartFlops(count**2 * 6 * WIDTH**2, count**2 * WIDTH),
-      PartFlops(count**2 * WIDTH**2))
+    PartFlops(count**2 * 3 * config.patch_size**2 * WIDTH),
+    PartFlops(count**2 * 6 * WIDTH**2, count**2 * WIDTH),
+    PartFlops(count**2 * WIDTH**2),
+  )
   return Encoder(init, embed, stack.prefix, stack.blocks, pool, DEPTH, WIDTH, work)
 
 
@@ -122,12 +132,13 @@ def test_the_encoder_s_traits_require_that_patches_divide_the_image():
 def test_parameters_are_those_of_encoder_and_heads():
   config = configure(encoder='toy', objective='two_predictors', patch_size=SIDE)
   assert communication.component_params(config, IMAGE_SIZE) == {
-      'embedding': (48 + 1) * 8,
-      **{f'block_{i:02d}': 2 * 8 + (8 + 1) * 24 + (24 + 1) * 8 for i in range(DEPTH)},
-      'norm': (8 + 1) * 8,
-      'projector': 8 * 512 + 512 * 512 + 512 * 256 + 2 * (512 + 512),
-      'first': 256 * 512 + 512 * 256 + 2 * 512,
-      'second': 256 * 40 + 40 * 256 + 2 * 40}
+    'embedding': (48 + 1) * 8,
+    **{f'block_{i:02d}': 2 * 8 + (8 + 1) * 24 + (24 + 1) * 8 for i in range(DEPTH)},
+    'norm': (8 + 1) * 8,
+    'projector': 8 * 512 + 512 * 512 + 512 * 256 + 2 * (512 + 512),
+    'first': 256 * 512 + 512 * 256 + 2 * 512,
+    'second': 256 * 40 + 40 * 256 + 2 * 40,
+  }
   payload = communication.make_payload(config, IMAGE_SIZE)
   assert payload.head_names == ('projector', 'first', 'second')
   assert payload.sizes_bytes['second'] == 4 * 20_560
@@ -187,6 +198,7 @@ def test_a_target_branch_lacks_every_online_only_head():
 def test_heads_that_the_objective_does_not_name_are_refused():
   def build(*arguments):
     return make_two_predictors(*arguments)._replace(head_names=('projector', 'first'))
+
   objectives.register_objective('forgetful', ObjectiveTraits(similarity_products=0), build)
   with pytest.raises(ValueError, match=r'two_predictors: expected parameters .*, got .*second'):
     communication.make_payload(configure(encoder='toy', objective='forgetful'), IMAGE_SIZE)

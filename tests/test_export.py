@@ -18,8 +18,10 @@ SIZE = 16
 def loaded():
   config = configs.with_values(configs.Config(), {'encoder': 'vit_micro', 'image_size': SIZE, 'patch_size': 4})
   made = pretrained.random_encoder(config, seed=0)
+
   def noise(path, leaf):
     return leaf + 0.05 * np.random.default_rng(len(str(path))).normal(size=leaf.shape).astype('f')
+
   return made._replace(params=jax.tree_util.tree_map_with_path(noise, made.params))  # biases and scales count too
 
 
@@ -36,6 +38,7 @@ def normalized(images, description):
 def vision_transformer(tensors, arguments, x):
   """timm's VisionTransformer.forward in float64 NumPy, without class token, mean-pooled after the norm."""
   tensors = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
+
   def linear(name, x):
     return x @ tensors[f'{name}.weight'].T + tensors[f'{name}.bias']
 
@@ -91,17 +94,33 @@ def test_the_model_is_described_as_it_was_exported(loaded, tmp_path):
   part = loaded._replace(params=dict(loaded.params, blocks=blocks), rounds_done=7)
   description = json.loads(pathlib.Path(export.export_encoder(part, str(tmp_path / 'part.safetensors'))).read_text())
   assert description['arguments'] == {
-      'img_size': SIZE, 'patch_size': 4, 'in_chans': 3, 'num_classes': 0, 'embed_dim': 64, 'depth': 3, 'num_heads': 2,
-      'mlp_ratio': 4, 'qkv_bias': True, 'class_token': False, 'global_pool': 'avg', 'fc_norm': False}
+    'img_size': SIZE,
+    'patch_size': 4,
+    'in_chans': 3,
+    'num_classes': 0,
+    'embed_dim': 64,
+    'depth': 3,
+    'num_heads': 2,
+    'mlp_ratio': 4,
+    'qkv_bias': True,
+    'class_token': False,
+    'global_pool': 'avg',
+    'fc_norm': False,
+  }
   assert {name: description[name] for name in ('rounds_done', 'method', 'dataset', 'layer_norm_epsilon')} == {
-      'rounds_done': 7, 'method': part.config.method.method, 'dataset': part.config.data.dataset,
-      'layer_norm_epsilon': 1e-6}
+    'rounds_done': 7,
+    'method': part.config.method.method,
+    'dataset': part.config.data.dataset,
+    'layer_norm_epsilon': 1e-6,
+  }
   assert {name.split('.')[1] for name in export.convert(part).tensors if name.startswith('blocks')} == {'0', '1', '2'}
 
 
 def test_random_weights_follow_the_seed(loaded):
-  kernels = [np.asarray(pretrained.random_encoder(loaded.config, seed).params['embedding']['patch']['kernel'])
-             for seed in (0, 0, 1)]
+  kernels = [
+    np.asarray(pretrained.random_encoder(loaded.config, seed).params['embedding']['patch']['kernel'])
+    for seed in (0, 0, 1)
+  ]
   np.testing.assert_array_equal(kernels[0], kernels[1])
   assert (kernels[0] == kernels[2]).mean() < 0.01
 

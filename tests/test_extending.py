@@ -41,7 +41,8 @@ def check_mlp(names):
   description = json.loads(pathlib.Path('mlp.json').read_text())
   assert (description['model'], description['arguments']['patch_size']) == ('lwfedssl_jax, encoder mlp', 5)
   uploads = aggregation.Uploads(
-      {'kernel': jnp.array([[1.0], [5.0], [100.0]])}, jnp.array([0.9, 0.1, 0.0]), jnp.array([True, True, False]))
+    {'kernel': jnp.array([[1.0], [5.0], [100.0]])}, jnp.array([0.9, 0.1, 0.0]), jnp.array([True, True, False])
+  )
   rule = aggregation.make_aggregator(lwfedssl_jax.configure(aggregation='uniform_mean').method)
   state = rule.add(rule.init({'kernel': jnp.zeros(1)}, 3), uploads, 0)
   tally = aggregation.tally_clients(uploads.weights, uploads.accepted)
@@ -50,10 +51,13 @@ def check_mlp(names):
 
 def check_by_hand(names):
   """One client's second block is trained, then the server calibrates both."""
+
   def kernel(params):
     return np.asarray(params['blocks']['mlp1']['kernel'])
+
   def moved(old, new):
     return np.any(kernel(old) != kernel(new), axis=(1, 2)).tolist()
+
   assert moved(names['before'], names['after']) == [False, True, False, False]
   assert moved(names['after'], names['calibrated']) == [True, True, False, False]
   assert np.isfinite(names['client_losses'].total)
@@ -64,8 +68,10 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   use, objective, method, rule, encoder, by_hand = re.findall(r'```python\n(.*?)```', PAGE.read_text(), flags=re.DOTALL)
   names = {}
+
   def run(code):
     return exec(compile(code, 'extending.md', 'exec'), names)
+
   run(use)
   assert names['embeddings'].shape == (10, 64) and names['embeddings'].dtype == np.float32
   assert names['result']['mean']['accuracy'] > 0.2

@@ -34,8 +34,14 @@ NUMBERS = ('0', '1', '-1', '2', '8', '0.5', '1e3', '1e400', 'nan', 'inf', '9' * 
 TUPLES = ('0.1,1', '1,0.1', '0.4,0.4,0.2,0.1', '1,1,1,1', ',', ',,,', 'a,b', '0.1,nan', '1,' + '9' * 400)
 WORDS = ('true', 'false', 'None', '--', 'mean\nmedian', '\udcff', 'é', '[]', '{"a": 1}')
 FIELDS = [name for group in configs.GROUPS.values() for name in group.__dataclass_fields__]
-CHOICES = sorted({choice for group in configs.GROUPS.values() for field in group.__dataclass_fields__.values()
-                  for choice in field.metadata['choices']})
+CHOICES = sorted(
+  {
+    choice
+    for group in configs.GROUPS.values()
+    for field in group.__dataclass_fields__.values()
+    for choice in field.metadata['choices']
+  }
+)
 WORKDIR_FILES = (run_dir.CONFIG, metrics_writer.METRICS, run_dir.SUMMARY)
 REFUSED = 'refused'
 
@@ -43,6 +49,7 @@ REFUSED = 'refused'
 @pytest.fixture(autouse=True)
 def _watchdog():
   """What hangs fails."""
+
   def bark(*_):
     raise TimeoutError('a reader hangs')
 
@@ -62,8 +69,11 @@ def check_one_line(error, start=''):
 
 def listing(folder):
   """Everything below a folder: names, sizes, times; a link as itself."""
-  return {str(path): (status.st_mode, status.st_size, status.st_mtime_ns)
-          for path in sorted(pathlib.Path(folder).rglob('*')) for status in [path.lstat()]}
+  return {
+    str(path): (status.st_mode, status.st_size, status.st_mtime_ns)
+    for path in sorted(pathlib.Path(folder).rglob('*'))
+    for status in [path.lstat()]
+  }
 
 
 def mangle(content: bytes, generator: random.Random) -> bytes:
@@ -74,17 +84,17 @@ def mangle(content: bytes, generator: random.Random) -> bytes:
     length = generator.choice((1, 2, 8, 64, 1000))
     kind = generator.choice(('flip', 'flip', 'cut', 'truncate', 'insert', 'repeat', 'zeros', 'replace'))
     if kind == 'flip':
-      content[where:where + 1] = bytes(byte ^ (1 << generator.randrange(8)) for byte in content[where:where + 1])
+      content[where : where + 1] = bytes(byte ^ (1 << generator.randrange(8)) for byte in content[where : where + 1])
     elif kind == 'cut':
-      del content[where:where + length]
+      del content[where : where + length]
     elif kind == 'truncate':
       del content[where:]
     elif kind == 'insert':
       content[where:where] = generator.randbytes(length)
     elif kind == 'repeat':
-      content[where:where] = content[where:where + length] * 2
+      content[where:where] = content[where : where + length] * 2
     elif kind == 'zeros':
-      content[where:where + length] = bytes(len(content[where:where + length]))
+      content[where : where + length] = bytes(len(content[where : where + length]))
     else:
       content = bytearray(generator.choice((b'', b'\n', b'null\n', b'[]\n', b'{}\n', b'\xff\xfe', b'[' * 100_000)))
   return bytes(content)
@@ -95,7 +105,8 @@ def mangle(content: bytes, generator: random.Random) -> bytes:
 
 FLAGS = absl_flags.FlagValues()
 ECHO = command.Command(
-    'Prints its configuration.', FLAGS, lambda: configs.flatten(flags.config_from_flags(FLAGS)), has_config=True)
+  'Prints its configuration.', FLAGS, lambda: configs.flatten(flags.config_from_flags(FLAGS)), has_config=True
+)
 
 
 def parsed(argv):
@@ -111,11 +122,21 @@ def parsed(argv):
 
 
 ARGUMENTS = st.builds(
-    '{}{}{}'.format, st.sampled_from(['--', '--', '--', '-', '--no', '']),
-    st.sampled_from([*FIELDS, 'flagfile', 'undefok', 'no_such_flag']),
-    st.one_of(st.just(''), st.builds('={}'.format, st.one_of(
-        st.sampled_from(NUMBERS + TUPLES + WORDS), st.sampled_from(CHOICES),
-        st.text(st.characters(exclude_characters='\0'), max_size=6)))))
+  '{}{}{}'.format,
+  st.sampled_from(['--', '--', '--', '-', '--no', '']),
+  st.sampled_from([*FIELDS, 'flagfile', 'undefok', 'no_such_flag']),
+  st.one_of(
+    st.just(''),
+    st.builds(
+      '={}'.format,
+      st.one_of(
+        st.sampled_from(NUMBERS + TUPLES + WORDS),
+        st.sampled_from(CHOICES),
+        st.text(st.characters(exclude_characters='\0'), max_size=6),
+      ),
+    ),
+  ),
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -153,10 +174,14 @@ KINDS = ('u1', 'i1', '>u2', '<u8', 'i8', 'f2', '>f4', 'f8', 'c8', '?', 'U3', 'S2
 
 
 @settings(max_examples=120, deadline=None)
-@given(st.dictionaries(
+@given(
+  st.dictionaries(
     st.sampled_from(['train_images', 'train_labels', 'val_images', 'test_images', 'test_labels', 'other', 'a/../b']),
     st.tuples(st.lists(st.sampled_from([0, 1, 2, 3, 4, 8]), max_size=5), st.sampled_from(KINDS), st.integers(0, 99)),
-    max_size=5), st.sampled_from([0, 1, 5]))
+    max_size=5,
+  ),
+  st.sampled_from([0, 1, 5]),
+)
 def test_any_arrays_are_images_or_a_line(described, image_size):
   with tempfile.TemporaryDirectory() as parent:
     folder = pathlib.Path(parent) / 'given'
@@ -164,8 +189,11 @@ def test_any_arrays_are_images_or_a_line(described, image_size):
     made = {}
     for name, (shape, kind, seed) in described.items():
       count = int(np.prod(shape)) * np.dtype(kind).itemsize
-      made[name] = np.frombuffer(np.random.default_rng(seed).bytes(count), kind).reshape(shape) if count else (
-          np.zeros(shape, kind))
+      made[name] = (
+        np.frombuffer(np.random.default_rng(seed).bytes(count), kind).reshape(shape)
+        if count
+        else (np.zeros(shape, kind))
+      )
     np.savez(folder / 'data.npz', **made)
     before = listing(parent)
     try:
@@ -267,9 +295,9 @@ def load_encoder(folder):
 
 
 READERS = {
-    run_dir.CONFIG: lambda folder: run_dir.read_config(str(folder)),
-    metrics_writer.METRICS: lambda folder: [row['round'] + 1 for row in metrics_writer.read_metrics(str(folder))],
-    run_dir.SUMMARY: lambda folder: run_dir.read_json(str(folder / run_dir.SUMMARY)),
+  run_dir.CONFIG: lambda folder: run_dir.read_config(str(folder)),
+  metrics_writer.METRICS: lambda folder: [row['round'] + 1 for row in metrics_writer.read_metrics(str(folder))],
+  run_dir.SUMMARY: lambda folder: run_dir.read_json(str(folder / run_dir.SUMMARY)),
 }
 
 
@@ -303,15 +331,25 @@ def test_a_run_s_file_that_is_no_file_is_refused(run_folder, tmp_path, name):
 
 
 JSON = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(-2, 20), st.just(10**400), st.floats(), st.text(max_size=4),
-              st.sampled_from(CHOICES)),
-    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=3), inner, max_size=2)),
-    max_leaves=4)
+  st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 20),
+    st.just(10**400),
+    st.floats(),
+    st.text(max_size=4),
+    st.sampled_from(CHOICES),
+  ),
+  lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=3), inner, max_size=2)),
+  max_leaves=4,
+)
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.dictionaries(st.sampled_from([*FIELDS, 'format', 'config', 'unknown']), JSON, max_size=3),
-       st.sets(st.sampled_from([*FIELDS, 'format', 'config']), max_size=2))
+@given(
+  st.dictionaries(st.sampled_from([*FIELDS, 'format', 'config', 'unknown']), JSON, max_size=3),
+  st.sets(st.sampled_from([*FIELDS, 'format', 'config']), max_size=2),
+)
 def test_any_json_in_config_json_is_a_configuration_or_a_line(run_folder, changed, rejected_clients):
   saved = json.loads((run_folder / run_dir.CONFIG).read_text())
   outside = ('format', 'config')

@@ -89,8 +89,10 @@ def test_padding_changes_neither_output_nor_gradients(padding):
   value, gradients = jax.value_and_grad(scalar, argnums=(0, 1))(params, x, jnp.ones(3, bool), np.arange(3))
   padded_value, padded_gradients = jax.value_and_grad(scalar, argnums=(0, 1))(params, padded, jnp.asarray(mask), slots)
   np.testing.assert_allclose(padded_value, value, rtol=1e-5)
+
   def close(a, b):
     return np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
   jax.tree.map(close, padded_gradients[0], gradients[0])
   close(padded_gradients[1][:, slots], gradients[1])
   np.testing.assert_array_equal(padded_gradients[1][:, ~mask], 0)
@@ -108,8 +110,10 @@ def test_bfloat16_products_float32_result():
   head, x = Head((7,), 4, jnp.bfloat16), jnp.asarray(draw(2, 5, 6))
   params = head.init(jax.random.key(0), x, jnp.ones(5, bool))['params']
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+
   def apply(params):
     return head.apply({'params': params}, x, jnp.ones(5, bool))
+
   assert apply(params).dtype == jnp.float32
   products = [equation for equation in jax.make_jaxpr(apply)(params).eqns if equation.primitive.name == 'dot_general']
   assert len(products) == 2
@@ -128,17 +132,25 @@ def test_paper_s_heads(objective):
   """H is 192-512-512-256 and P 256-512-256; linear layers have no bias, the last normalization no parameters."""
   built = make_objective(ObjectiveConfig(objective=objective))
   heads = jax.eval_shape(lambda key: built.init(key, 192), jax.random.key(0))
-  shapes = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape
-            for path, leaf in jax.tree_util.tree_leaves_with_path(heads)}
+  shapes = {
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape
+    for path, leaf in jax.tree_util.tree_leaves_with_path(heads)
+  }
   expected = {
-      'projector/linear1/kernel': (192, 512), 'projector/norm1/scale': (512,), 'projector/norm1/bias': (512,),
-      'projector/linear2/kernel': (512, 512), 'projector/norm2/scale': (512,), 'projector/norm2/bias': (512,),
-      'projector/linear3/kernel': (512, 256),
+    'projector/linear1/kernel': (192, 512),
+    'projector/norm1/scale': (512,),
+    'projector/norm1/bias': (512,),
+    'projector/linear2/kernel': (512, 512),
+    'projector/norm2/scale': (512,),
+    'projector/norm2/bias': (512,),
+    'projector/linear3/kernel': (512, 256),
   }
   if objective != 'simclr':
     expected |= {
-        'predictor/linear1/kernel': (256, 512), 'predictor/norm1/scale': (512,), 'predictor/norm1/bias': (512,),
-        'predictor/linear2/kernel': (512, 256),
+      'predictor/linear1/kernel': (256, 512),
+      'predictor/norm1/scale': (512,),
+      'predictor/norm1/bias': (512,),
+      'predictor/linear2/kernel': (512, 256),
     }
   assert shapes == expected
   assert set(built.head_names) == set(heads)

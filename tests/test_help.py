@@ -36,8 +36,9 @@ def section(text, title):
 
 
 def names_in(lines):
-  return [line.strip().removeprefix('--').removeprefix('[no]').partition('=')[0] for line in lines
-          if line.startswith('  --')]
+  return [
+    line.strip().removeprefix('--').removeprefix('[no]').partition('=')[0] for line in lines if line.startswith('  --')
+  ]
 
 
 @pytest.mark.parametrize('argument', ['--help', '--helpshort', '-h', '--helpfull'])
@@ -87,7 +88,7 @@ def test_flags_of_evaluation_have_the_library_s_choices_and_defaults():
 
 
 def test_help_of_no_command_loads_jax():
-  code = f'''
+  code = f"""
 import sys
 from unittest import mock
 for name in {COMMANDS}:
@@ -99,14 +100,19 @@ for name in {COMMANDS}:
       assert stopped.code == 0, name
 heavy = {{'jax', 'flax', 'numpy', 'sklearn', 'matplotlib', 'tensorflow_datasets'}} & sys.modules.keys()
 sys.exit(', '.join(heavy) or 0)
-'''
+"""
   result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=False)
   assert result.returncode == 0, result.stderr
 
 
 def test_a_reader_that_closes_the_pipe_is_no_error():
-  with subprocess.Popen([sys.executable, '-m', 'experiments.pretrain', '--help'], cwd=ROOT, stdout=subprocess.PIPE,
-                        stderr=subprocess.PIPE, text=True) as process:
+  with subprocess.Popen(
+    [sys.executable, '-m', 'experiments.pretrain', '--help'],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  ) as process:
     process.stdout.close()
     assert process.stderr.read() == ''
   assert process.returncode == 0

@@ -12,7 +12,7 @@ TEMPERATURE = 0.2
 
 
 def unit(row):
-  return row / np.sqrt((row ** 2).sum())
+  return row / np.sqrt((row**2).sum())
 
 
 def oracle_info_nce(queries, keys, temperature=TEMPERATURE):
@@ -49,9 +49,9 @@ def cosine(views, mask):
 
 
 PAIRWISE = [
-    pytest.param(info_nce, oracle_info_nce, id='info_nce'),
-    pytest.param(nt_xent, oracle_nt_xent, id='nt_xent'),
-    pytest.param(cosine, oracle_cosine, id='cosine'),
+  pytest.param(info_nce, oracle_info_nce, id='info_nce'),
+  pytest.param(nt_xent, oracle_nt_xent, id='nt_xent'),
+  pytest.param(cosine, oracle_cosine, id='cosine'),
 ]
 LOSSES = [pytest.param(p.values[0], id=p.id) for p in PAIRWISE]
 

@@ -16,16 +16,29 @@ from lwfedssl_jax.trees import without_online_only
 BATCH = 6
 # (method, objective) -> 0-based stage: every combination of frozen prefix, trained embedding and number of active
 # blocks, and every combination of heads and target branch.
-CASES = {('end_to_end', 'moco_v3'): 0, ('layerwise', 'moco_v3'): 2, ('lw_fedssl', 'moco_v3'): 0,
-         ('prog_fedssl', 'moco_v3'): 1, ('prog_fedssl', 'byol'): 1, ('layerwise', 'simclr'): 2}
+CASES = {
+  ('end_to_end', 'moco_v3'): 0,
+  ('layerwise', 'moco_v3'): 2,
+  ('lw_fedssl', 'moco_v3'): 0,
+  ('prog_fedssl', 'moco_v3'): 1,
+  ('prog_fedssl', 'byol'): 1,
+  ('layerwise', 'simclr'): 2,
+}
 
 
 @pytest.fixture(scope='module', params=CASES, ids='-'.join)
 def case(request, tiny_round):
   """The configuration, three branches of different weights, and a batch with two invalid samples."""
   method, objective = request.param
-  tiny = tiny_round('layerwise', objective, representation_alignment=True, alignment_kind='contrastive',
-                    blocks_per_stage=1, batch_size=BATCH, learning_rate=0.3)
+  tiny = tiny_round(
+    'layerwise',
+    objective,
+    representation_alignment=True,
+    alignment_kind='contrastive',
+    blocks_per_stage=1,
+    batch_size=BATCH,
+    learning_rate=0.3,
+  )
   plan = stages.make_plans(configs.with_values(tiny.config, {'method': method}))[CASES[request.param]]
   online, received, other = (stages.split(tiny.init(seed), plan.shape, plan.start) for seed in range(3))
   global_params = received._replace(frozen=online.frozen)
@@ -51,8 +64,10 @@ def whole(case):
 
 def check_equal(found, losses, whole):
   np.testing.assert_allclose(losses, whole[1], rtol=1e-5)
+
   def leaves(tree):
     return {trees.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
   expected = leaves(whole[0])
   scale = max(float(np.abs(leaf).max()) for leaf in expected.values())
   assert scale > 1e-2
@@ -65,9 +80,16 @@ def test_gradient_in_pieces_is_the_full_batch_s(case, whole):
 
 
 @pytest.mark.parametrize('case', [('prog_fedssl', 'moco_v3')], indirect=True)
-@pytest.mark.parametrize('values', [
-    {'micro_batch_size': 1}, {'rematerialize': 'all'}, {'rematerialize': 'elementwise'},
-    {'micro_batch_size': 3, 'rematerialize': 'all'}], ids=str)
+@pytest.mark.parametrize(
+  'values',
+  [
+    {'micro_batch_size': 1},
+    {'rematerialize': 'all'},
+    {'rematerialize': 'elementwise'},
+    {'micro_batch_size': 3, 'rematerialize': 'all'},
+  ],
+  ids=str,
+)
 def test_gradient_with_activations_computed_again_is_the_same(case, whole, values):
   check_equal(*gradient(case, **values), whole)
 
@@ -78,7 +100,7 @@ def test_smaller_batches_would_give_another_gradient(case, whole):
   config, (state, global_params, (views, mask)) = case
   options = make_step_options(config, 8)
   piece = jax.jit(lambda *batch: training_step.gradient(options, state, global_params, Batch(*batch))[0])
-  pieces = [piece(views[:, i:i + 3], mask[i:i + 3]) for i in (0, 3)]
+  pieces = [piece(views[:, i : i + 3], mask[i : i + 3]) for i in (0, 3)]
   mean = options.model.raveler.unravel(jax.tree.map(lambda a, b: (a + b) / 2, *pieces), global_params.active)
   far = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(mean), jax.tree.leaves(whole[0]))]
   assert max(far) > 1e-2

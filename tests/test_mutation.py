@@ -8,11 +8,11 @@ import pytest
 from tests.tools import mutation, mutations
 
 TESTS = {
-    'test_right.py': 'from lwfedssl_jax import sums\n\ndef test_add():\n  assert sums.add(2, 3) == 5\n',
-    'test_wrong.py': 'from lwfedssl_jax import sums\n\ndef test_add():\n  assert sums.add(2, 3) == 6\n',
-    'test_lost.py': 'import no_such_package\n\ndef test_nothing():\n  pass\n',
-    'test_skipped.py': 'import pytest\n\ndef test_nothing():\n  pytest.skip()\n',
-    'test_slow.py': 'import time\n\ndef test_nothing():\n  time.sleep(60)\n',
+  'test_right.py': 'from lwfedssl_jax import sums\n\ndef test_add():\n  assert sums.add(2, 3) == 5\n',
+  'test_wrong.py': 'from lwfedssl_jax import sums\n\ndef test_add():\n  assert sums.add(2, 3) == 6\n',
+  'test_lost.py': 'import no_such_package\n\ndef test_nothing():\n  pass\n',
+  'test_skipped.py': 'import pytest\n\ndef test_nothing():\n  pytest.skip()\n',
+  'test_slow.py': 'import time\n\ndef test_nothing():\n  time.sleep(60)\n',
 }
 
 
@@ -30,8 +30,7 @@ def trial(tmp_path_factory):
 
 
 def outcome(trial, old, new, *tests):
-  return mutation.try_mutation(
-      trial, mutations.Mutation('sums.py', 'a mistake', old, new, tests or ('test_right.py',)))
+  return mutation.try_mutation(trial, mutations.Mutation('sums.py', 'a mistake', old, new, tests or ('test_right.py',)))
 
 
 def test_a_mistake_that_the_tests_notice_is_killed(trial):
@@ -48,12 +47,15 @@ def test_tests_that_fail_without_the_mutation_are_refused(trial):
   assert found.kind == mutation.REFUSED and mutation.FAILED in found.why
 
 
-@pytest.mark.parametrize(('tests', 'why'), [
+@pytest.mark.parametrize(
+  ('tests', 'why'),
+  [
     (('test_lost.py',), 'could not be imported'),
     (('test_lost.py', 'test_right.py'), 'could not be imported'),  # pytest's exit code is 1, as for a failure
     (('test_skipped.py',), 'every test was skipped'),
     (('test_right.py::test_gone',), 'exit code 4'),
-])
+  ],
+)
 def test_tests_that_do_not_run_notice_nothing(trial, tests, why):
   found = outcome(trial, 'a + b', 'a - b', *tests)
   assert found.kind == mutation.REFUSED
@@ -84,8 +86,10 @@ def test_command_ends_with_1_unless_all_are_killed(trial, monkeypatch, capsys):
   monkeypatch.setattr(mutation, 'ROOT', trial.root)
   runs, run_tests = [], mutation.run_tests
   monkeypatch.setattr(mutation, 'run_tests', lambda *arguments: runs.append(1) or run_tests(*arguments))
-  listed = [mutations.Mutation('sums.py', what, 'a + b', new, ('test_right.py',))
-            for what, new in (('wrong sign', 'a - b'), ('swapped', 'b + a'), ('product', 'a * b'))]
+  listed = [
+    mutations.Mutation('sums.py', what, 'a + b', new, ('test_right.py',))
+    for what, new in (('wrong sign', 'a - b'), ('swapped', 'b + a'), ('product', 'a * b'))
+  ]
 
   def exit_code(only):
     with pytest.raises(SystemExit) as stopped:

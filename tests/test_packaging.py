@@ -64,7 +64,8 @@ def test_commands_import_each_other_relatively_so_that_both_names_work():
 def test_commands_run_under_their_installed_name(monkeypatch, capsys):
   name = 'lwfedssl_jax.experiments'
   spec = importlib.util.spec_from_file_location(
-      name, experiments.__file__, submodule_search_locations=list(experiments.__path__))
+    name, experiments.__file__, submodule_search_locations=list(experiments.__path__)
+  )
   with monkeypatch.context() as patch:
     patch.setitem(sys.modules, name, importlib.util.module_from_spec(spec))
     before = set(sys.modules)
@@ -84,8 +85,13 @@ def test_requirements_pin_every_direct_dependency(setup):
 
 
 def test_what_the_package_imports_is_declared(setup):
-  distributions = {'absl': 'absl-py', 'PIL': 'pillow', 'sklearn': 'scikit-learn', 'orbax': 'orbax-checkpoint',
-                   'tensorflow_datasets': 'tensorflow-datasets'}
+  distributions = {
+    'absl': 'absl-py',
+    'PIL': 'pillow',
+    'sklearn': 'scikit-learn',
+    'orbax': 'orbax-checkpoint',
+    'tensorflow_datasets': 'tensorflow-datasets',
+  }
   imported = set()
   for path in (*(ROOT / 'lwfedssl_jax').rglob('*.py'), *(ROOT / 'experiments').rglob('*.py')):
     for node in ast.walk(ast.parse(path.read_text())):

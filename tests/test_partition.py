@@ -26,14 +26,14 @@ def check_cover(parts, num_images, num_clients):
 
 
 KINDS = [
-    {'partition': 'iid'},
-    {'partition': 'iid', 'client_size_sigma': 2.0},
-    {'partition': 'dirichlet', 'dirichlet_beta': 0.5},
-    {'partition': 'dirichlet', 'dirichlet_beta': 1e-6},
-    {'partition': 'dirichlet', 'dirichlet_beta': 1e6},
-    {'partition': 'dirichlet_clients', 'dirichlet_beta': 0.5},
-    {'partition': 'dirichlet_clients', 'dirichlet_beta': 1e-300},
-    {'partition': 'shards', 'shards_per_client': 2},
+  {'partition': 'iid'},
+  {'partition': 'iid', 'client_size_sigma': 2.0},
+  {'partition': 'dirichlet', 'dirichlet_beta': 0.5},
+  {'partition': 'dirichlet', 'dirichlet_beta': 1e-6},
+  {'partition': 'dirichlet', 'dirichlet_beta': 1e6},
+  {'partition': 'dirichlet_clients', 'dirichlet_beta': 0.5},
+  {'partition': 'dirichlet_clients', 'dirichlet_beta': 1e-300},
+  {'partition': 'shards', 'shards_per_client': 2},
 ]
 
 
@@ -80,8 +80,9 @@ def test_what_cannot_be_split_goes_to_the_largest_remainders():
 
 
 def test_size_sigma_increases_the_deviation_of_sizes():
-  deviations = [np.std([len(p) for p in split_images(num_clients=20, client_size_sigma=sigma)])
-                for sigma in (0.0, 0.5, 1.5)]
+  deviations = [
+    np.std([len(p) for p in split_images(num_clients=20, client_size_sigma=sigma)]) for sigma in (0.0, 0.5, 1.5)
+  ]
   assert deviations[0] < 1 < deviations[1] < deviations[2]
 
 
@@ -150,6 +151,8 @@ def test_dirichlet_clients_have_equal_sizes_and_shares_of_their_own(beta):
 
 
 def test_the_two_dirichlet_schemes_differ():
-  sizes = [np.std([len(part) for part in split_images(partition=kind, dirichlet_beta=0.5)])
-           for kind in ('dirichlet', 'dirichlet_clients')]
+  sizes = [
+    np.std([len(part) for part in split_images(partition=kind, dirichlet_beta=0.5)])
+    for kind in ('dirichlet', 'dirichlet_clients')
+  ]
   assert sizes[0] > 20 and sizes[1] == 0

@@ -26,12 +26,16 @@ def product_precisions(function, *arguments):
 ROWS, MASK = jnp.ones((4, 8)), jnp.ones(4, bool)
 
 
-@pytest.mark.parametrize('function', [
+@pytest.mark.parametrize(
+  'function',
+  [
     lambda x: losses.info_nce(x, x, 0.05, MASK),
     lambda x: losses.nt_xent(jnp.stack([x, x]), 0.05, MASK),
     jax.grad(lambda x: losses.info_nce(x, x, 0.05, MASK)),
     lambda x: knn._votes(x, jnp.zeros(4, int), x, 2, 3),
-], ids=['info_nce', 'nt_xent', 'gradient', 'knn'])
+  ],
+  ids=['info_nce', 'nt_xent', 'gradient', 'knn'],
+)
 def test_similarities_ask_for_float32_products(function):
   assert product_precisions(function, ROWS) == {('HIGHEST', 'HIGHEST')}
 
@@ -41,9 +45,11 @@ def test_gelu_in_bfloat16_is_exact_to_its_rounding():
   x = jnp.linspace(-4, -1, 3001).astype(BFLOAT16)
   wide = np.asarray(x, np.float64)
   cumulative = special.ndtr(wide)
-  slope = cumulative + wide * np.exp(-wide**2 / 2) / np.sqrt(2 * np.pi)
+  slope = cumulative + wide * np.exp(-(wide**2) / 2) / np.sqrt(2 * np.pi)
+
   def rms(found, exact):
-    return np.sqrt(np.mean((np.asarray(found, np.float64) - exact)**2))
+    return np.sqrt(np.mean((np.asarray(found, np.float64) - exact) ** 2))
+
   assert vit.gelu(x).dtype == BFLOAT16
   assert rms(vit.gelu(x), wide * cumulative) < 1.2e-4  # by erf in bfloat16: 1.3e-3; jax.nn.gelu: 1.5e-4
   assert rms(jax.vmap(jax.grad(vit.gelu))(x), slope) < 1.3e-4  # differentiated in bfloat16: 8.4e-4
@@ -53,7 +59,7 @@ def test_gelu_and_its_derivative_in_float32():
   x = np.linspace(-6, 6, 1001)
   exact = x * special.ndtr(x)
   np.testing.assert_allclose(vit.gelu(jnp.float32(x)), exact, rtol=1e-6, atol=1e-6)
-  slope = special.ndtr(x) + x * np.exp(-x**2 / 2) / np.sqrt(2 * np.pi)
+  slope = special.ndtr(x) + x * np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
   np.testing.assert_allclose(jax.vmap(jax.grad(vit.gelu))(jnp.float32(x)), slope, rtol=1e-6, atol=1e-6)
 
 
@@ -61,11 +67,15 @@ def relative_error(found, exact):
   return np.linalg.norm(np.float64(found) - exact) / np.linalg.norm(exact)
 
 
-@pytest.mark.parametrize(('module', 'shape', 'leaf'), [
+@pytest.mark.parametrize(
+  ('module', 'shape', 'leaf'),
+  [
     (vit.Linear(16, BFLOAT16), (4096, 8), ('bias',)),
     (vit.Embedding(16, 4, BFLOAT16), (512, 8, 8, 3), ('position',)),
     (vit.Embedding(16, 4, BFLOAT16), (512, 8, 8, 3), ('patch', 'bias')),
-], ids=['bias', 'position', 'patch bias'])
+  ],
+  ids=['bias', 'position', 'patch bias'],
+)
 def test_sums_over_tokens_are_float32_in_bfloat16_runs(module, shape, leaf):
   """A bias gradient is a sum over all tokens of a batch; summed in bfloat16 it is off by three percent."""
   x = jax.random.uniform(jax.random.key(0), shape)

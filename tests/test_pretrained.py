@@ -16,13 +16,16 @@ def loaded():
   return pretrained.random_encoder(configs.configure(encoder='vit_micro', image_size=8), 0)
 
 
-@pytest.mark.parametrize(('shape', 'dtype', 'expected'), [
+@pytest.mark.parametrize(
+  ('shape', 'dtype', 'expected'),
+  [
     ((2, 8, 8), 'uint8', 'the shape (B, 8, 8, 3), got (2, 8, 8)'),
     ((8, 8, 3), 'uint8', 'the shape (B, 8, 8, 3), got (8, 8, 3)'),
     ((2, 8, 8, 1), 'uint8', 'the shape (B, 8, 8, 3), got (2, 8, 8, 1)'),
     ((2, 16, 16, 3), 'float32', 'the shape (B, 8, 8, 3), got (2, 16, 16, 3)'),
     ((2, 8, 8, 3), 'int32', 'uint8, or floating point in [0, 1], got int32'),
-])
+  ],
+)
 def test_images_of_another_shape_or_type_are_refused(loaded, shape, dtype, expected):
   for images in (np.ones(shape, dtype), jnp.ones(shape, dtype)):
     for apply in (loaded.apply, jax.jit(loaded.apply)):

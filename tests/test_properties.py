@@ -19,11 +19,22 @@ from lwfedssl_jax.federated import sampling
 from lwfedssl_jax.resources import communication
 from lwfedssl_jax.stages import make_plans
 
-FIELDS = {field.name: (field, typing.get_type_hints(group)[field.name])
-          for group in configs.GROUPS.values() for field in dataclasses.fields(group)}
+FIELDS = {
+  field.name: (field, typing.get_type_hints(group)[field.name])
+  for group in configs.GROUPS.values()
+  for field in dataclasses.fields(group)
+}
 ANYTHING = st.one_of(
-    st.none(), st.booleans(), st.integers(-3, 40), st.integers(), st.floats(), st.floats(0, 1), st.text(max_size=5),
-    st.tuples(st.floats(0, 1), st.floats(0, 1)), st.lists(st.integers(), max_size=2))
+  st.none(),
+  st.booleans(),
+  st.integers(-3, 40),
+  st.integers(),
+  st.floats(),
+  st.floats(0, 1),
+  st.text(max_size=5),
+  st.tuples(st.floats(0, 1), st.floats(0, 1)),
+  st.lists(st.integers(), max_size=2),
+)
 
 
 def value_of(name):
@@ -33,7 +44,8 @@ def value_of(name):
 
 
 CONFIG_VALUES = st.lists(st.sampled_from(sorted(FIELDS)), max_size=6, unique=True).flatmap(
-    lambda names: st.fixed_dictionaries({name: value_of(name) for name in names}))
+  lambda names: st.fixed_dictionaries({name: value_of(name) for name in names})
+)
 
 
 def check_one_line(error, start='--'):
@@ -51,24 +63,40 @@ def test_a_configuration_is_valid_or_refused_in_one_line(values):
   assert configs.from_flat(configs.flatten(config)) == config
   plans = make_plans(config)
   assert sum(plan.num_rounds for plan in plans) == (
-      config.model.traits.depth // config.method.blocks_per_stage * config.method.rounds_per_stage)
+    config.model.traits.depth // config.method.blocks_per_stage * config.method.rounds_per_stage
+  )
   assert plans[-1].stop == config.model.traits.depth
   trained = {block for plan in plans for block in range(plan.start, plan.stop)}
   assert trained == set(range(config.model.traits.depth))
 
 
 DATASET = ImageDataset(
-    'made', np.zeros((90, 8, 8, 3), np.uint8), np.arange(90, dtype=np.int32) % 4, np.zeros((0, 8, 8, 3), np.uint8),
-    None, ('a', 'b', 'c', 'd'))
+  'made',
+  np.zeros((90, 8, 8, 3), np.uint8),
+  np.arange(90, dtype=np.int32) % 4,
+  np.zeros((0, 8, 8, 3), np.uint8),
+  None,
+  ('a', 'b', 'c', 'd'),
+)
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.fixed_dictionaries({
-    'num_clients': st.integers(1, 50), 'partition': st.sampled_from(['iid', 'dirichlet', 'shards']),
-    'dirichlet_beta': st.floats(1e-3, 1e3), 'shards_per_client': st.integers(1, 6),
-    'client_size_sigma': st.floats(0, 3), 'auxiliary_fraction': st.floats(0, 0.9),
-    'max_train_images': st.integers(0, 120), 'batch_size': st.integers(2, 20), 'seed': st.integers(0, 2**31 - 1),
-    'method': st.sampled_from(sorted(catalog.METHODS))}))
+@given(
+  st.fixed_dictionaries(
+    {
+      'num_clients': st.integers(1, 50),
+      'partition': st.sampled_from(['iid', 'dirichlet', 'shards']),
+      'dirichlet_beta': st.floats(1e-3, 1e3),
+      'shards_per_client': st.integers(1, 6),
+      'client_size_sigma': st.floats(0, 3),
+      'auxiliary_fraction': st.floats(0, 0.9),
+      'max_train_images': st.integers(0, 120),
+      'batch_size': st.integers(2, 20),
+      'seed': st.integers(0, 2**31 - 1),
+      'method': st.sampled_from(sorted(catalog.METHODS)),
+    }
+  )
+)
 def test_every_image_belongs_to_one_client_or_to_the_server(values):
   try:
     config = configs.configure(**values)
@@ -82,21 +110,40 @@ def test_every_image_belongs_to_one_client_or_to_the_server(values):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.fixed_dictionaries({
-    'method': st.sampled_from(sorted(catalog.METHODS)), 'objective': st.sampled_from(sorted(catalog.OBJECTIVES)),
-    'num_clients': st.integers(1, 8), 'client_dropout': st.floats(0, 1), 'rounds_per_stage': st.integers(1, 4),
-    'blocks_per_stage': st.sampled_from([1, 2, 4]), 'server_calibration': st.booleans(), 'seed': st.integers(0, 99)}),
-       st.integers(0, 8))
+@given(
+  st.fixed_dictionaries(
+    {
+      'method': st.sampled_from(sorted(catalog.METHODS)),
+      'objective': st.sampled_from(sorted(catalog.OBJECTIVES)),
+      'num_clients': st.integers(1, 8),
+      'client_dropout': st.floats(0, 1),
+      'rounds_per_stage': st.integers(1, 4),
+      'blocks_per_stage': st.sampled_from([1, 2, 4]),
+      'server_calibration': st.booleans(),
+      'seed': st.integers(0, 99),
+    }
+  ),
+  st.integers(0, 8),
+)
 def test_payload_bytes_add_up(values, clients_per_round):
-  config = configs.configure(**values, clients_per_round=min(clients_per_round, values['num_clients'], 1)
-                             if values['method'] == 'centralized' else min(clients_per_round, values['num_clients']))
+  config = configs.configure(
+    **values,
+    clients_per_round=min(clients_per_round, values['num_clients'], 1)
+    if values['method'] == 'centralized'
+    else min(clients_per_round, values['num_clients']),
+  )
   plans, payload = make_plans(config), communication.make_payload(config, 8)
   num_rounds = sum(plan.num_rounds for plan in plans)
   participation = sampling.plan_participation(
-      config.run.seed, num_rounds, config.effective_num_clients, config.effective_clients_per_round,
-      config.client.client_dropout)
+    config.run.seed,
+    num_rounds,
+    config.effective_num_clients,
+    config.effective_clients_per_round,
+    config.client.client_dropout,
+  )
   whole = communication.charge_run(
-      payload, plans, config.effective_num_clients, participation.client_ids, participation.returned)
+    payload, plans, config.effective_num_clients, participation.client_ids, participation.returned
+  )
   ledger, down, up = communication.start_ledger(payload, config.effective_num_clients), 0, 0
   rounds = [plan for plan in plans for _ in range(plan.num_rounds)]
   for plan, ids, returned in zip(rounds, participation.client_ids, participation.returned):
@@ -125,7 +172,7 @@ def test_a_mangled_npz_is_read_or_refused_in_one_line(data):
       if kind == 'flip' and content:
         content[where] ^= data.draw(st.integers(1, 255))
       elif kind == 'cut':
-        del content[where:where + data.draw(st.integers(1, 60))]
+        del content[where : where + data.draw(st.integers(1, 60))]
       else:
         content[where:where] = data.draw(st.binary(min_size=1, max_size=20))
     path.write_bytes(bytes(content))
@@ -138,12 +185,20 @@ def test_a_mangled_npz_is_read_or_refused_in_one_line(data):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.one_of(st.text(max_size=12), st.sampled_from(
-    ['--flagfile', '--flagfile=a', '-flagfile=b', '--seed=1', '--', '--flagfile=', '--flagfile= ']))))
+@given(
+  st.lists(
+    st.one_of(
+      st.text(max_size=12),
+      st.sampled_from(['--flagfile', '--flagfile=a', '-flagfile=b', '--seed=1', '--', '--flagfile=', '--flagfile= ']),
+    )
+  )
+)
 def test_presets_move_to_the_front_and_nothing_is_lost(arguments):
   moved = presets.put_first(arguments)
+
   def is_preset(argument):
     return argument.startswith('--flagfile=') or argument.startswith('-flagfile=')
+
   count = sum(map(is_preset, moved))
   assert all(map(is_preset, moved[:count]))
   kept = [argument for argument in arguments if not is_preset(argument)]

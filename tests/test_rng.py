@@ -44,8 +44,12 @@ def test_every_stream_has_one_purpose():
 
 def test_only_streams_draw_on_the_host():
   """`np.random` elsewhere would be a generator without a stream."""
-  calls = {(path, ast.unparse(node.func)) for path, tree in parsed_files().items() for node in ast.walk(tree)
-           if isinstance(node, ast.Call)}
+  calls = {
+    (path, ast.unparse(node.func))
+    for path, tree in parsed_files().items()
+    for node in ast.walk(tree)
+    if isinstance(node, ast.Call)
+  }
   found = {path for path, function in calls if function.startswith(('np.random.', 'numpy.random.'))}
   assert found == {'rng.py'}
 
@@ -55,8 +59,7 @@ def test_no_two_streams_draw_the_same(seed):
   pairs = list(itertools.product((seed, 5), rng.Stream))
   host = [tuple(rng.host_generator(*pair).integers(0, 2**32, 2)) for pair in pairs]
   integers = [rng.host_seed(*pair) for pair in pairs]
-  device = np.asarray(jax.vmap(lambda s, stream: jax.random.key_data(rng.key(s, stream)))(
-      *map(np.array, zip(*pairs))))
+  device = np.asarray(jax.vmap(lambda s, stream: jax.random.key_data(rng.key(s, stream)))(*map(np.array, zip(*pairs))))
   for draws in (host, integers, list(map(tuple, device))):
     assert len(set(draws)) == len(pairs)
   assert rng.host_generator(*pairs[0]).random() == rng.host_generator(*pairs[0]).random()
@@ -77,5 +80,5 @@ def test_few_labels_do_not_follow_the_partition():
       share = np.bincount(holder[members], minlength=num_clients) / members.sum()
       found = np.bincount(holder[subset[labels[subset] == label]], minlength=num_clients) / (fraction * members.sum())
       variance = share * (1 - share) / (fraction * members.sum()) * (1 - fraction)  # hypergeometric
-      deviations += list((found - share)[variance > 1e-3]**2 / variance[variance > 1e-3])
+      deviations += list((found - share)[variance > 1e-3] ** 2 / variance[variance > 1e-3])
   assert np.mean(deviations) == pytest.approx(1, abs=0.25)  # of several hundred; 8 where both share a stream

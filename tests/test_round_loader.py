@@ -24,8 +24,16 @@ def make_dataset():
 
 
 def config_of(**values):
-  return configs.configure(num_clients=30, clients_per_round=4, batch_size=4, local_epochs=2, method='layerwise',
-                           client_dropout=0.3, image_size=16, **values)
+  return configs.configure(
+    num_clients=30,
+    clients_per_round=4,
+    batch_size=4,
+    local_epochs=2,
+    method='layerwise',
+    client_dropout=0.3,
+    image_size=16,
+    **values,
+  )
 
 
 def make(budget_bytes=0.0, chunk=2):
@@ -49,7 +57,7 @@ def test_a_client_s_images_are_its_own_in_their_order_wherever_they_come_from(sh
     steps = [max(1, size // 4) for size in sizes]
     assert steps == sorted(steps, reverse=True)
     for slot, client in enumerate(batch.client_ids):
-      own = np.asarray(batch.clients.image_ids)[slot, :int(batch.clients.num_images[slot])]
+      own = np.asarray(batch.clients.image_ids)[slot, : int(batch.clients.num_images[slot])]
       assert images[own, 0, 0, 0].tolist() == data.client_images[client].tolist()
       position = participation.client_ids[round_num].tolist().index(client)
       assert bool(batch.clients.returned[slot]) == participation.returned[round_num][position]
@@ -89,8 +97,9 @@ def test_an_empty_slot_has_no_image_and_does_not_return():
   config = config_of(client_chunk=3)
   config = configs.with_values(config, {'clients_per_round': 5})
   participation = sampling.plan_participation(0, 2, 30, 5, 0.0)
-  source = RoundLoader(config, make_dataset(), participation,
-                       round_loader.choose_placement(config, make_dataset(), participation))
+  source = RoundLoader(
+    config, make_dataset(), participation, round_loader.choose_placement(config, make_dataset(), participation)
+  )
   batch = source.load(1)
   empty = batch.client_ids < 0
   assert empty.sum() == 1

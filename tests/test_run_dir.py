@@ -22,8 +22,11 @@ NONE = {'git_revision': None, 'git_dirty': None}
 
 def git(folder, *arguments):
   return subprocess.run(
-      ['git', '-C', folder, '-c', 'user.name=test', '-c', 'user.email=test@localhost', *arguments],
-      check=True, capture_output=True, text=True).stdout.strip()
+    ['git', '-C', folder, '-c', 'user.name=test', '-c', 'user.email=test@localhost', *arguments],
+    check=True,
+    capture_output=True,
+    text=True,
+  ).stdout.strip()
 
 
 @pytest.fixture
@@ -66,7 +69,7 @@ def test_variables_of_a_git_hook_do_not_name_another_repository(checkout, tmp_pa
 
 def test_folder_is_free_again_after_its_process_was_killed(tmp_path):
   config = configs.configure(workdir=str(tmp_path / 'run'), resume=True)
-  code = f'''
+  code = f"""
 import time
 from lwfedssl_jax import configure
 from lwfedssl_jax.errors import StorageError
@@ -74,7 +77,7 @@ from lwfedssl_jax.workdir import metrics_writer, run_dir
 with run_dir.claim_workdir(configure(workdir={config.run.workdir!r}, resume=True)):
   print('claimed', flush=True)
   time.sleep(300)
-'''
+"""
   with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True) as process:
     try:
       assert process.stdout.readline() == 'claimed\n'
@@ -107,8 +110,10 @@ def refuse(number):
   return fail
 
 
-@pytest.mark.parametrize(('number', 'reason'), [
-    (errno.ENOSPC, 'no space left on device'), (errno.EACCES, 'permission denied'), (errno.EIO, 'input/output error')])
+@pytest.mark.parametrize(
+  ('number', 'reason'),
+  [(errno.ENOSPC, 'no space left on device'), (errno.EACCES, 'permission denied'), (errno.EIO, 'input/output error')],
+)
 @pytest.mark.parametrize('rounds', [(), (3, 12)])
 def test_a_file_that_cannot_be_written_is_one_line_and_the_old_one_stays(tmp_path, monkeypatch, number, reason, rounds):
   path = tmp_path / run_dir.SUMMARY
@@ -128,9 +133,11 @@ def test_a_file_that_cannot_be_written_is_one_line_and_the_old_one_stays(tmp_pat
   assert run_dir.read_json(str(path)) == {'old': 1}
 
 
-@pytest.mark.parametrize('error', [
-    FileNotFoundError(errno.ENOENT, 'gone'), PermissionError(errno.EACCES, 'of an image'), ValueError('a bug')],
-    ids=repr)
+@pytest.mark.parametrize(
+  'error',
+  [FileNotFoundError(errno.ENOENT, 'gone'), PermissionError(errno.EACCES, 'of an image'), ValueError('a bug')],
+  ids=repr,
+)
 def test_other_errors_of_a_run_stay_what_they_are(tmp_path, error):
   config = configs.configure(workdir=str(tmp_path / 'run'))
   with pytest.raises(type(error)) as raised, run_dir.claim_workdir(config):
@@ -140,12 +147,16 @@ def test_other_errors_of_a_run_stay_what_they_are(tmp_path, error):
 
 def test_no_room_for_the_configuration_is_not_the_user_s_mistake(tmp_path, monkeypatch):
   monkeypatch.setattr(os, 'makedirs', refuse(errno.ENOSPC))
-  with (pytest.raises(StorageError, match=f'^cannot write {tmp_path}/run: no space left on device$'),
-        run_dir.claim_workdir(configs.configure(workdir=str(tmp_path / 'run')))):
+  with (
+    pytest.raises(StorageError, match=f'^cannot write {tmp_path}/run: no space left on device$'),
+    run_dir.claim_workdir(configs.configure(workdir=str(tmp_path / 'run'))),
+  ):
     pass
   monkeypatch.setattr(os, 'makedirs', refuse(errno.EACCES))
-  with (pytest.raises(UsageError, match='--workdir: expected a folder that can be written'),
-        run_dir.claim_workdir(configs.configure(workdir=str(tmp_path / 'run')))):
+  with (
+    pytest.raises(UsageError, match='--workdir: expected a folder that can be written'),
+    run_dir.claim_workdir(configs.configure(workdir=str(tmp_path / 'run'))),
+  ):
     pass
 
 

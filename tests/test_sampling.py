@@ -74,8 +74,13 @@ def test_a_higher_dropout_loses_a_superset():
 def test_keys_differ_by_seed_stream_and_index_order():
   def data(*arguments):
     return tuple(np.asarray(jax.random.key_data(rng.key(*arguments))))
-  keys = [data(seed, stream, *indices) for seed in (0, 1) for stream in rng.Stream
-          for indices in ((), (0,), (1,), (0, 1), (1, 0), (2, 1), (1, 2))]
+
+  keys = [
+    data(seed, stream, *indices)
+    for seed in (0, 1)
+    for stream in rng.Stream
+    for indices in ((), (0,), (1,), (0, 1), (1, 0), (2, 1), (1, 2))
+  ]
   assert len(set(keys)) == len(keys)
 
 

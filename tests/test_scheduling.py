@@ -8,9 +8,19 @@ from hypothesis import strategies as st
 from lwfedssl_jax.federated import scheduling
 
 
-@pytest.mark.parametrize(('clients', 'limit', 'num_devices', 'chunk', 'slots'), [
-    (10, 1, 1, 1, 10), (10, 10, 1, 10, 10), (10, 8, 1, 5, 10), (11, 4, 1, 4, 12), (997, 10, 1, 10, 1000),
-    (10, 1, 8, 1, 16), (10, 4, 2, 3, 12), (3, 4, 8, 1, 8)])
+@pytest.mark.parametrize(
+  ('clients', 'limit', 'num_devices', 'chunk', 'slots'),
+  [
+    (10, 1, 1, 1, 10),
+    (10, 10, 1, 10, 10),
+    (10, 8, 1, 5, 10),
+    (11, 4, 1, 4, 12),
+    (997, 10, 1, 10, 1000),
+    (10, 1, 8, 1, 16),
+    (10, 4, 2, 3, 12),
+    (3, 4, 8, 1, 8),
+  ],
+)
 def test_layout(clients, limit, num_devices, chunk, slots):
   assert scheduling.make_layout(clients, limit, num_devices) == (chunk, num_devices, slots)
 
@@ -26,7 +36,7 @@ def test_every_client_has_one_slot_with_little_padding(steps, limit, num_devices
   assert len(order) == layout.slots
   wasted = scheduling.padding_fraction(steps, order, layout)
   as_they_come = np.full(layout.slots, -1)
-  as_they_come[:len(steps)] = np.arange(len(steps))
+  as_they_come[: len(steps)] = np.arange(len(steps))
   assert 0 <= wasted <= max(scheduling.padding_fraction(steps, as_they_come, layout), 1e-9) or num_devices > 1
   if layout.chunk == 1:
     assert wasted == 0

@@ -14,8 +14,10 @@ def begun(method, stage, new_block_init, blocks_per_stage=1):
   plan = stages.make_plans(configs.with_values(configs.Config(), values))[stage]
   size = catalog.VitTraits(width=8, depth=4, num_heads=2, mlp_ratio=2)
   params = vit.make_vit(size, 8, 4).init(jax.random.key(0))
+
   def kernel(tree):
     return np.asarray(tree['blocks']['mlp1']['kernel'])
+
   return kernel(params), kernel(stages.init_new_blocks(params, plan, new_block_init))
 
 

@@ -27,18 +27,23 @@ def test_every_combination_has_its_folder(tmp_path):
   assert all(run.config.run.resume for run in runs)
 
 
-@pytest.mark.parametrize(('text', 'values'), [
+@pytest.mark.parametrize(
+  ('text', 'values'),
+  [
     ('server_calibration=true,false', (True, False)),
     ('crop_area=0.2:1,0.5:1', ((0.2, 1.0), (0.5, 1.0))),
     ('objective=byol', ('byol',)),
     ('num_clients=2,4', (2, 4)),
-])
+  ],
+)
 def test_values_have_their_field_s_type(text, values):
   assert sweep.parse_variation(text).values == values
 
 
-@pytest.mark.parametrize('text', ['', 'learning_rate', 'nonsense=1', 'seed=1,2', 'num_clients=many',
-                                  'server_calibration=perhaps', 'num_clients='])
+@pytest.mark.parametrize(
+  'text',
+  ['', 'learning_rate', 'nonsense=1', 'seed=1,2', 'num_clients=many', 'server_calibration=perhaps', 'num_clients='],
+)
 def test_what_cannot_vary(text):
   with pytest.raises(UsageError, match='--vary: expected'):
     sweep.parse_variation(text)
@@ -64,8 +69,9 @@ def test_finished_runs_are_skipped_and_failures_do_not_stop_the_rest(tmp_path, m
   assert trained == ['lw_fedssl-seed0', 'lw_fedssl-seed1', 'layerwise-seed1']
   assert outcome.finished == [done, str(tmp_path / 'layerwise-seed1')]
   assert outcome.failed == {
-      str(tmp_path / 'lw_fedssl-seed0'): '--workdir: expected something else',
-      str(tmp_path / 'lw_fedssl-seed1'): 'ZeroDivisionError: by zero'}
+    str(tmp_path / 'lw_fedssl-seed0'): '--workdir: expected something else',
+    str(tmp_path / 'lw_fedssl-seed1'): 'ZeroDivisionError: by zero',
+  }
   assert 'failed: ' in capsys.readouterr().out
 
 
@@ -89,6 +95,7 @@ def test_estimate_counts_what_is_left(tmp_path):
 
 def test_estimate_follows_who_takes_part_and_how_often_the_server_trains(tmp_path):
   """Clients that do not return count as work not done, as little as those not sampled."""
+
   def count(method='layerwise', **values):
     config = configs.with_values(BASE, {'method': method, 'client_size_sigma': 0.0, **values})
     return sweep.count_flops(config, sweep.load_data(config))

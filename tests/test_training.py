@@ -19,10 +19,23 @@ from lwfedssl_jax.training import signals, train
 from lwfedssl_jax.workdir import metrics_writer, run_dir
 
 TINY = {
-    'dataset': 'digits', 'image_size': 16, 'encoder': 'vit_micro', 'num_clients': 3, 'max_train_images': 150,
-    'auxiliary_fraction': 0.2, 'batch_size': 16, 'rounds_per_stage': 2, 'blocks_per_stage': 2, 'local_epochs': 1,
-    'learning_rate': 8e-3, 'temperature': 0.2, 'blur_probability': (0.0, 0.0), 'client_size_sigma': 0.5,
-    'method': 'lw_fedssl', 'knn_bank_images': 300, 'knn_test_images': 100,
+  'dataset': 'digits',
+  'image_size': 16,
+  'encoder': 'vit_micro',
+  'num_clients': 3,
+  'max_train_images': 150,
+  'auxiliary_fraction': 0.2,
+  'batch_size': 16,
+  'rounds_per_stage': 2,
+  'blocks_per_stage': 2,
+  'local_epochs': 1,
+  'learning_rate': 8e-3,
+  'temperature': 0.2,
+  'blur_probability': (0.0, 0.0),
+  'client_size_sigma': 0.5,
+  'method': 'lw_fedssl',
+  'knn_bank_images': 300,
+  'knn_test_images': 100,
 }
 TOTAL_ROUNDS = 4
 
@@ -123,15 +136,16 @@ def _monitored_test_images(dataset):
   """The monitor's choice: the second draw of its generator."""
   generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(0, spawn_key=(15,))))
   generator.permutation(len(dataset.train_images))
-  return generator.permutation(len(dataset.test_images))[:TINY['knn_test_images']]
+  return generator.permutation(len(dataset.test_images))[: TINY['knn_test_images']]
 
 
 def test_evaluations_are_stored_with_the_run_under_a_descriptive_name(finished):
   workdir, _summary = finished
   dataset = lwfedssl_jax.load_dataset('digits', image_size=16)
   trained = lwfedssl_jax.evaluate_run(str(workdir), 'linear', dataset, label_fraction=0.1, seeds=(0, 1))
-  scratch = lwfedssl_jax.evaluate_run(str(workdir), 'linear', dataset, label_fraction=0.1, seeds=(0, 1),
-                                      from_scratch=True)
+  scratch = lwfedssl_jax.evaluate_run(
+    str(workdir), 'linear', dataset, label_fraction=0.1, seeds=(0, 1), from_scratch=True
+  )
   assert trained['name'] == 'linear, digits, 10 % of labels'
   assert scratch['name'] == 'linear, digits, 10 % of labels, from scratch'
   assert trained['mean']['accuracy'] > 0.3  # of ten classes
@@ -184,8 +198,10 @@ def test_stopping_after_any_round_and_resuming_changes_nothing(finished, tmp_pat
   with open(tmp_path / 'metrics.jsonl', 'a') as file:  # a crash after a row was written and before its checkpoint
     file.write(f'{{"round": {stop}, "stage": 1, "loss": 1.0}}\n{{"round": {stop + 1}, "sta')
   resumed = train.train(tiny(tmp_path, resume=True))
+
   def untimed(rows):
     return [{k: v for k, v in row.items() if k not in ('seconds', 'images_per_second')} for row in rows]
+
   assert untimed([resumed]) == untimed([summary])
   assert untimed(metrics_writer.read_metrics(str(tmp_path))) == untimed(metrics_writer.read_metrics(str(whole_workdir)))
 
@@ -200,8 +216,10 @@ def test_resuming_a_finished_run_returns_its_summary_and_writes_nothing(finished
 def test_flipped_byte_in_the_newest_checkpoint_falls_back_to_the_one_before(finished, tmp_path):
   _, summary = finished
   train.train(tiny(tmp_path, stop_after_round=3))
-  files = sorted((tmp_path / 'checkpoints' / '3' / 'params' / 'ocdbt.process_0' / 'd').iterdir(),
-                 key=lambda path: path.stat().st_size)
+  files = sorted(
+    (tmp_path / 'checkpoints' / '3' / 'params' / 'ocdbt.process_0' / 'd').iterdir(),
+    key=lambda path: path.stat().st_size,
+  )
   damaged = bytearray(files[-1].read_bytes())
   damaged[len(damaged) // 2] ^= 1
   files[-1].write_bytes(damaged)
@@ -318,8 +336,9 @@ def test_a_full_disk_at_a_row_is_one_line_and_checkpoints_are_complete(finished,
 
   with monkeypatch.context() as patch:
     patch.setattr(metrics_writer.MetricsWriter, 'write', fail)
-    expected = (f'cannot write {tmp_path}: no space left on device; the last saved round is 2, '
-                '--resume continues from it')
+    expected = (
+      f'cannot write {tmp_path}: no space left on device; the last saved round is 2, --resume continues from it'
+    )
     with pytest.raises(StorageError, match=expected):
       train.train(tiny(tmp_path))
   assert train.train(tiny(tmp_path, resume=True))['params_sha256'] == summary['params_sha256']

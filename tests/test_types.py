@@ -14,7 +14,7 @@ from lwfedssl_jax.config_fields import ConfigFields
 ROOT = pathlib.Path(__file__).parents[1]
 
 # Lines that must be refused end in the error that mypy gives.
-USER_FILE = '''
+USER_FILE = """
 import lwfedssl_jax
 
 config: lwfedssl_jax.Config = lwfedssl_jax.configure(
@@ -28,12 +28,13 @@ lwfedssl_jax.configure(crop_area=(0.2, 0.5, 1.0))  # arg-type
 lwfedssl_jax.nonsense  # attr-defined
 lwfedssl_jax.load_encoder('runs/mine').params.blocks  # attr-defined
 lwfedssl_jax.train('runs/mine')  # arg-type
-'''
+"""
 
 
 def test_keywords_of_configure_are_the_fields_of_the_groups():
-  fields = {name: annotation for group in configs.GROUPS.values()
-            for name, annotation in typing.get_type_hints(group).items()}
+  fields = {
+    name: annotation for group in configs.GROUPS.values() for name, annotation in typing.get_type_hints(group).items()
+  }
   assert typing.get_type_hints(ConfigFields) == fields
   assert not ConfigFields.__required_keys__
 
@@ -41,8 +42,11 @@ def test_keywords_of_configure_are_the_fields_of_the_groups():
 def test_type_checkers_see_the_names_that_are_imported_when_first_used():
   tree = ast.parse((ROOT / 'lwfedssl_jax' / '__init__.py').read_text())
   block = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == 'TYPE_CHECKING')
-  seen = {alias.asname or alias.name: (node.module.removeprefix('lwfedssl_jax.'), alias.name)
-          for node in block.body for alias in node.names}
+  seen = {
+    alias.asname or alias.name: (node.module.removeprefix('lwfedssl_jax.'), alias.name)
+    for node in block.body
+    for alias in node.names
+  }
   assert seen == lwfedssl_jax._LAZY
   assert set(lwfedssl_jax.__all__) >= seen.keys()
 
@@ -56,6 +60,7 @@ def test_mypy_refuses_a_users_mistakes_and_nothing_else(tmp_path, monkeypatch):
   found, problems, _ = api.run(['--strict', '--config-file=', f'--cache-dir={ROOT / ".mypy_cache"}', 'user.py'])
   assert not problems
   errors = dict(re.findall(r'^user\.py:(\d+): error: .*\[([\w-]+)\]$', found, re.MULTILINE))
-  expected = {str(number): line.partition('  # ')[2]
-              for number, line in enumerate(USER_FILE.splitlines(), 1) if '  # ' in line}
+  expected = {
+    str(number): line.partition('  # ')[2] for number, line in enumerate(USER_FILE.splitlines(), 1) if '  # ' in line
+  }
   assert errors == expected, found

@@ -23,8 +23,10 @@ def encoder():
 def params(encoder):
   """Parameters none of which is zero or one."""
   generator = np.random.default_rng(0)
+
   def draw(leaf):
     return 0.5 * generator.normal(size=leaf.shape).astype(np.float32)
+
   return jax.tree.map(lambda leaf: jnp.asarray(draw(leaf)), jax.eval_shape(encoder.init, jax.random.key(0)))
 
 
@@ -49,7 +51,7 @@ def numpy_embed(p, images):
   tokens = np.empty((len(images), 4, SIZE.width))
   for row in range(2):
     for column in range(2):
-      patch = images[:, 4 * row:4 * row + 4, 4 * column:4 * column + 4].reshape(len(images), -1).astype(np.float64)
+      patch = images[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].reshape(len(images), -1).astype(np.float64)
       tokens[:, 2 * row + column] = dense(p['patch'], patch) + p['position'][2 * row + column]
   return tokens
 
@@ -59,7 +61,7 @@ def numpy_block(p, x):
   query, key, value = np.split(dense(p['attention']['qkv'], normed), 3, axis=-1)
   heads = []
   for head in range(SIZE.num_heads):
-    own = np.s_[..., head * size:(head + 1) * size]
+    own = np.s_[..., head * size : (head + 1) * size]
     weights = softmax(query[own] @ key[own].transpose(0, 2, 1) / np.sqrt(size), axis=-1)
     heads.append(weights @ value[own])
   x = x + dense(p['attention']['projection'], np.concatenate(heads, axis=-1))
@@ -181,8 +183,10 @@ def test_bfloat16_attention_keeps_scores_and_softmax_in_float32():
   tokens = np.random.default_rng(0).integers(-2, 3, (1, 8, 4)).astype(np.float32)
   tokens[..., 0] = 1
   scales = np.array([[32, 1, 1, 1], [16, 1, 1, 1], [1, 1, 1, 1]])  # of queries, keys and values
+
   def linear(kernel):
     return {'kernel': jnp.asarray(kernel, jnp.float32), 'bias': jnp.zeros(kernel.shape[1])}
+
   qkv = np.concatenate([np.diag(scale) for scale in scales], axis=1)
   params = {'qkv': linear(qkv), 'projection': linear(np.eye(4))}
   query, key, value = (tokens[0].astype(np.float64) * scale for scale in scales)

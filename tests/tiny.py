@@ -28,37 +28,58 @@ SERVER_IMAGES = 15  # two batches of 7 and a rest
 # nearly 1 would hide that it is ignored. The step is small and the temperature high, so that a round of seven steps on
 # batches of three or four does not amplify rounding.
 VALUES = {
-    'num_clients': 9, 'clients_per_round': 4, 'batch_size': 6, 'local_epochs': 2, 'rounds_per_stage': 2,
-    'learning_rate': 0.1, 'weight_decay': 0.5, 'temperature': 0.5, 'target_decay': 0.6, 'alignment_weight': 0.7,
-    'calibration_epochs': 2, 'calibration_batch_size': 7, 'calibration_learning_rate': 0.15}
+  'num_clients': 9,
+  'clients_per_round': 4,
+  'batch_size': 6,
+  'local_epochs': 2,
+  'rounds_per_stage': 2,
+  'learning_rate': 0.1,
+  'weight_decay': 0.5,
+  'temperature': 0.5,
+  'target_decay': 0.6,
+  'alignment_weight': 0.7,
+  'calibration_epochs': 2,
+  'calibration_batch_size': 7,
+  'calibration_learning_rate': 0.15,
+}
 
 # Values of the rounds of an objective, besides VALUES. A round depends on the method only through the stage plan, so
 # only moco_v3 builds (and compiles) a round for each method. For the other two, the plans of all methods run on one
 # round, of which `layerwise` is only the name.
 OBJECTIVE_VALUES = {
-    'byol': {'client_chunk': 4, 'representation_alignment': True},
-    'simclr': {
-        'client_chunk': 2, 'representation_alignment': True, 'alignment_kind': 'cosine',
-        'block_learning_rate_decay': 0.5, 'server_calibration': False},
+  'byol': {'client_chunk': 4, 'representation_alignment': True},
+  'simclr': {
+    'client_chunk': 2,
+    'representation_alignment': True,
+    'alignment_kind': 'cosine',
+    'block_learning_rate_decay': 0.5,
+    'server_calibration': False,
+  },
 }
 METHOD_VALUES = {
-    ('end_to_end', 'moco_v3'): {},
-    ('layerwise', 'moco_v3'): {'client_chunk': 2},
-    ('lw_fedssl', 'moco_v3'): {},
-    ('prog_fedssl', 'moco_v3'): {'representation_alignment': True, 'alignment_kind': 'cosine'},
-    ('centralized', 'moco_v3'): {'clients_per_round': 0},
-    ('lw_fedssl', 'byol'): {'server_calibration': False},
-    ('layerwise', 'simclr'): {'blocks_per_stage': 2},
-    ('lw_fedssl', 'simclr'): {'blocks_per_stage': 2},
-    ('centralized', 'byol'): {'clients_per_round': 0},
-    ('centralized', 'simclr'): {'clients_per_round': 0},
+  ('end_to_end', 'moco_v3'): {},
+  ('layerwise', 'moco_v3'): {'client_chunk': 2},
+  ('lw_fedssl', 'moco_v3'): {},
+  ('prog_fedssl', 'moco_v3'): {'representation_alignment': True, 'alignment_kind': 'cosine'},
+  ('centralized', 'moco_v3'): {'clients_per_round': 0},
+  ('lw_fedssl', 'byol'): {'server_calibration': False},
+  ('layerwise', 'simclr'): {'blocks_per_stage': 2},
+  ('lw_fedssl', 'simclr'): {'blocks_per_stage': 2},
+  ('centralized', 'byol'): {'clients_per_round': 0},
+  ('centralized', 'simclr'): {'clients_per_round': 0},
 }
 
 # Stage of each case, 0-based, of 4 (layer-wise stages of simclr: of 2). A method of one stage has stage 0.
 STAGES = {
-    ('layerwise', 'moco_v3'): 1, ('lw_fedssl', 'moco_v3'): 2, ('prog_fedssl', 'moco_v3'): 1,
-    ('layerwise', 'byol'): 0, ('lw_fedssl', 'byol'): 0, ('prog_fedssl', 'byol'): 3,
-    ('layerwise', 'simclr'): 1, ('lw_fedssl', 'simclr'): 1, ('prog_fedssl', 'simclr'): 3,
+  ('layerwise', 'moco_v3'): 1,
+  ('lw_fedssl', 'moco_v3'): 2,
+  ('prog_fedssl', 'moco_v3'): 1,
+  ('layerwise', 'byol'): 0,
+  ('lw_fedssl', 'byol'): 0,
+  ('prog_fedssl', 'byol'): 3,
+  ('layerwise', 'simclr'): 1,
+  ('lw_fedssl', 'simclr'): 1,
+  ('prog_fedssl', 'simclr'): 3,
 }
 
 # Adam divides by |gradient| + epsilon. With 1e-8 an element whose gradient is rounding noise moves by a full step in
@@ -95,12 +116,16 @@ def make_parts(config, epsilon=SMOOTH_EPSILON, placement=Placement(), pipeline=C
   calibrate = None
   if config.uses_calibration:
     calibrate = calibration.make_calibration(config, IMAGE_SIZE, placement, pipeline, scale)
-  return rounds.RoundParts(client_update.make_client_update(config, IMAGE_SIZE, pipeline, scale),
-                           aggregation.make_aggregator(config.method, placement.axis), calibrate)
+  return rounds.RoundParts(
+    client_update.make_client_update(config, IMAGE_SIZE, pipeline, scale),
+    aggregation.make_aggregator(config.method, placement.axis),
+    calibrate,
+  )
 
 
-def make_round(config, epsilon=SMOOTH_EPSILON, placement=Placement(), client_steps=0, pipeline=CHEAP_PIPELINE,
-               traces=None):
+def make_round(
+  config, epsilon=SMOOTH_EPSILON, placement=Placement(), client_steps=0, pipeline=CHEAP_PIPELINE, traces=None
+):
   """Builds a round of `make_parts`; `traces` grows with every trace of its client update."""
   parts = make_parts(config, epsilon, placement, pipeline)
   update = parts.client_update
@@ -128,7 +153,8 @@ def random_params(shapes: Any, seed: int) -> Any:
     name = path[-1].key
     noise = generator.normal(size=leaf.shape)
     value = {'kernel': lambda: noise / np.sqrt(leaf.shape[-2]), 'scale': lambda: 1 + 0.2 * noise}.get(
-        name, lambda: 0.2 * noise)()
+      name, lambda: 0.2 * noise
+    )()
     return jnp.asarray(value, jnp.float32)
 
   return jax.tree_util.tree_map_with_path(draw, shapes)

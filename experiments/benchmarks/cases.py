@@ -59,8 +59,10 @@ def _step_case(config: Config, plan: StagePlan) -> Case:
   options = make_step_options(config, size)
   params = options.model.init_params(jax.random.key(config.run.seed))
   global_params = stages.split(params, plan.shape, jnp.int32(plan.start))
-  batches = Batch(jax.random.uniform(jax.random.key(1), (STEPS_PER_CALL, 2, batch, size, size, 3)),
-                  jnp.ones((STEPS_PER_CALL, batch), bool))
+  batches = Batch(
+    jax.random.uniform(jax.random.key(1), (STEPS_PER_CALL, 2, batch, size, size, 3)),
+    jnp.ones((STEPS_PER_CALL, batch), bool),
+  )
   # Copied, because the step donates its state.
   state = jax.tree.map(jnp.copy, memory.init_step_state(options, global_params))
 
@@ -84,9 +86,18 @@ def _round_case(config: Config, plan: StagePlan, each: int) -> Case:
 
   num_server = each if config.uses_calibration else 0
   inputs = RoundInputs(
-      jax.random.key(config.run.seed), jnp.int32(0), images(clients * each),
-      ClientSlots(jnp.arange(clients), jnp.arange(clients * each).reshape(clients, each),
-                  jnp.full(clients, each), jnp.ones(clients, bool)), images(num_server), jnp.float32(jnp.inf))
+    jax.random.key(config.run.seed),
+    jnp.int32(0),
+    images(clients * each),
+    ClientSlots(
+      jnp.arange(clients),
+      jnp.arange(clients * each).reshape(clients, each),
+      jnp.full(clients, each),
+      jnp.ones(clients, bool),
+    ),
+    images(num_server),
+    jnp.float32(jnp.inf),
+  )
   steps = batching.steps_per_epoch(each, batch)
   built = rounds.make_round(config, size, client_steps=epochs * steps)
   params = make_model(config.model, config.objective, size).init_params(jax.random.key(config.run.seed))
@@ -100,11 +111,15 @@ def _round_case(config: Config, plan: StagePlan, each: int) -> Case:
   flop_count = clients * epochs * steps * flops.executed_flops(config, size, plan, batch).total_flops
   if plan.calibrates:
     server_batch, steps_per_epoch = calibration.plan_batches(config, num_server)
-    flop_count += config.method.calibration_epochs * steps_per_epoch * flops.calibration_flops(
-        config, size, plan, server_batch).total_flops
+    flop_count += (
+      config.method.calibration_epochs
+      * steps_per_epoch
+      * flops.calibration_flops(config, size, plan, server_batch).total_flops
+    )
   name = f'{config.method.method}, stage {plan.stage + 1}'
-  return Case(name, run, clients * epochs * steps * batch, flop_count, seconds,
-              memory.read_analysis(compiled).peak_bytes)
+  return Case(
+    name, run, clients * epochs * steps * batch, flop_count, seconds, memory.read_analysis(compiled).peak_bytes
+  )
 
 
 def _torch_case(config: Config, plan: StagePlan) -> Case:
@@ -123,8 +138,12 @@ def _torch_case(config: Config, plan: StagePlan) -> Case:
 def _named_stages(config: Config, all_stages: bool) -> list[tuple[str, int]]:
   last = len(stages.make_plans(configs.with_values(config, {'method': 'layerwise'}))) - 1
   chosen = range(last + 1) if all_stages else sorted({0, 1, last // 2, last})
-  return [('end_to_end', 0), *(('layerwise', stage) for stage in chosen), ('lw_fedssl', last),
-          ('prog_fedssl', last // 2)]
+  return [
+    ('end_to_end', 0),
+    *(('layerwise', stage) for stage in chosen),
+    ('lw_fedssl', last),
+    ('prog_fedssl', last // 2),
+  ]
 
 
 def _has_torch(config: Config) -> bool:

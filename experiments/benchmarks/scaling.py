@@ -64,8 +64,9 @@ def _federation(config: Config, server_images: int) -> FederatedDataset:
   colors = generator.integers(0, 256, (POOL_IMAGES, side, side, 3), np.uint8)
   pool = colors.repeat(config.model.image_size // side, axis=1).repeat(config.model.image_size // side, axis=2)
   dataset = ImageDataset('synthetic', pool, None, pool[:0], None, ())
-  owned = [np.sort(generator.choice(POOL_IMAGES, IMAGES_A_CLIENT, replace=False))
-           for _ in range(config.effective_num_clients)]
+  owned = [
+    np.sort(generator.choice(POOL_IMAGES, IMAGES_A_CLIENT, replace=False)) for _ in range(config.effective_num_clients)
+  ]
   return FederatedDataset(dataset, owned, np.arange(0), pool[:server_images])
 
 
@@ -74,8 +75,12 @@ def build(config: Config, name: str) -> Scaled:
   data = _federation(config, IMAGES_A_CLIENT if config.uses_calibration else 0)
   plan = stages.make_plans(config)[-1]
   participation = sampling.plan_participation(
-      config.run.seed, ROUNDS_PLANNED, config.effective_num_clients, config.effective_clients_per_round,
-      config.client.client_dropout)
+    config.run.seed,
+    ROUNDS_PLANNED,
+    config.effective_num_clients,
+    config.effective_clients_per_round,
+    config.client.client_dropout,
+  )
   placement = round_loader.choose_placement(config, data, participation)
   source = RoundLoader(config, data, participation, placement)
   made = rounds.make_round(config, data.image_size, placement, source.client_steps())
@@ -88,8 +93,7 @@ def build(config: Config, name: str) -> Scaled:
 
   def inputs(round_num: int) -> RoundInputs:
     batch = source.load(round_num)
-    return RoundInputs(
-        seed_key, np.int32(round_num), batch.images, batch.clients, server_images, np.float32(np.inf))
+    return RoundInputs(seed_key, np.int32(round_num), batch.images, batch.clients, server_images, np.float32(np.inf))
 
   first = inputs(0)
   compiled = made.lower(params, plan, first).compile()
@@ -101,10 +105,16 @@ def build(config: Config, name: str) -> Scaled:
 
   active = stages.split(params, plan.shape, plan.start).active
   return Scaled(
-      name, run, lambda: params, initial,
-      config.effective_clients_per_round * config.client.local_epochs * IMAGES_A_CLIENT,
-      first.images.nbytes, memory.read_analysis(compiled).peak_bytes,
-      collectives.read_collectives(compiled.as_text() or ''), sum(4 * leaf.size for leaf in jax.tree.leaves(active)))
+    name,
+    run,
+    lambda: params,
+    initial,
+    config.effective_clients_per_round * config.client.local_epochs * IMAGES_A_CLIENT,
+    first.images.nbytes,
+    memory.read_analysis(compiled).peak_bytes,
+    collectives.read_collectives(compiled.as_text() or ''),
+    sum(4 * leaf.size for leaf in jax.tree.leaves(active)),
+  )
 
 
 def client_cases(config: Config) -> Iterator[Scaled]:

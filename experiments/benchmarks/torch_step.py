@@ -93,13 +93,15 @@ def make_step(config: Config, plan: StagePlan) -> Callable[[], Any]:
   """Builds a MoCo v3 step on random views (2B, 3, H, W) of its own; calling it takes one optimizer step."""
   d, heads, ratio = _sizes(config)
   size, client = config.model.image_size, config.client
-  prefix = nn.Sequential(Embedding(d, size, config.model.patch_size), *(Block(d, heads, ratio)
-                                                                         for _ in range(plan.start)))
+  prefix = nn.Sequential(
+    Embedding(d, size, config.model.patch_size), *(Block(d, heads, ratio) for _ in range(plan.start))
+  )
   online, predictor = Active(config, plan), _head(PROJECTION_SIZE, HEAD_HIDDEN, PROJECTION_SIZE)
   target = copy.deepcopy(online).requires_grad_(False)
   trained = [*online.parameters(), *predictor.parameters()]
   optimizer = torch.optim.AdamW(
-      trained, lr=client.learning_rate * client.batch_size / 256, weight_decay=client.weight_decay, fused=True)
+    trained, lr=client.learning_rate * client.batch_size / 256, weight_decay=client.weight_decay, fused=True
+  )
   views = torch.rand(2 * client.batch_size, 3, size, size)
   decay, temperature = config.objective.target_decay, config.objective.temperature
 

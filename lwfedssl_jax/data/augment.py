@@ -73,7 +73,7 @@ def blur_matrix(size: int, sigma: Number, support: int) -> Float[Array, '{size} 
   mirrored = np.pad(np.arange(size), radius, mode='reflect')
   weights = jnp.exp(-0.5 * jnp.square(jnp.arange(-radius, radius + 1) / sigma))
   weights = weights / weights.sum()
-  return sum(weights[i] * (mirrored[i:i + size, None] == jnp.arange(size)) for i in range(support))
+  return sum(weights[i] * (mirrored[i : i + size, None] == jnp.arange(size)) for i in range(support))
 
 
 def resample(image: Image, rows: Float[Array, 'H H'], columns: Float[Array, 'W W']) -> Image:
@@ -83,7 +83,7 @@ def resample(image: Image, rows: Float[Array, 'H H'], columns: Float[Array, 'W W
 
 def gray(image: Float[Array, 'H W 3']) -> Float[Array, 'H W 1']:
   """Luma."""
-  return jnp.asarray(sum(weight * image[..., i:i + 1] for i, weight in enumerate(GRAY_WEIGHTS)))
+  return jnp.asarray(sum(weight * image[..., i : i + 1] for i, weight in enumerate(GRAY_WEIGHTS)))
 
 
 def blend(image: Image, other: Float[Array, '...'], factor: Number) -> Image:
@@ -98,7 +98,8 @@ def shift_hue(image: Float[Array, 'H W 3'], turns: Number) -> Float[Array, 'H W 
   chroma = value - low
   safe = jnp.where(chroma > 0, chroma, 1)
   sextant = jnp.where(
-      value == red, (green - blue) / safe, jnp.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe))
+    value == red, (green - blue) / safe, jnp.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
+  )
   sextant = sextant + 6 * turns
 
   def channel(n):
@@ -193,15 +194,16 @@ def draw_view(key: Key, size: int, rule: ViewRule, config: AugmentConfig) -> Vie
   draw = jax.random.uniform(key, (NUM_DRAWS,))
   offsets = jnp.array(config.jitter_strength) * (2 * draw[23:27] - 1)
   return ViewParams(
-      box=crop_box(draw[:22], size, config.crop_area),
-      flips=draw[22] < config.flip_probability,
-      jitters=draw[28] < config.jitter_probability,
-      factors=jnp.array([1, 1, 1, 0]) + offsets,
-      order=jnp.array(JITTER_ORDERS)[(draw[27] * len(JITTER_ORDERS)).astype(jnp.int32)],
-      is_gray=draw[29] < config.grayscale_probability,
-      blurs=draw[31] < rule.blur_probability,
-      sigma=between(draw[30], config.blur_sigma),
-      solarizes=draw[32] < rule.solarize_probability)
+    box=crop_box(draw[:22], size, config.crop_area),
+    flips=draw[22] < config.flip_probability,
+    jitters=draw[28] < config.jitter_probability,
+    factors=jnp.array([1, 1, 1, 0]) + offsets,
+    order=jnp.array(JITTER_ORDERS)[(draw[27] * len(JITTER_ORDERS)).astype(jnp.int32)],
+    is_gray=draw[29] < config.grayscale_probability,
+    blurs=draw[31] < rule.blur_probability,
+    sigma=between(draw[30], config.blur_sigma),
+    solarizes=draw[32] < rule.solarize_probability,
+  )
 
 
 def apply_view(image: Float[Array, 'S S 3'], view: ViewParams, config: AugmentConfig) -> Float[Array, 'S S 3']:
@@ -221,7 +223,7 @@ def apply_view(image: Float[Array, 'S S 3'], view: ViewParams, config: AugmentCo
 
 
 def two_views(
-    key: Key, images: UInt8[Array, 'N S S 3'], config: AugmentConfig, piece: tuple[Integer, int] | None = None
+  key: Key, images: UInt8[Array, 'N S S 3'], config: AugmentConfig, piece: tuple[Integer, int] | None = None
 ) -> Float[Array, '2 B S S 3']:
   """Draws both views of a batch.
 
@@ -239,6 +241,5 @@ def two_views(
     keys, images = (jax.lax.dynamic_slice_in_dim(x, *piece, axis=axis) for x, axis in ((keys, 1), (images, 0)))
   rules = ViewRule(jnp.array(config.blur_probability), jnp.array(config.solarize_probability))
   size = images.shape[1]
-  one_view = jax.vmap(
-      lambda k, x, rule: apply_view(x, draw_view(k, size, rule, config), config), in_axes=(0, 0, None))
+  one_view = jax.vmap(lambda k, x, rule: apply_view(x, draw_view(k, size, rule, config), config), in_axes=(0, 0, None))
   return jax.vmap(one_view, in_axes=(0, None, 0))(keys, to_float(images), rules)

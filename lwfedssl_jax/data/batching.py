@@ -29,11 +29,11 @@ def padded_capacity(num_images: int, batch_size: int) -> int:
   Loops end at the last valid step, so padding costs next to nothing. Data sets of similar client sizes share a compiled
   round.
   """
-  return batch_size * 2**max(0, math.ceil(math.log2(num_images / batch_size)))
+  return batch_size * 2 ** max(0, math.ceil(math.log2(num_images / batch_size)))
 
 
 def plan_epochs(
-    key: Key, image_ids: Int[Array, ' M'], num_images: Int[Array, ''], epochs: int, steps: int, batch_size: int
+  key: Key, image_ids: Int[Array, ' M'], num_images: Int[Array, ''], epochs: int, steps: int, batch_size: int
 ) -> tuple[Int[Array, 'S B'], Bool[Array, 'S B']]:
   """Shuffles a client's images for each epoch and cuts them into batches.
 

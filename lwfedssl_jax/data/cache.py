@@ -50,7 +50,7 @@ def _load_array(folder: str, name: str, entry: dict[str, Any]) -> np.ndarray | N
   # The file may have more rows than are used: unreadable images leave unused rows at its end.
   if list(array.shape[1:]) != saved['shape'][1:] or len(array) < saved['shape'][0] or array.dtype != saved['dtype']:
     raise ValueError(f'{path} has another shape')
-  return array[:saved['shape'][0]]
+  return array[: saved['shape'][0]]
 
 
 def load(path: str) -> tuple[Decoded, tuple[str, ...]] | None:
@@ -58,8 +58,7 @@ def load(path: str) -> tuple[Decoded, tuple[str, ...]] | None:
   try:
     with open(os.path.join(path, 'entry.json'), encoding='utf-8') as f:
       entry = json.load(f)
-    train_images, train_labels, test_images, test_labels = (
-        _load_array(path, name, entry) for name in Decoded._fields)
+    train_images, train_labels, test_images, test_labels = (_load_array(path, name, entry) for name in Decoded._fields)
     if train_images is None or test_images is None:
       raise ValueError('no images')
     return Decoded(train_images, train_labels, test_images, test_labels), tuple(entry['class_names'])
@@ -95,8 +94,7 @@ def _write_entry(folder: str, decoded: Decoded, class_names: Sequence[str]) -> N
       array.flush()
     else:
       np.save(path, array, allow_pickle=False)
-    arrays[name] = {
-        'shape': list(array.shape), 'dtype': array.dtype.name, 'file_bytes': os.path.getsize(path)}
+    arrays[name] = {'shape': list(array.shape), 'dtype': array.dtype.name, 'file_bytes': os.path.getsize(path)}
   with open(os.path.join(folder, 'entry.json'), 'w', encoding='utf-8') as f:
     json.dump({'arrays': arrays, 'class_names': list(class_names)}, f)
 
@@ -114,9 +112,7 @@ def _install(folder: str, path: str) -> None:
     os.rename(folder, path)
 
 
-def decode_into(
-    path: str, decode: Callable[[Any], Decoded], class_names: Sequence[str], num_bytes: int
-) -> Decoded:
+def decode_into(path: str, decode: Callable[[Any], Decoded], class_names: Sequence[str], num_bytes: int) -> Decoded:
   """Decodes straight into a new entry, or into memory where no entry can be written.
 
   Args:

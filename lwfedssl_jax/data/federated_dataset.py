@@ -52,7 +52,7 @@ def partition_dataset(dataset: ImageDataset, config: Config, auxiliary: np.ndarr
   size = dataset.train_images.shape[1]
   config.model.check_image_size(size, f'the image size {size} of {dataset.name}')
   count, limit = len(dataset.train_images), config.data.max_train_images
-  used = rng.host_generator(0, rng.Stream.TRAIN_SUBSET).permutation(count)[:limit or None]
+  used = rng.host_generator(0, rng.Stream.TRAIN_SUBSET).permutation(count)[: limit or None]
   num_server = 0 if auxiliary is not None else round(config.data.auxiliary_fraction * len(used))
   used = rng.host_generator(config.run.seed, rng.Stream.SERVER_SPLIT).permutation(used)
   server_ids, client_ids = np.sort(used[:num_server]), np.sort(used[num_server:])
@@ -60,12 +60,14 @@ def partition_dataset(dataset: ImageDataset, config: Config, auxiliary: np.ndarr
   parts = partition_images(labels, len(client_ids), config.effective_num_clients, config.partition, config.run.seed)
   largest = max(map(len, parts))
   if config.client.batch_size > largest:
-    raise UsageError(f'--batch_size: expected at most {largest}, the images of the largest client, '
-                     f'got {config.client.batch_size}')
+    raise UsageError(
+      f'--batch_size: expected at most {largest}, the images of the largest client, got {config.client.batch_size}'
+    )
   server_images = dataset.train_images[server_ids] if auxiliary is None else auxiliary
   if config.uses_calibration and len(server_images) < MIN_CLIENT_IMAGES:
-    raise UsageError(f'--auxiliary_fraction: expected at least {MIN_CLIENT_IMAGES} images for the server, '
-                     f'got {len(server_images)}')
+    raise UsageError(
+      f'--auxiliary_fraction: expected at least {MIN_CLIENT_IMAGES} images for the server, got {len(server_images)}'
+    )
   return FederatedDataset(dataset, [client_ids[part] for part in parts], server_ids, server_images)
 
 

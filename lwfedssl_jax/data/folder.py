@@ -111,7 +111,8 @@ def _match_classes(train: _Listing, test: _Listing, folder: str) -> _Listing:
 def _to_split(listing: _Listing, labeled: bool) -> images.Split:
   paths, labels = listing.paths, listing.labels
   return images.Split(
-      len(paths), lambda indices: [(paths[i], labels[i]) for i in indices], lambda i: _shown(paths[i]), labeled)
+    len(paths), lambda indices: [(paths[i], labels[i]) for i in indices], lambda i: _shown(paths[i]), labeled
+  )
 
 
 def _shown(path: str) -> str:
@@ -147,8 +148,7 @@ def open_folder(argument: str, data_dir: str) -> images.Source:
   else:
     train, test = _hold_out(train)
     test_labeled = labeled
-  opened = images.Opened(
-      _to_split(train, labeled), _to_split(test, test_labeled), train.class_names, UNREADABLE_SHARE)
+  opened = images.Opened(_to_split(train, labeled), _to_split(test, test_labeled), train.class_names, UNREADABLE_SHARE)
   return images.Source((*train.paths, *test.paths), lambda: opened)
 
 
@@ -159,7 +159,7 @@ def _hold_out(listing: _Listing) -> tuple[_Listing, _Listing]:
 
   def pick(mask):
     return listing._replace(
-        paths=[listing.paths[i] for i in np.flatnonzero(mask)],
-        labels=[listing.labels[i] for i in np.flatnonzero(mask)])
+      paths=[listing.paths[i] for i in np.flatnonzero(mask)], labels=[listing.labels[i] for i in np.flatnonzero(mask)]
+    )
 
   return pick(~held), pick(held)

@@ -16,8 +16,23 @@ from lwfedssl_jax.errors import UsageError
 
 # Pillow's plug-ins that may open a file. Excluded: EPS, which runs Ghostscript, and formats without photographs.
 FORMATS = (
-    'PNG', 'JPEG', 'MPO', 'WEBP', 'BMP', 'DIB', 'GIF', 'TIFF', 'PPM', 'JPEG2000', 'AVIF', 'TGA', 'ICO', 'QOI',
-    'PCX', 'SGI')
+  'PNG',
+  'JPEG',
+  'MPO',
+  'WEBP',
+  'BMP',
+  'DIB',
+  'GIF',
+  'TIFF',
+  'PPM',
+  'JPEG2000',
+  'AVIF',
+  'TGA',
+  'ICO',
+  'QOI',
+  'PCX',
+  'SGI',
+)
 _BATCH = 256  # images per task of a worker: large enough to hide the overhead, small enough to balance
 _SMALL_BYTES = 8192
 
@@ -197,7 +212,7 @@ def image_side(split: Split) -> int:
   """
   first = ''
   for index in range(split.size):
-    (raw, _), = split.read([index])
+    ((raw, _),) = split.read([index])
     try:
       height, width = decode_image(raw).shape[:2]
     except UnreadableImageError as e:
@@ -215,13 +230,14 @@ def _num_threads(split: Split) -> int:
   """Returns 1 for small files: Pillow then runs mostly Python code, and threads compete for the GIL."""
   if not split.size:
     return 1
-  (raw, _), = split.read([0])
+  ((raw, _),) = split.read([0])
   num_bytes = raw.nbytes if isinstance(raw, np.ndarray) else os.path.getsize(raw) if isinstance(raw, str) else len(raw)
   return 1 if num_bytes < _SMALL_BYTES else min(16, os.cpu_count() or 1)
 
 
-def _decode_split(name: str, split: Split, side: int, resize: bool, allocate: Allocate, skipped: _Skipped
-                  ) -> tuple[np.ndarray, np.ndarray | None]:
+def _decode_split(
+  name: str, split: Split, side: int, resize: bool, allocate: Allocate, skipped: _Skipped
+) -> tuple[np.ndarray, np.ndarray | None]:
   """Returns (images, labels or None) of one split, in order, without the unreadable ones."""
   images = allocate(f'{name}_images', (split.size, side, side, 3), np.uint8)
   labels = np.zeros(split.size, np.int32)
@@ -239,8 +255,9 @@ def _decode_split(name: str, split: Split, side: int, resize: bool, allocate: Al
       if image.shape[:2] != (side, side):
         height, width = image.shape[:2]
         raise UsageError(
-            f'--image_size: expected a size, as the images are of mixed sizes: {side}x{side} and '
-            f'{split.where(index)} with {width}x{height}')
+          f'--image_size: expected a size, as the images are of mixed sizes: {side}x{side} and '
+          f'{split.where(index)} with {width}x{height}'
+        )
       images[index] = image
     return failed
 
@@ -258,7 +275,7 @@ def _decode_split(name: str, split: Split, side: int, resize: bool, allocate: Al
     kept = np.flatnonzero(keep)
     for to, source in enumerate(kept):  # in place: the array may be a file larger than memory
       images[to] = images[source]
-    images, labels = images[:len(kept)], labels[kept]
+    images, labels = images[: len(kept)], labels[kept]
   return images, (labels if split.labeled and not (labels < 0).any() else None)
 
 

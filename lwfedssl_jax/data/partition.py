@@ -28,13 +28,13 @@ def _sizes(total: int, weights: Float[np.ndarray, ' K']) -> Int[np.ndarray, ' K'
   spare = total - MIN_CLIENT_IMAGES * len(weights)
   exact = spare * weights / weights.sum()
   sizes = np.floor(exact).astype(int)
-  largest_remainders = np.argsort(-(exact - sizes), kind='stable')[:spare - sizes.sum()]
+  largest_remainders = np.argsort(-(exact - sizes), kind='stable')[: spare - sizes.sum()]
   sizes[largest_remainders] += 1
   return sizes + MIN_CLIENT_IMAGES
 
 
 def _iid(
-    labels: Labels | None, num_images: int, num_clients: int, config: PartitionConfig, generator: np.random.Generator
+  labels: Labels | None, num_images: int, num_clients: int, config: PartitionConfig, generator: np.random.Generator
 ) -> list[Ids]:
   del labels
   weights = np.exp(config.client_size_sigma * generator.standard_normal(num_clients))
@@ -43,7 +43,7 @@ def _iid(
 
 
 def _dirichlet(
-    labels: Labels, num_images: int, num_clients: int, config: PartitionConfig, generator: np.random.Generator
+  labels: Labels, num_images: int, num_clients: int, config: PartitionConfig, generator: np.random.Generator
 ) -> list[Ids]:
   """Splits each class over the clients in proportions drawn from a symmetric Dirichlet."""
   del num_images
@@ -61,7 +61,7 @@ def _dirichlet(
 
 
 def _dirichlet_clients(
-    labels: Labels, num_images: int, num_clients: int, config: PartitionConfig, generator: np.random.Generator
+  labels: Labels, num_images: int, num_clients: int, config: PartitionConfig, generator: np.random.Generator
 ) -> list[Ids]:
   """Draws class proportions q ~ Dir(beta * prior) for every client, and equally many images each.
 
@@ -97,13 +97,15 @@ def _fill_small_clients(clients: Sequence[Sequence[int] | Ids], generator: np.ra
 
 
 def _shards(
-    labels: Labels, num_images: int, num_clients: int, config: PartitionConfig, generator: np.random.Generator
+  labels: Labels, num_images: int, num_clients: int, config: PartitionConfig, generator: np.random.Generator
 ) -> list[Ids]:
   """Sorts by label, cuts into equal shards and assigns a few to each client."""
   num_shards = num_clients * config.shards_per_client
   if num_shards > num_images:
-    raise UsageError(f'--shards_per_client: expected at most {num_images // num_clients} '
-                     f'({num_images} images for {num_clients} clients), got {config.shards_per_client}')
+    raise UsageError(
+      f'--shards_per_client: expected at most {num_images // num_clients} '
+      f'({num_images} images for {num_clients} clients), got {config.shards_per_client}'
+    )
   order = generator.permutation(num_images)
   order = order[np.argsort(labels[order], kind='stable')]
   shards = np.array_split(order, num_shards)
@@ -112,11 +114,16 @@ def _shards(
 
 
 _PARTITIONS: dict[str, Callable[..., list[Ids]]] = {
-    'iid': _iid, 'dirichlet': _dirichlet, 'dirichlet_clients': _dirichlet_clients, 'shards': _shards}
+  'iid': _iid,
+  'dirichlet': _dirichlet,
+  'dirichlet_clients': _dirichlet_clients,
+  'shards': _shards,
+}
 
 
 def partition_images(
-    labels: Labels | None, num_images: int, num_clients: int, config: PartitionConfig, seed: int) -> list[Ids]:
+  labels: Labels | None, num_images: int, num_clients: int, config: PartitionConfig, seed: int
+) -> list[Ids]:
   """Partitions images 0 .. num_images-1 over clients, each image to exactly one.
 
   Args:
@@ -133,8 +140,10 @@ def partition_images(
     UsageError: too few images, or a partition over labels without labels.
   """
   if num_images < MIN_CLIENT_IMAGES * num_clients:
-    raise UsageError(f'--num_clients: expected at most {num_images // MIN_CLIENT_IMAGES} '
-                     f'(two images each of {num_images}), got {num_clients}')
+    raise UsageError(
+      f'--num_clients: expected at most {num_images // MIN_CLIENT_IMAGES} '
+      f'(two images each of {num_images}), got {num_clients}'
+    )
   if config.partition != 'iid' and labels is None:
     raise UsageError(f'--partition: expected iid for images without labels, got {config.partition}')
   generator = rng.host_generator(seed, rng.Stream.PARTITION)

@@ -79,8 +79,13 @@ def _matrices(strength: Number, sign: Number, size: int) -> Float[Array, '6 2 3'
   angle = jnp.deg2rad(30 * strength * sign)
   zero, one, cos, sin = 0 * strength, 1 + 0 * strength, jnp.cos(angle), jnp.sin(angle)
   rows = [
-      [one, zero, zero, zero, one, zero], [one, shear, zero, zero, one, zero], [one, zero, zero, shear, one, zero],
-      [one, zero, -shift, zero, one, zero], [one, zero, zero, zero, one, -shift], [cos, sin, zero, -sin, cos, zero]]
+    [one, zero, zero, zero, one, zero],
+    [one, shear, zero, zero, one, zero],
+    [one, zero, zero, shear, one, zero],
+    [one, zero, -shift, zero, one, zero],
+    [one, zero, zero, zero, one, -shift],
+    [cos, sin, zero, -sin, cos, zero],
+  ]
   return jnp.array(rows).reshape(6, 2, 3)
 
 
@@ -102,21 +107,20 @@ def operate(image: Image, kind: Integer, sign: Number, magnitude: float = MAGNIT
   gray = augment.gray(image)
   bits = 8 - jnp.round(magnitude * 4 / MAX_MAGNITUDE).astype(jnp.int32)
   operations = [
-      lambda: affine(image, _matrices(strength, sign, image.shape[0])[jnp.minimum(kind, 5)]),
-      lambda: augment.blend(image, jnp.zeros_like(image), factor),
-      lambda: augment.blend(image, gray, factor),
-      lambda: augment.blend(image, gray.mean(), factor),
-      lambda: sharpness(image, factor),
-      lambda: posterize(image, bits),
-      lambda: jnp.where(image >= 1 - strength, 1 - image, image),
-      lambda: autocontrast(image),
-      lambda: equalize(image),
+    lambda: affine(image, _matrices(strength, sign, image.shape[0])[jnp.minimum(kind, 5)]),
+    lambda: augment.blend(image, jnp.zeros_like(image), factor),
+    lambda: augment.blend(image, gray, factor),
+    lambda: augment.blend(image, gray.mean(), factor),
+    lambda: sharpness(image, factor),
+    lambda: posterize(image, bits),
+    lambda: jnp.where(image >= 1 - strength, 1 - image, image),
+    lambda: autocontrast(image),
+    lambda: equalize(image),
   ]
   return jax.lax.switch(jnp.maximum(kind - 5, 0), operations)
 
 
-def rand_augment(
-    key: Key, images: UInt8[Array, 'B S S 3'], flip_probability: float = 0.5) -> Float[Array, 'B S S 3']:
+def rand_augment(key: Key, images: UInt8[Array, 'B S S 3'], flip_probability: float = 0.5) -> Float[Array, 'B S S 3']:
   """Mirrors images at random and applies two random operations to each.
 
   Args:

@@ -86,15 +86,19 @@ def describe(dataset: ImageDataset) -> str:
   side = dataset.train_images.shape[1]
   classes = f'{len(dataset.class_names)} classes' if dataset.class_names else 'no labels'
   return (
-      f'{dataset.name}: {len(dataset.train_images)} training and {len(dataset.test_images)} test images, '
-      f'{side}x{side}, {classes}')
+    f'{dataset.name}: {len(dataset.train_images)} training and {len(dataset.test_images)} test images, '
+    f'{side}x{side}, {classes}'
+  )
 
 
 def _array_split(values: np.ndarray, labels: np.ndarray | None, name: str) -> images.Split:
   numbers = np.zeros(len(values), np.int32) if labels is None else labels
   return images.Split(
-      len(values), lambda indices: [(values[i], int(numbers[i])) for i in indices], lambda i: f'{name}[{i}]',
-      labels is not None)
+    len(values),
+    lambda indices: [(values[i], int(numbers[i])) for i in indices],
+    lambda i: f'{name}[{i}]',
+    labels is not None,
+  )
 
 
 def _open_digits(argument: str, data_dir: str) -> images.Source:
@@ -108,8 +112,10 @@ def _open_digits(argument: str, data_dir: str) -> images.Source:
   values, labels = np.round(bunch.images * (255 / 16)).astype(np.uint8), bunch.target
   test = folder.stratified_holdout(labels, _DIGITS_TEST_IMAGES)
   opened = images.Opened(
-      _array_split(values[~test], labels[~test], 'digits'), _array_split(values[test], labels[test], 'digits'),
-      tuple(str(name) for name in bunch.target_names))
+    _array_split(values[~test], labels[~test], 'digits'),
+    _array_split(values[test], labels[test], 'digits'),
+    tuple(str(name) for name in bunch.target_names),
+  )
   return images.Source((), lambda: opened)
 
 
@@ -137,11 +143,14 @@ def _read_npz(path: str) -> images.Opened:
   for split in ('train', test):
     _check_npz_split(path, split, arrays)
   splits = {
-      split: _array_split(arrays[f'{split}_images'], arrays.get(f'{split}_labels'), f'{path}: {split}_images')
-      for split in ('train', test) if f'{split}_images' in arrays}
+    split: _array_split(arrays[f'{split}_images'], arrays.get(f'{split}_labels'), f'{path}: {split}_images')
+    for split in ('train', test)
+    if f'{split}_images' in arrays
+  }
   largest = max((int(v.max()) for k, v in arrays.items() if k.endswith('labels') and v.size), default=-1)
   return images.Opened(
-      splits['train'], splits.get(test, images.EMPTY_SPLIT), tuple(str(number) for number in range(largest + 1)))
+    splits['train'], splits.get(test, images.EMPTY_SPLIT), tuple(str(number) for number in range(largest + 1))
+  )
 
 
 def _check_npz_split(path: str, split: str, arrays: dict[str, Any]) -> None:
@@ -158,7 +167,7 @@ def _check_npz_split(path: str, split: str, arrays: dict[str, Any]) -> None:
   if values.size:
     try:
       for start in range(0, len(values), 1024):
-        images.to_uint8(values[start:start + 1024])
+        images.to_uint8(values[start : start + 1024])
     except images.UnreadableImageError as e:
       raise UsageError(f'{name}: {e}') from e
   if labels is None:
@@ -177,8 +186,8 @@ def _check_npz_split(path: str, split: str, arrays: dict[str, Any]) -> None:
 
 # Each maps the text after the colon and the TFDS folder to a source that is listed and not yet decoded.
 READERS: dict[str, Callable[[str, str], images.Source]] = {
-    'digits': _open_digits,
-    'tfds': tfds_source.open_tfds,
-    'folder': folder.open_folder,
-    'npz': _open_npz,
+  'digits': _open_digits,
+  'tfds': tfds_source.open_tfds,
+  'folder': folder.open_folder,
+  'npz': _open_npz,
 }

@@ -27,8 +27,9 @@ def _tfds() -> Any:
     import tensorflow_datasets
   except ImportError as e:
     raise UsageError(
-        "--dataset=tfds:NAME: cannot read it without TensorFlow Datasets, run pip install 'lwfedssl-jax[tfds]' "
-        f'({images.one_line(e)})') from e
+      "--dataset=tfds:NAME: cannot read it without TensorFlow Datasets, run pip install 'lwfedssl-jax[tfds]' "
+      f'({images.one_line(e)})'
+    ) from e
   return tensorflow_datasets
 
 
@@ -42,8 +43,8 @@ def _subfolders(path: str) -> list[str]:
 def _versions(path: str) -> list[str]:
   """Returns the prepared versions below a folder, newest first."""
   found = [
-      v for v in _subfolders(path)
-      if _VERSION.fullmatch(v) and os.path.isfile(os.path.join(path, v, 'dataset_info.json'))]
+    v for v in _subfolders(path) if _VERSION.fullmatch(v) and os.path.isfile(os.path.join(path, v, 'dataset_info.json'))
+  ]
   return sorted(found, key=lambda v: [int(n) for n in v.split('.')], reverse=True)
 
 
@@ -60,8 +61,9 @@ def prepared_names(root: str) -> list[str]:
 def prepare_command(name: str, root: str) -> str:
   """Returns the shell command that prepares a stock data set as array_record."""
   code = (
-      f'import tensorflow_datasets as tfds; tfds.builder("{name}", data_dir="{root}", '
-      'file_format="array_record").download_and_prepare()')
+    f'import tensorflow_datasets as tfds; tfds.builder("{name}", data_dir="{root}", '
+    'file_format="array_record").download_and_prepare()'
+  )
   return f'python -c {shlex.quote(code)}'
 
 
@@ -74,11 +76,13 @@ def _missing(name: str, full_name: str, root: str) -> UsageError:
     close = difflib.get_close_matches(name, known, 1)
     hint = f' (did you mean {close[0]}?)' if close else ''
     return UsageError(
-        f'--dataset=tfds:{full_name}: not in {root} ({there}) and no stock TFDS data set{hint}; prepare your own '
-        'builder there with file_format="array_record"')
+      f'--dataset=tfds:{full_name}: not in {root} ({there}) and no stock TFDS data set{hint}; prepare your own '
+      'builder there with file_format="array_record"'
+    )
   return UsageError(
-      f'--dataset=tfds:{full_name}: expected it in {root} ({there}), see --data_dir; to prepare it (this step alone '
-      f'needs tensorflow installed): {prepare_command(full_name, root)}')
+    f'--dataset=tfds:{full_name}: expected it in {root} ({there}), see --data_dir; to prepare it (this step alone '
+    f'needs tensorflow installed): {prepare_command(full_name, root)}'
+  )
 
 
 def _read_json(path: str) -> dict[str, Any]:
@@ -119,9 +123,10 @@ def _find(argument: str, root: str) -> str:
     formats |= found
   other = root.rstrip(os.sep) + '_array_record'
   raise UsageError(
-      f'--dataset=tfds:{argument}: {folder} holds {", ".join(sorted(formats))}, expected array_record; prepare it in '
-      f'another folder (this step alone needs tensorflow installed) and give --data_dir={other}: '
-      f'{prepare_command(argument, other)}')
+    f'--dataset=tfds:{argument}: {folder} holds {", ".join(sorted(formats))}, expected array_record; prepare it in '
+    f'another folder (this step alone needs tensorflow installed) and give --data_dir={other}: '
+    f'{prepare_command(argument, other)}'
+  )
 
 
 def open_tfds(argument: str, data_dir: str) -> images.Source:
@@ -185,14 +190,18 @@ def _to_split(tfds: Any, builder: Any, name: str, image_key: str, label_key: str
   try:
     # RAW_BYTES: parsing tf.train.Example ourselves takes a tenth of the time TFDS takes to decode features.
     source = builder.as_data_source(
-        name, deserialize_method=method.RAW_BYTES if encoded else method.DESERIALIZE_AND_DECODE)
+      name, deserialize_method=method.RAW_BYTES if encoded else method.DESERIALIZE_AND_DECODE
+    )
     length = len(source)
   except Exception as e:
     raise damaged(paths[0], e) from e
   if length != info.num_examples:
     raise UsageError(f'{paths[0]}: expected {info.num_examples} records in split {name}, found {length}')
-  parse = _example_parser(image_key, label_key) if encoded else (
-      lambda element: (np.asarray(element[image_key]), int(element[label_key]) if label_key else 0))
+  parse = (
+    _example_parser(image_key, label_key)
+    if encoded
+    else (lambda element: (np.asarray(element[image_key]), int(element[label_key]) if label_key else 0))
+  )
 
   def read(indices: Sequence[int]) -> list[tuple[images.RawImage, int]]:
     try:

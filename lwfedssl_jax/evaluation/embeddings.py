@@ -16,20 +16,20 @@ jitted = functools.lru_cache(maxsize=8)(jax.jit)  # callers share compiled funct
 
 
 def in_batches(
-    run: Callable[[np.ndarray], Any], rows: Shaped[np.ndarray, 'N ...'], batch_size: int = 256
+  run: Callable[[np.ndarray], Any], rows: Shaped[np.ndarray, 'N ...'], batch_size: int = 256
 ) -> Shaped[np.ndarray, 'N ...']:
   """Applies `run` to rows, N at least 1, in batches of one size, the last one padded; joins the results."""
   parts = []
   for first in range(0, len(rows), batch_size):
-    batch = rows[first:first + batch_size]
+    batch = rows[first : first + batch_size]
     padding = [(0, batch_size - len(batch))] + [(0, 0)] * (rows.ndim - 1)
-    parts.append(np.asarray(run(np.pad(batch, padding)))[:len(batch)])
+    parts.append(np.asarray(run(np.pad(batch, padding)))[: len(batch)])
   return np.concatenate(parts)
 
 
 @functools.lru_cache(maxsize=4)
 def make_embedder(
-    encoder: Encoder, mesh: Mesh | None = None, batch_size: int = 256
+  encoder: Encoder, mesh: Mesh | None = None, batch_size: int = 256
 ) -> Callable[[Params, UInt8[np.ndarray, 'N H W C'], int], Float[np.ndarray, 'N D']]:
   """Builds (params, images, depth) -> embeddings, float32, after `depth` blocks.
 
@@ -69,6 +69,6 @@ def collapse_metrics(embeddings: Float[np.ndarray, 'N D']) -> dict[str, float]:
   shares = singular / max(singular.sum(), 1e-12)
   entropy = -np.sum(shares * np.log(np.maximum(shares, 1e-12)))
   return {
-      'embedding_std': float(rows.std(axis=0).mean() * np.sqrt(rows.shape[1])),
-      'effective_rank': float(np.exp(entropy)),
+    'embedding_std': float(rows.std(axis=0).mean() * np.sqrt(rows.shape[1])),
+    'effective_rank': float(np.exp(entropy)),
   }

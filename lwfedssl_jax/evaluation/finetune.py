@@ -71,7 +71,8 @@ def plan_epoch(seed_key: Key, epoch_num: Integer, num_images: int, batch_size: i
 
 
 def make_views(
-    key: Key, step: Integer, images: UInt8[Array, 'B H W C'], options: FinetuneOptions) -> Float[Array, 'B H W C']:
+  key: Key, step: Integer, images: UInt8[Array, 'B H W C'], options: FinetuneOptions
+) -> Float[Array, 'B H W C']:
   """Augments a batch by RandAugment; returns float32 in [0, 1].
 
   Args:
@@ -86,8 +87,10 @@ def make_views(
 def init_params(params: Params, num_classes: int) -> Params:
   """Returns {'encoder', 'head'}: a copy of the encoder's parameters, and a head of zeros."""
   width = params['norm']['scale'].shape[0]
-  return {'encoder': jax.tree.map(jnp.array, params),
-          'head': {'kernel': jnp.zeros((width, num_classes)), 'bias': jnp.zeros(num_classes)}}
+  return {
+    'encoder': jax.tree.map(jnp.array, params),
+    'head': {'kernel': jnp.zeros((width, num_classes)), 'bias': jnp.zeros(num_classes)},
+  }
 
 
 def compute_logits(apply: Apply, trained: Params, images: Shaped[Array | np.ndarray, 'B H W C']) -> Float[Array, 'B Y']:
@@ -105,8 +108,9 @@ def _make_epoch(apply: Apply, options: FinetuneOptions) -> Callable[..., Any]:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
-  def epoch(trained: Params, state: optax.OptState, seed_key: Key, epoch_num: Integer, images: Images,
-            labels: Int[Array, ' N']) -> tuple[Params, optax.OptState, Scalar]:
+  def epoch(
+    trained: Params, state: optax.OptState, seed_key: Key, epoch_num: Integer, images: Images, labels: Int[Array, ' N']
+  ) -> tuple[Params, optax.OptState, Scalar]:
     adamw = make_optimizer(options, len(images))
     ids = plan_epoch(seed_key, epoch_num, len(images), min(options.batch_size, len(images)))
     key = rng.key(seed_key, rng.Stream.FINETUNE_AUGMENT, epoch_num)
@@ -126,8 +130,13 @@ def _make_epoch(apply: Apply, options: FinetuneOptions) -> Callable[..., Any]:
 
 
 def train(
-    apply: Apply, params: Params, examples: tuple[UInt8[np.ndarray, 'N H W C'], Int[np.ndarray, ' N']],
-    num_classes: int, seed: int, options: FinetuneOptions = FinetuneOptions()) -> tuple[Params, float]:
+  apply: Apply,
+  params: Params,
+  examples: tuple[UInt8[np.ndarray, 'N H W C'], Int[np.ndarray, ' N']],
+  num_classes: int,
+  seed: int,
+  options: FinetuneOptions = FinetuneOptions(),
+) -> tuple[Params, float]:
   """Trains encoder and head on labeled images.
 
   Args:

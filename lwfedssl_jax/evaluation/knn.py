@@ -15,8 +15,12 @@ TEMPERATURE = 0.1
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _votes(
-    bank: Float[Array, 'N D'], bank_labels: Int[Array, ' N'], queries: Float[Array, 'Q D'], neighbors: int,
-    num_classes: int) -> Int[Array, ' Q']:
+  bank: Float[Array, 'N D'],
+  bank_labels: Int[Array, ' N'],
+  queries: Float[Array, 'Q D'],
+  neighbors: int,
+  num_classes: int,
+) -> Int[Array, ' Q']:
   # In bfloat16, the default on TPU, embeddings with a large common mean lose most of their true neighbors.
   product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
   similarity, index = jax.lax.top_k(product('qd,nd->qn', queries, bank), neighbors)
@@ -25,8 +29,11 @@ def _votes(
 
 
 def knn_predict(
-    bank: Float[np.ndarray, 'N D'], bank_labels: Int[np.ndarray, ' N'], queries: Float[np.ndarray, 'Q D'],
-    num_classes: int) -> Int[np.ndarray, ' Q']:
+  bank: Float[np.ndarray, 'N D'],
+  bank_labels: Int[np.ndarray, ' N'],
+  queries: Float[np.ndarray, 'Q D'],
+  num_classes: int,
+) -> Int[np.ndarray, ' Q']:
   """Classifies queries by the labeled bank: cosine, k = min(200, N), weights exp(similarity / 0.1).
 
   Returns:
@@ -42,7 +49,11 @@ def _unit(rows: Float[np.ndarray, 'N D']) -> Float[np.ndarray, 'N D']:
 
 
 def knn_accuracy(
-    bank: Float[np.ndarray, 'N D'], bank_labels: Int[np.ndarray, ' N'], queries: Float[np.ndarray, 'Q D'],
-    query_labels: Int[np.ndarray, ' Q'], num_classes: int) -> float:
+  bank: Float[np.ndarray, 'N D'],
+  bank_labels: Int[np.ndarray, ' N'],
+  queries: Float[np.ndarray, 'Q D'],
+  query_labels: Int[np.ndarray, ' Q'],
+  num_classes: int,
+) -> float:
   """Share of queries that `knn_predict` gets right, in [0, 1]."""
   return float((knn_predict(bank, bank_labels, queries, num_classes) == query_labels).mean())

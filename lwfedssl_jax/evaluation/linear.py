@@ -13,8 +13,7 @@ DEFAULT_INVERSE_PENALTY = 0.1
 VALIDATION_SHARE = 0.2
 
 
-def _fit(
-    inverse_penalty: float, rows: Float[np.ndarray, 'N D'], labels: Int[np.ndarray, ' N']) -> pipeline.Pipeline:
+def _fit(inverse_penalty: float, rows: Float[np.ndarray, 'N D'], labels: Int[np.ndarray, ' N']) -> pipeline.Pipeline:
   classifier = linear_model.LogisticRegression(C=inverse_penalty, max_iter=300)
   with warnings.catch_warnings():
     warnings.simplefilter('ignore', exceptions.ConvergenceWarning)  # the weakest penalties may not converge
@@ -29,8 +28,8 @@ def choose_inverse_penalty(rows: Float[np.ndarray, 'N D'], labels: Int[np.ndarra
   if np.bincount(labels)[np.unique(labels)].min() < 1 / VALIDATION_SHARE:
     return DEFAULT_INVERSE_PENALTY
   parts = model_selection.train_test_split(
-      rows, labels, test_size=VALIDATION_SHARE, stratify=labels,
-      random_state=rng.host_seed(seed, rng.Stream.PROBE_SPLIT))
+    rows, labels, test_size=VALIDATION_SHARE, stratify=labels, random_state=rng.host_seed(seed, rng.Stream.PROBE_SPLIT)
+  )
   train_rows, valid_rows, train_labels, valid_labels = parts
 
   def score(inverse):
@@ -40,7 +39,7 @@ def choose_inverse_penalty(rows: Float[np.ndarray, 'N D'], labels: Int[np.ndarra
 
 
 def predict(
-    rows: Float[np.ndarray, 'N D'], labels: Int[np.ndarray, ' N'], queries: Float[np.ndarray, 'Q D'], seed: int
+  rows: Float[np.ndarray, 'N D'], labels: Int[np.ndarray, ' N'], queries: Float[np.ndarray, 'Q D'], seed: int
 ) -> tuple[Int[np.ndarray, ' Q'], float]:
   """Fits on rows and labels, the penalty chosen on a held-out part of them; classifies queries.
 

@@ -7,7 +7,8 @@ from lwfedssl_jax.base import Int
 
 
 def classification_metrics(
-    labels: Int[np.ndarray, ' N'], predicted: Int[np.ndarray, ' N'], num_classes: int) -> dict[str, float]:
+  labels: Int[np.ndarray, ' N'], predicted: Int[np.ndarray, ' N'], num_classes: int
+) -> dict[str, float]:
   """Compares predictions with labels, both 0 .. num_classes - 1.
 
   Returns:
@@ -18,11 +19,12 @@ def classification_metrics(
   counts = metrics.confusion_matrix(labels, predicted, labels=np.arange(num_classes))
   occurs = counts.sum(axis=1) > 0
   precision, recall, f1, _ = metrics.precision_recall_fscore_support(
-      labels, predicted, average='macro', zero_division=0)
+    labels, predicted, average='macro', zero_division=0
+  )
   return {
-      'accuracy': float((labels == predicted).mean()),
-      'mean_per_class_accuracy': float((np.diagonal(counts)[occurs] / counts.sum(axis=1)[occurs]).mean()),
-      'macro_precision': float(precision),
-      'macro_recall': float(recall),
-      'macro_f1': float(f1),
+    'accuracy': float((labels == predicted).mean()),
+    'mean_per_class_accuracy': float((np.diagonal(counts)[occurs] / counts.sum(axis=1)[occurs]).mean()),
+    'macro_precision': float(precision),
+    'macro_recall': float(recall),
+    'macro_f1': float(f1),
   }

@@ -26,7 +26,7 @@ class Monitor:
     generator = rng.host_generator(0, rng.Stream.MONITOR_SUBSET)
 
     def choose(images: UInt8[np.ndarray, 'N H W C'], labels: Int[np.ndarray, ' N'] | None, limit: int) -> _Subset:
-      ids = np.sort(generator.permutation(len(images))[:limit or None])
+      ids = np.sort(generator.permutation(len(images))[: limit or None])
       return _Subset(images[ids], None if labels is None else labels[ids])
 
     self._bank = choose(dataset.train_images, dataset.train_labels, config.knn_bank_images)
@@ -73,8 +73,12 @@ class Monitor:
     images = images[:SAMPLE_IMAGES]
     labels = np.full(len(images), -1, np.int32) if labels is None else labels[:SAMPLE_IMAGES]
     depth = self._depth
-    return {'trained': self._embed(params, images, depth), 'random': self._embed(random, images, depth),
-            'labels': labels, 'class_names': np.array(self._class_names, np.str_)}
+    return {
+      'trained': self._embed(params, images, depth),
+      'random': self._embed(random, images, depth),
+      'labels': labels,
+      'class_names': np.array(self._class_names, np.str_),
+    }
 
   def _accuracy(self, bank: Float[np.ndarray, 'N D'], test: Float[np.ndarray, 'Q D']) -> float:
     bank_labels, test_labels = self._bank.labels, self._test.labels

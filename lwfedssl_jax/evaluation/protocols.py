@@ -60,8 +60,11 @@ def make_task(dataset: ImageDataset, split: str = 'test', max_train_images: int 
   ids = np.arange(len(dataset.train_images))
   if split == 'validation':
     ids, held = model_selection.train_test_split(
-        ids, test_size=VALIDATION_SHARE, stratify=dataset.train_labels,
-        random_state=rng.host_seed(0, rng.Stream.VALIDATION_SPLIT))
+      ids,
+      test_size=VALIDATION_SHARE,
+      stratify=dataset.train_labels,
+      random_state=rng.host_seed(0, rng.Stream.VALIDATION_SPLIT),
+    )
     queries = Labeled(dataset.train_images[np.sort(held)], dataset.train_labels[np.sort(held)])
   else:
     assert dataset.test_labels is not None
@@ -69,8 +72,7 @@ def make_task(dataset: ImageDataset, split: str = 'test', max_train_images: int 
   if max_train_images:
     ids = rng.host_generator(0, rng.Stream.EVALUATION_SUBSET).permutation(ids)[:max_train_images]
   ids = np.sort(ids)
-  return Task(Labeled(dataset.train_images[ids], dataset.train_labels[ids]),
-              queries, dataset.class_names, dataset.name)
+  return Task(Labeled(dataset.train_images[ids], dataset.train_labels[ids]), queries, dataset.class_names, dataset.name)
 
 
 def label_subset(labels: Int[np.ndarray, ' N'], fraction: float, seed: int) -> Int[np.ndarray, ' _']:
@@ -78,13 +80,16 @@ def label_subset(labels: Int[np.ndarray, ' N'], fraction: float, seed: int) -> I
   if fraction == 1:
     return np.arange(len(labels))
   generator = rng.host_generator(seed, rng.Stream.LABEL_SUBSET)
-  chosen = [generator.permutation(ids)[:max(1, round(fraction * len(ids)))]
-            for ids in (np.flatnonzero(labels == label) for label in np.unique(labels))]
+  chosen = [
+    generator.permutation(ids)[: max(1, round(fraction * len(ids)))]
+    for ids in (np.flatnonzero(labels == label) for label in np.unique(labels))
+  ]
   return np.sort(np.concatenate(chosen))
 
 
-def result_name(protocol: str, dataset: str, label_fraction: float, *, split: str, from_scratch: bool,
-                max_train_images: int = 0) -> str:
+def result_name(
+  protocol: str, dataset: str, label_fraction: float, *, split: str, from_scratch: bool, max_train_images: int = 0
+) -> str:
   """Returns the name of a result, which describes its protocol: 'linear, digits, 10 % of labels'."""
   parts = [protocol, dataset, f'{100 * label_fraction:g} % of labels']
   parts += [f'of {max_train_images} images'] * bool(max_train_images)
@@ -92,14 +97,14 @@ def result_name(protocol: str, dataset: str, label_fraction: float, *, split: st
 
 
 def evaluate(
-    apply: Apply,
-    get_params: Callable[[int], Params],
-    protocol: str,
-    task: Task,
-    *,
-    label_fraction: float = 1.0,
-    seeds: Sequence[int] = (0,),
-    options: finetune.FinetuneOptions = finetune.FinetuneOptions(),
+  apply: Apply,
+  get_params: Callable[[int], Params],
+  protocol: str,
+  task: Task,
+  *,
+  label_fraction: float = 1.0,
+  seeds: Sequence[int] = (0,),
+  options: finetune.FinetuneOptions = finetune.FinetuneOptions(),
 ) -> dict[str, Any]:
   """Evaluates an encoder.
 
@@ -150,10 +155,10 @@ def evaluate(
     return float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
   return {
-      'runs': runs,
-      'mean': {name: float(values.mean()) for name, values in over_seeds.items()},
-      'std': {name: deviation(values) for name, values in over_seeds.items()},
-      'confusion': confusion.tolist(),
+    'runs': runs,
+    'mean': {name: float(values.mean()) for name, values in over_seeds.items()},
+    'std': {name: deviation(values) for name, values in over_seeds.items()},
+    'confusion': confusion.tolist(),
   }
 
 

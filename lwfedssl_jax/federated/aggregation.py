@@ -79,7 +79,8 @@ def _per_client(values: Shaped[Array, ' K'], leaf: Float[Array, 'K ...']) -> Sha
 def weighted_sum(weights: Float[Array, ' K'], stacked: Stacked) -> Raveled:
   """Sums leaves (K, ...) with weights in float32; a client of weight 0 is masked, even if not finite."""
   return jax.tree.map(
-      lambda leaf: jnp.where(_per_client(weights, leaf) > 0, _per_client(weights, leaf) * leaf, 0).sum(axis=0), stacked)
+    lambda leaf: jnp.where(_per_client(weights, leaf) > 0, _per_client(weights, leaf) * leaf, 0).sum(axis=0), stacked
+  )
 
 
 def order_statistic(trim: Integer, accepted: Bool[Array, ' K'], stacked: Stacked) -> Raveled:
@@ -136,13 +137,15 @@ def make_order_statistic(config: MethodConfig, axis: str | None, trim: Callable[
 
   def add(stacked, uploads, first):
     return jax.tree.map(
-        lambda rows, new: jax.lax.dynamic_update_slice_in_dim(rows, new, first, 0), stacked, uploads.params)
+      lambda rows, new: jax.lax.dynamic_update_slice_in_dim(rows, new, first, 0), stacked, uploads.params
+    )
 
   def finish(stacked, accepted, tally):
     del tally
     if axis is not None:
       accepted, stacked = (
-          jax.tree.map(lambda x: jax.lax.all_gather(x, axis, tiled=True), tree) for tree in (accepted, stacked))
+        jax.tree.map(lambda x: jax.lax.all_gather(x, axis, tiled=True), tree) for tree in (accepted, stacked)
+      )
     return order_statistic(trim(accepted.sum(), config), accepted, stacked)
 
   return Aggregator(init, add, finish)
@@ -152,9 +155,9 @@ Builder = Callable[[MethodConfig, str | None], Aggregator]
 
 # (configuration, name of the mesh axis over which clients are sharded or None) -> aggregator
 BUILDERS: dict[str, Builder] = {
-    'mean': make_mean,
-    'median': lambda config, axis: make_order_statistic(config, axis, median_trim),
-    'trimmed_mean': lambda config, axis: make_order_statistic(config, axis, trimmed_mean_trim),
+  'mean': make_mean,
+  'median': lambda config, axis: make_order_statistic(config, axis, median_trim),
+  'trimmed_mean': lambda config, axis: make_order_statistic(config, axis, trimmed_mean_trim),
 }
 
 
@@ -182,13 +185,15 @@ def tally_clients(weights: Float[Array, ' K'], accepted: Bool[Array, ' K'], axis
 
 
 def aggregate_or_keep(
-    aggregator: Aggregator, state: Any, accepted: Bool[Array, ' K'], tally: Tally, global_params: Raveled) -> Raveled:
+  aggregator: Aggregator, state: Any, accepted: Bool[Array, ' K'], tally: Tally, global_params: Raveled
+) -> Raveled:
   """Finishes an aggregation; if no client is accepted, the global parameters are unchanged."""
   return trees.select(tally.num_accepted > 0, aggregator.finish(state, accepted, tally), global_params)
 
 
 def client_weights(
-    num_images: Int[Array, ' K'], returned: Bool[Array, ' K'], axis: str | None = None) -> Float[Array, ' K']:
+  num_images: Int[Array, ' K'], returned: Bool[Array, ' K'], axis: str | None = None
+) -> Float[Array, ' K']:
   """Returns each client's share of the images of all that returned; over all devices they sum to 1 (or are all 0)."""
   weights = jnp.where(returned, num_images, 0).astype(jnp.float32)
   total = weights.sum()
@@ -196,8 +201,12 @@ def client_weights(
 
 
 def mean_over_accepted(
-    values: Sequence[Float[Array, ' K']], weights: Float[Array, ' K'], accepted: Bool[Array, ' K'], tally: Tally,
-    axis: str | None = None) -> Float[Array, ' V']:
+  values: Sequence[Float[Array, ' K']],
+  weights: Float[Array, ' K'],
+  accepted: Bool[Array, ' K'],
+  tally: Tally,
+  axis: str | None = None,
+) -> Float[Array, ' V']:
   """Returns the weighted means of V values over the accepted clients of all devices; 0 if there are none."""
   weights = jnp.where(accepted, weights, 0) / jnp.maximum(tally.accepted_weight, 1e-12)
   sums = jnp.stack([jnp.where(weights > 0, weights * value, 0).sum() for value in values])

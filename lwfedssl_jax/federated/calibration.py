@@ -41,8 +41,12 @@ def draw_keys(seed_key: Key, round_num: Integer) -> ClientKeys:
 
 
 def make_calibration(
-    config: Config, image_size: int, placement: Placement = Placement(), pipeline: Pipeline = Pipeline(),
-    scale: optax.GradientTransformation | None = None) -> Callable[..., tuple[Params, Losses]]:
+  config: Config,
+  image_size: int,
+  placement: Placement = Placement(),
+  pipeline: Pipeline = Pipeline(),
+  scale: optax.GradientTransformation | None = None,
+) -> Callable[..., tuple[Params, Losses]]:
   """Builds the server's calibration.
 
   Args:
@@ -58,19 +62,24 @@ def make_calibration(
   """
   method, client = config.method, config.client
   options = client_update.make_step_options(config, image_size, scale)._replace(
-      alignment=None, micro_batch_size=0, learning_rate=method.calibration_learning_rate or client.learning_rate)
+    alignment=None, micro_batch_size=0, learning_rate=method.calibration_learning_rate or client.learning_rate
+  )
   whole = StageShape(options.model.encoder.depth, trains_embedding=True)
 
   def calibrate(params: Params, stop: Integer, images: Images, keys: ClientKeys) -> tuple[Params, Losses]:
     batch_size, steps = plan_batches(config, len(images))
     ids, mask = pipeline.plan_epochs(
-        keys.shuffle, jnp.arange(len(images)), jnp.int32(len(images)), method.calibration_epochs, steps, batch_size)
+      keys.shuffle, jnp.arange(len(images)), jnp.int32(len(images)), method.calibration_epochs, steps, batch_size
+    )
     shared_axis = placement.axis if batch_size % placement.num_devices == 0 else None
     global_params = stages.split(params, whole, 0, stop)
     draw_views = client_update.make_view_drawer(pipeline, config.augment, shared_axis)
     trained, losses = client_update.run_steps(
-        options._replace(batch_size=batch_size, axis=shared_axis), global_params,
-        Batches(images, ids, mask, keys.augment), draw_views)
+      options._replace(batch_size=batch_size, axis=shared_axis),
+      global_params,
+      Batches(images, ids, mask, keys.augment),
+      draw_views,
+    )
     active = options.model.raveler.unravel(trained, global_params.active)
     return stages.merge(params, active, 0), losses
 

@@ -52,8 +52,11 @@ class Pipeline(NamedTuple):
 
 
 def draw_keys(
-    seed_key: Key, round_num: Integer, client_id: Integer | None = None,
-    streams: tuple[rng.Stream, rng.Stream] = (rng.Stream.SHUFFLE, rng.Stream.AUGMENT)) -> ClientKeys:
+  seed_key: Key,
+  round_num: Integer,
+  client_id: Integer | None = None,
+  streams: tuple[rng.Stream, rng.Stream] = (rng.Stream.SHUFFLE, rng.Stream.AUGMENT),
+) -> ClientKeys:
   """Draws a client's keys of a round; with other `streams` and no `client_id`, the server's."""
   indices = (round_num,) if client_id is None else (round_num, client_id)
   keys = jax.vmap(lambda stream: rng.key(seed_key, stream, *indices))(jnp.array(streams))
@@ -75,28 +78,29 @@ class ClientUpdate(NamedTuple):
 
 
 def make_step_options(
-    config: Config, image_size: int, scale: optax.GradientTransformation | None = None) -> StepOptions:
+  config: Config, image_size: int, scale: optax.GradientTransformation | None = None
+) -> StepOptions:
   """Builds a client's step options; `scale` as in StepOptions."""
   client, objective = config.client, config.objective
   alignment = None
   if config.uses_alignment:
     alignment = make_alignment(objective.alignment_kind, objective.temperature)
   return StepOptions(
-      model=make_model(config.model, objective, image_size, client.rematerialize),
-      alignment=alignment,
-      alignment_weight=objective.alignment_weight,
-      learning_rate=client.learning_rate,
-      batch_size=client.batch_size,
-      weight_decay=client.weight_decay,
-      block_learning_rate_decay=client.block_learning_rate_decay,
-      micro_batch_size=client.micro_batch_size,
-      scale=scale,
+    model=make_model(config.model, objective, image_size, client.rematerialize),
+    alignment=alignment,
+    alignment_weight=objective.alignment_weight,
+    learning_rate=client.learning_rate,
+    batch_size=client.batch_size,
+    weight_decay=client.weight_decay,
+    block_learning_rate_decay=client.block_learning_rate_decay,
+    micro_batch_size=client.micro_batch_size,
+    scale=scale,
   )
 
 
 def make_client_update(
-    config: Config, image_size: int, pipeline: Pipeline = Pipeline(),
-    scale: optax.GradientTransformation | None = None) -> ClientUpdate:
+  config: Config, image_size: int, pipeline: Pipeline = Pipeline(), scale: optax.GradientTransformation | None = None
+) -> ClientUpdate:
   """Builds the local training of a run's clients.
 
   Args:
@@ -107,11 +111,17 @@ def make_client_update(
   """
   options, client = make_step_options(config, image_size, scale), config.client
 
-  def apply(global_params: StageParams, data: ClientData, keys: ClientKeys, num_steps: Integer | None = None
-            ) -> ClientResult:
+  def apply(
+    global_params: StageParams, data: ClientData, keys: ClientKeys, num_steps: Integer | None = None
+  ) -> ClientResult:
     ids, mask = pipeline.plan_epochs(
-        keys.shuffle, data.image_ids, data.num_images, client.local_epochs,
-        batching.steps_per_epoch(data.image_ids.shape[0], client.batch_size), client.batch_size)
+      keys.shuffle,
+      data.image_ids,
+      data.num_images,
+      client.local_epochs,
+      batching.steps_per_epoch(data.image_ids.shape[0], client.batch_size),
+      client.batch_size,
+    )
     batches = Batches(data.images, ids, mask, keys.augment)
     draw_views = make_view_drawer(pipeline, config.augment)
     return run_steps(options, global_params, batches, draw_views, num_steps)
@@ -144,8 +154,12 @@ def make_view_drawer(pipeline: Pipeline, config: AugmentConfig, axis: str | None
 
 
 def run_steps(
-    options: StepOptions, global_params: StageParams, batches: Batches, draw_views: Callable[..., Batch],
-    num_steps: Integer | None = None) -> ClientResult:
+  options: StepOptions,
+  global_params: StageParams,
+  batches: Batches,
+  draw_views: Callable[..., Batch],
+  num_steps: Integer | None = None,
+) -> ClientResult:
   """Trains the active part on a sequence of batches, from a fresh optimizer and target branch.
 
   Args:

@@ -32,8 +32,7 @@ class Model(NamedTuple):
 
 
 @functools.lru_cache(maxsize=16)
-def make_model(
-    model: ModelConfig, objective: ObjectiveConfig, image_size: int, rematerialize: str = 'none') -> Model:
+def make_model(model: ModelConfig, objective: ObjectiveConfig, image_size: int, rematerialize: str = 'none') -> Model:
   """Builds the configured model.
 
   Args:
@@ -43,5 +42,4 @@ def make_model(
     rematerialize: see `models.blocks.stack_blocks`.
   """
   built = make_objective(objective, model.compute_dtype)
-  return Model(make_encoder(model, image_size, rematerialize), built,
-               trees.make_raveler(built.online_only))
+  return Model(make_encoder(model, image_size, rematerialize), built, trees.make_raveler(built.online_only))

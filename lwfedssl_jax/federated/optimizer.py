@@ -40,13 +40,19 @@ def layer_factors(params: Params, labels: Labels, block_decay: float) -> Params:
     value = jnp.where(label == stages.ACTIVE, jnp.float32(block_decay) ** powers.get(name, 0), 0)
     return jnp.broadcast_to(value.reshape(value.shape + (1,) * (leaf.ndim - value.ndim)), leaf.shape)
 
-  return {name: jax.tree.map(lambda leaf, label, name=name: factor(name, leaf, label), tree, labels[name])
-          for name, tree in params.items()}
+  return {
+    name: jax.tree.map(lambda leaf, label, name=name: factor(name, leaf, label), tree, labels[name])
+    for name, tree in params.items()
+  }
 
 
 def make_optimizer(
-    learning_rate: float, batch_size: int, weight_decay: float, factors: Params | None = None,
-    scale: optax.GradientTransformation | None = None) -> optax.GradientTransformation:
+  learning_rate: float,
+  batch_size: int,
+  weight_decay: float,
+  factors: Params | None = None,
+  scale: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformation:
   """Builds AdamW (arXiv 1711.05101) with learning rate `learning_rate * batch_size / 256`.
 
   Args:
@@ -56,11 +62,14 @@ def make_optimizer(
     factors: on the updates, a tree like the parameters (`layer_factors`); None: 1 everywhere.
     scale: the transformation before weight decay; None: `optax.scale_by_adam()`.
   """
-  per_layer = optax.identity() if factors is None else optax.stateless(
-      lambda updates, params: jax.tree.map(jnp.multiply, updates, factors))
+  per_layer = (
+    optax.identity()
+    if factors is None
+    else optax.stateless(lambda updates, params: jax.tree.map(jnp.multiply, updates, factors))
+  )
   return optax.chain(
-      scale or optax.scale_by_adam(),
-      optax.add_decayed_weights(weight_decay, mask=is_matrix),
-      optax.scale(-learning_rate * batch_size / REFERENCE_BATCH_SIZE),
-      per_layer,
+    scale or optax.scale_by_adam(),
+    optax.add_decayed_weights(weight_decay, mask=is_matrix),
+    optax.scale(-learning_rate * batch_size / REFERENCE_BATCH_SIZE),
+    per_layer,
   )

@@ -53,13 +53,20 @@ def make_parts(config: Config, image_size: int, placement: Placement = Placement
   calibrate = None
   if config.uses_calibration:
     calibrate = calibration.make_calibration(config, image_size, placement)
-  return RoundParts(client_update.make_client_update(config, image_size),
-                    aggregation.make_aggregator(config.method, placement.axis), calibrate)
+  return RoundParts(
+    client_update.make_client_update(config, image_size),
+    aggregation.make_aggregator(config.method, placement.axis),
+    calibrate,
+  )
 
 
 def make_round(
-    config: Config, image_size: int, placement: Placement = Placement(), client_steps: int = 0,
-    parts: RoundParts | None = None) -> FederatedRound:
+  config: Config,
+  image_size: int,
+  placement: Placement = Placement(),
+  client_steps: int = 0,
+  parts: RoundParts | None = None,
+) -> FederatedRound:
   """Builds the round of a run.
 
   Args:
@@ -73,8 +80,9 @@ def make_round(
   parts = parts or make_parts(config, image_size, placement)
   raveler, axis = parts.client_update.options.model.raveler, placement.axis
 
-  def body(shape: StageShape, params: Params, start: Integer, stop: Integer, inputs: RoundInputs
-           ) -> tuple[Params, RoundMetrics]:
+  def body(
+    shape: StageShape, params: Params, start: Integer, stop: Integer, inputs: RoundInputs
+  ) -> tuple[Params, RoundMetrics]:
     global_params = stages.split(params, shape, start)
     received = raveler.ravel(global_params.active)
     state, losses, accepted, weights = _train_clients(config, parts, placement, global_params, inputs, client_steps)
@@ -93,14 +101,20 @@ def make_round(
     return (plan.shape, params, np.int32(plan.start), np.int32(plan.stop), inputs)
 
   return FederatedRound(
-      apply=lambda params, plan, inputs: run(*arguments(params, plan, inputs)),
-      lower=lambda params, plan, inputs: run.lower(*arguments(params, plan, inputs)),
-      body=body)
+    apply=lambda params, plan, inputs: run(*arguments(params, plan, inputs)),
+    lower=lambda params, plan, inputs: run.lower(*arguments(params, plan, inputs)),
+    body=body,
+  )
 
 
 def _train_clients(
-    config: Config, parts: RoundParts, placement: Placement, global_params: StageParams, inputs: RoundInputs,
-    client_steps: int) -> tuple[Any, Losses, Bool[Array, ' K'], Float[Array, ' K']]:
+  config: Config,
+  parts: RoundParts,
+  placement: Placement,
+  global_params: StageParams,
+  inputs: RoundInputs,
+  client_steps: int,
+) -> tuple[Any, Losses, Bool[Array, ' K'], Float[Array, ' K']]:
   """Trains the clients chunk by chunk; a chunk takes the steps of its busiest client.
 
   Returns:
@@ -111,8 +125,7 @@ def _train_clients(
   chunk = scheduling.run_layout(config, placement.num_devices).chunk
   weights = aggregation.client_weights(inputs.clients.num_images, inputs.clients.returned, placement.axis)
 
-  def upload(slot: ClientSlots, keys: ClientKeys, num_steps: Integer
-             ) -> tuple[Raveled, Losses, Bool[Array, '']]:
+  def upload(slot: ClientSlots, keys: ClientKeys, num_steps: Integer) -> tuple[Raveled, Losses, Bool[Array, '']]:
     data = ClientData(inputs.images, slot.image_ids, slot.num_images)
     params, losses = parts.client_update.apply(global_params, data, keys, num_steps)
     params = aggregation.clip_update(params, received, config.method.client_update_clip)
@@ -128,7 +141,8 @@ def _train_clients(
     taken = batching.client_steps(slots.num_images, client.local_epochs, client.batch_size)
     num_steps = client_steps or taken.max()
     params, losses, accepted = jax.vmap(upload, in_axes=(0, 0, None))(
-        slots, jax.vmap(draw_keys)(slots.client_ids), num_steps)
+      slots, jax.vmap(draw_keys)(slots.client_ids), num_steps
+    )
     return (aggregator.add(state, Uploads(params, chunk_weights, accepted), first), first + chunk), (losses, accepted)
 
   start = (aggregator.init(received, len(weights)), jnp.int32(0))
@@ -137,7 +151,8 @@ def _train_clients(
 
 
 def _calibrate(
-    calibrate: Function, params: Params, stop: Integer, inputs: RoundInputs, tally: Tally) -> tuple[Params, Losses]:
+  calibrate: Function, params: Params, stop: Integer, inputs: RoundInputs, tally: Tally
+) -> tuple[Params, Losses]:
   """Calibrates the aggregated model; it is unchanged if no client is accepted or the result is invalid."""
   keys = calibration.draw_keys(inputs.seed_key, inputs.round_num)
   calibrated, losses = calibrate(params, stop, inputs.server_images, keys)
@@ -150,14 +165,18 @@ def _shard(body: Function, placement: Placement) -> Function:
   if placement.mesh is None:
     return body
 
-  def run(shape: StageShape, params: Params, start: Integer, stop: Integer, inputs: RoundInputs
-          ) -> tuple[Params, RoundMetrics]:
+  def run(
+    shape: StageShape, params: Params, start: Integer, stop: Integer, inputs: RoundInputs
+  ) -> tuple[Params, RoundMetrics]:
     replicated: Any = PartitionSpec()
     sharded: Any = PartitionSpec(AXIS)
     on_device = jax.shard_map(
-        functools.partial(body, shape), mesh=placement.mesh,
-        in_specs=(replicated, replicated, replicated, input_specs(placement)),
-        out_specs=(replicated, RoundMetrics(replicated, sharded, sharded, replicated)), check_vma=False)
+      functools.partial(body, shape),
+      mesh=placement.mesh,
+      in_specs=(replicated, replicated, replicated, input_specs(placement)),
+      out_specs=(replicated, RoundMetrics(replicated, sharded, sharded, replicated)),
+      check_vma=False,
+    )
     return on_device(params, start, stop, inputs)
 
   return run

@@ -72,8 +72,9 @@ class RoundLoader:
 
   def client_steps(self) -> int:
     """Returns the steps that every client takes in a round; 0 if they differ."""
-    steps = {self._client.local_epochs * batching.steps_per_epoch(int(size), self._client.batch_size)
-             for size in self._sizes}
+    steps = {
+      self._client.local_epochs * batching.steps_per_epoch(int(size), self._client.batch_size) for size in self._sizes
+    }
     return steps.pop() if len(steps) == 1 else 0
 
   def assign_slots(self, round_num: int) -> Int[np.ndarray, ' S']:
@@ -82,8 +83,10 @@ class RoundLoader:
 
   def max_device_images(self) -> int:
     """Returns the maximum number of images that a device needs for one round, over all rounds."""
-    return max(int(self._images_in_slots(r).reshape(self._layout.num_devices, -1).sum(axis=1).max())
-               for r in range(len(self._participation.client_ids)))
+    return max(
+      int(self._images_in_slots(r).reshape(self._layout.num_devices, -1).sum(axis=1).max())
+      for r in range(len(self._participation.client_ids))
+    )
 
   def _steps(self, round_num: int) -> Int[np.ndarray, ' K']:
     sizes = self._sizes[self._participation.client_ids[round_num]]
@@ -101,17 +104,25 @@ class RoundLoader:
     image_ids = np.zeros((len(order), client_capacity(self._data, self._client.batch_size)), np.int32)
     for row, client in zip(image_ids, client_ids):
       if client >= 0:
-        row[:self._sizes[client]] = self._data.client_images[client]
+        row[: self._sizes[client]] = self._data.client_images[client]
     images = self._stream(image_ids, num_images) if self._placement.streams else self._images
-    clients = (np.maximum(client_ids, 0).astype(np.int32), image_ids, num_images.astype(np.int32),
-               filled & self._participation.returned[round_num][order])
+    clients = (
+      np.maximum(client_ids, 0).astype(np.int32),
+      image_ids,
+      num_images.astype(np.int32),
+      filled & self._participation.returned[round_num][order],
+    )
     specs = input_specs(self._placement).clients
 
     def put(array, spec):
       return devices.put(array, devices.sharding(self._placement.mesh, spec))
 
-    return RoundBatch(images, ClientSlots(*map(put, clients, specs)), client_ids,
-                      scheduling.padding_fraction(self._steps(round_num), order, self._layout))
+    return RoundBatch(
+      images,
+      ClientSlots(*map(put, clients, specs)),
+      client_ids,
+      scheduling.padding_fraction(self._steps(round_num), order, self._layout),
+    )
 
   def _stream(self, image_ids: Int[np.ndarray, 'S M'], num_images: Int[np.ndarray, ' S']) -> Images:
     """Copies the images of the slots to their devices; afterwards `image_ids` count within the device's part."""
@@ -127,7 +138,7 @@ class RoundLoader:
     def copy(index: Any) -> UInt8[np.ndarray, 'N H W C']:
       chosen = np.concatenate(wanted[(index[0].start or 0) // self._capacity])
       images = np.zeros((self._capacity, *source.shape[1:]), np.uint8)
-      np.take(source, chosen, axis=0, out=images[:len(chosen)])
+      np.take(source, chosen, axis=0, out=images[: len(chosen)])
       return images
 
     shape = (self._capacity * self._layout.num_devices, *source.shape[1:])
@@ -154,6 +165,7 @@ def choose_placement(config: Config, data: FederatedDataset, participation: Part
   loader.close()
   if budget and needed > budget:
     raise UsageError(
-        f'--device_data_budget_mb: expected at least {math.ceil(needed / 1000) / 1000:.3f}, twice a round\'s images '
-        f'on a device, got {config.run.device_data_budget_mb:g}')
+      f"--device_data_budget_mb: expected at least {math.ceil(needed / 1000) / 1000:.3f}, twice a round's images "
+      f'on a device, got {config.run.device_data_budget_mb:g}'
+    )
   return placement

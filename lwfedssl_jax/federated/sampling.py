@@ -23,7 +23,8 @@ class Participation(NamedTuple):
 
 
 def plan_participation(
-    seed: int, num_rounds: int, num_clients: int, clients_per_round: int, client_dropout: float) -> Participation:
+  seed: int, num_rounds: int, num_clients: int, clients_per_round: int, client_dropout: float
+) -> Participation:
   """Draws the participants of every round of a run, uniformly without replacement, and their dropout."""
 
   def one_round(round_num: Int[Array, '']) -> tuple[Int[Array, ' K'], Bool[Array, ' K']]:

@@ -62,7 +62,7 @@ def assign_slots(steps: Int[np.ndarray, ' K'], layout: SlotLayout) -> Int[np.nda
     The position in `steps` of the client of each slot; -1 for an empty slot.
   """
   order = np.full(layout.slots, -1)
-  order[:len(steps)] = np.argsort(-steps, kind='stable')
+  order[: len(steps)] = np.argsort(-steps, kind='stable')
   return order.reshape(-1, layout.num_devices).T.reshape(-1)
 
 

@@ -77,16 +77,16 @@ def make_optimizer(options: StepOptions, global_params: StageParams) -> optax.Gr
   if options.block_learning_rate_decay != 1 or global_params.stop is not None:
     active = global_params.active
     count = jax.tree.leaves(active['blocks'])[0].shape[0]
-    labels = stages.labels(active, 0, count if global_params.stop is None else global_params.stop,
-                           trains_embedding='embedding' in active)
-    factors = options.model.raveler.ravel(
-        optimizers.layer_factors(active, labels, options.block_learning_rate_decay))
+    labels = stages.labels(
+      active, 0, count if global_params.stop is None else global_params.stop, trains_embedding='embedding' in active
+    )
+    factors = options.model.raveler.ravel(optimizers.layer_factors(active, labels, options.block_learning_rate_decay))
   return optimizers.make_optimizer(
-      options.learning_rate, options.batch_size, options.weight_decay, factors, options.scale)
+    options.learning_rate, options.batch_size, options.weight_decay, factors, options.scale
+  )
 
 
-def init_state(
-    options: StepOptions, optimizer: optax.GradientTransformation, global_params: StageParams) -> StepState:
+def init_state(options: StepOptions, optimizer: optax.GradientTransformation, global_params: StageParams) -> StepState:
   """Starts local training: fresh optimizer, target branch copied from the global model."""
   params = options.model.raveler.ravel(global_params.active)
   target = trees.without_online_only(params) if options.model.objective.update_target else None
@@ -126,8 +126,7 @@ class Branches(NamedTuple):
 def stack_branches(options: StepOptions, params: Params, target: Params | None, global_params: StageParams) -> Branches:
   """Gathers the active parameters of all branches; only the online branch has a gradient."""
   constant = jax.lax.stop_gradient
-  return Branches(
-      params, constant(target), constant(global_params.active) if options.alignment is not None else None)
+  return Branches(params, constant(target), constant(global_params.active) if options.alignment is not None else None)
 
 
 def embed_branches(model: Model, branches: Branches, inputs: Array, stop: Any = None) -> Branches:
@@ -135,8 +134,7 @@ def embed_branches(model: Model, branches: Branches, inputs: Array, stop: Any = 
   return Branches(*(None if tree is None else embed_active(model, tree, inputs, stop) for tree in branches))
 
 
-def compute_losses(
-    options: StepOptions, branches: Branches, embeddings: Branches, mask: Mask) -> tuple[Scalar, Losses]:
+def compute_losses(options: StepOptions, branches: Branches, embeddings: Branches, mask: Mask) -> tuple[Scalar, Losses]:
   """Computes the loss of one batch from its embeddings: heads, objective and alignment.
 
   Args:
@@ -149,8 +147,9 @@ def compute_losses(
     The total loss, and its parts.
   """
   objective = options.model.objective
-  projections = Branches(*(
-      None if tree is None else objective.project(tree, pooled, mask) for tree, pooled in zip(branches, embeddings)))
+  projections = Branches(
+    *(None if tree is None else objective.project(tree, pooled, mask) for tree, pooled in zip(branches, embeddings))
+  )
   main = objective.loss(branches.online, projections.online, projections.target, mask)
   aligned = jnp.float32(0)
   if options.alignment is not None:
@@ -159,8 +158,9 @@ def compute_losses(
   return total, Losses(total, main, aligned)
 
 
-def batch_losses(options: StepOptions, branches: Branches, inputs: Array, mask: Mask, stop: Any = None
-                 ) -> tuple[Scalar, Losses]:
+def batch_losses(
+  options: StepOptions, branches: Branches, inputs: Array, mask: Mask, stop: Any = None
+) -> tuple[Scalar, Losses]:
   """Computes the loss of one batch from the result of `prefix_tokens`; returns as `compute_losses`."""
   embeddings = embed_branches(options.model, branches, inputs, stop)
   if options.axis is not None:  # the loss compares all images: gather the batch's embeddings
@@ -169,7 +169,8 @@ def batch_losses(options: StepOptions, branches: Branches, inputs: Array, mask: 
 
 
 def gradient(
-    options: StepOptions, state: StepState, global_params: StageParams, batch: Batch) -> tuple[Raveled, Losses]:
+  options: StepOptions, state: StepState, global_params: StageParams, batch: Batch
+) -> tuple[Raveled, Losses]:
   """Computes the gradient of the loss with respect to the active parameters, raveled, and the losses."""
   unravel, active, model = options.model.raveler.unravel, global_params.active, options.model
   target = None if state.target is None else unravel(state.target, active)
@@ -188,7 +189,7 @@ def gradient(
 
 
 def _gradient_in_pieces(
-    options: StepOptions, params: Raveled, target: Params | None, global_params: StageParams, batch: Batch
+  options: StepOptions, params: Raveled, target: Params | None, global_params: StageParams, batch: Batch
 ) -> tuple[Raveled, Losses]:
   """Computes the full batch's exact gradient in pieces of `micro_batch_size` images.
 
@@ -225,8 +226,12 @@ def _gradient_in_pieces(
 
 
 def train_step(
-    options: StepOptions, optimizer: optax.GradientTransformation, state: StepState, global_params: StageParams,
-    batch: Batch) -> tuple[StepState, Losses]:
+  options: StepOptions,
+  optimizer: optax.GradientTransformation,
+  state: StepState,
+  global_params: StageParams,
+  batch: Batch,
+) -> tuple[StepState, Losses]:
   """Takes one step of the optimizer from `make_optimizer`; a batch without valid samples changes nothing."""
   gradients, losses = gradient(options, state, global_params, batch)
   updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)

@@ -20,8 +20,13 @@ def build_vit(config: ModelConfig, image_size: int, rematerialize: str) -> Encod
   if not isinstance(size, VitTraits):
     raise TypeError(f'{config.encoder} is no vision transformer')
   encoder = vit.make_vit(
-      size, image_size, config.patch_size, jnp.dtype(config.compute_dtype),
-      sincos=config.position_init == 'sincos', rematerialize=rematerialize)
+    size,
+    image_size,
+    config.patch_size,
+    jnp.dtype(config.compute_dtype),
+    sincos=config.position_init == 'sincos',
+    rematerialize=rematerialize,
+  )
   return encoder._replace(export=functools.partial(vit_export.export_timm, size, image_size, config.patch_size))
 
 

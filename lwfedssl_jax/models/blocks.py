@@ -24,8 +24,11 @@ class BlockStack(NamedTuple):
 
 
 def stack_blocks(
-    init_block: Callable[[Key], Params], apply_block: Callable[[Params, Array], Array], depth: int,
-    rematerialize: str = 'none') -> BlockStack:
+  init_block: Callable[[Key], Params],
+  apply_block: Callable[[Params, Array], Array],
+  depth: int,
+  rematerialize: str = 'none',
+) -> BlockStack:
   """Stacks blocks of one kind.
 
   Args:

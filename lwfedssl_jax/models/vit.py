@@ -139,8 +139,13 @@ class Block(nn.Module):
 
 
 def make_vit(
-    size: VitTraits, image_size: int, patch_size: int, dtype: Any = jnp.float32, sincos: bool = False,
-    rematerialize: str = 'none') -> Encoder:
+  size: VitTraits,
+  image_size: int,
+  patch_size: int,
+  dtype: Any = jnp.float32,
+  sincos: bool = False,
+  rematerialize: str = 'none',
+) -> Encoder:
   """Builds a vision transformer.
 
   Args:
@@ -158,16 +163,19 @@ def make_vit(
   apply_norm: Function = norm.apply
   apply_block: Function = block.apply
   stack = stack_blocks(
-      lambda key: block.init(key, jnp.zeros((1, 1, size.width), dtype))['params'],
-      lambda params, tokens: apply_block({'params': params}, tokens), size.depth, rematerialize)
+    lambda key: block.init(key, jnp.zeros((1, 1, size.width), dtype))['params'],
+    lambda params, tokens: apply_block({'params': params}, tokens),
+    size.depth,
+    rematerialize,
+  )
 
   def init(key: Key) -> Params:
     images, token = jnp.zeros((1, image_size, image_size, CHANNELS)), jnp.zeros((1, 1, size.width), dtype)
     embedding_key, blocks_key, norm_key = (jax.random.fold_in(key, i) for i in range(3))
     return {
-        'embedding': embedding.init(embedding_key, images)['params'],
-        'blocks': stack.init(blocks_key),
-        'norm': norm.init(norm_key, token)['params'],
+      'embedding': embedding.init(embedding_key, images)['params'],
+      'blocks': stack.init(blocks_key),
+      'norm': norm.init(norm_key, token)['params'],
     }
 
   def embed(params: Params, images: Float[Array, 'B H W C']) -> Float[Array, 'B T D']:
@@ -176,17 +184,19 @@ def make_vit(
   def pool(params: Params, tokens: Float[Array, 'B T D']) -> Float[Array, 'B D']:
     return apply_norm({'params': params}, tokens.astype(jnp.float32)).mean(axis=1)
 
-  return Encoder(init, embed, stack.prefix, stack.blocks, pool, size.depth, size.width,
-                 count_flops(size, image_size, patch_size))
+  return Encoder(
+    init, embed, stack.prefix, stack.blocks, pool, size.depth, size.width, count_flops(size, image_size, patch_size)
+  )
 
 
 def count_flops(size: VitTraits, image_size: int, patch_size: int) -> EncoderFlops:
   """Counts the products of an image's forward pass: linear layers, attention scores, weighted sums of values."""
-  tokens, width = (image_size // patch_size)**2, size.width
+  tokens, width = (image_size // patch_size) ** 2, size.width
   linear = tokens * (4 + 2 * size.mlp_ratio) * width * width
   attention = 2 * tokens * tokens * width  # the same for any number of heads
   normalized = tokens * width
   return EncoderFlops(
-      embedding=PartFlops(tokens * CHANNELS * patch_size**2 * width),
-      block=PartFlops(linear + attention, 2 * normalized),
-      pool=PartFlops(0, normalized))
+    embedding=PartFlops(tokens * CHANNELS * patch_size**2 * width),
+    block=PartFlops(linear + attention, 2 * normalized),
+    pool=PartFlops(0, normalized),
+  )

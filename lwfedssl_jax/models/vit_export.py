@@ -10,8 +10,13 @@ from lwfedssl_jax.models.vit import CHANNELS, LAYER_NORM_EPSILON
 
 # Ours, below a block -> timm's, below blocks.N.
 _BLOCK_NAMES = {
-    'norm1': 'norm1', 'norm2': 'norm2', 'attention/qkv': 'attn.qkv', 'attention/projection': 'attn.proj',
-    'mlp1': 'mlp.fc1', 'mlp2': 'mlp.fc2'}
+  'norm1': 'norm1',
+  'norm2': 'norm2',
+  'attention/qkv': 'attn.qkv',
+  'attention/projection': 'attn.proj',
+  'mlp1': 'mlp.fc1',
+  'mlp2': 'mlp.fc2',
+}
 
 
 def _layer(name: str, params: Any) -> dict[str, np.ndarray]:
@@ -29,10 +34,10 @@ def _patch_weight(kernel: np.ndarray, patch_size: int) -> np.ndarray:
 def _tensors(depth: int, patch_size: int, params: Params) -> dict[str, np.ndarray]:
   patch = params['embedding']['patch']
   tensors = {
-      'pos_embed': np.asarray(params['embedding']['position'])[None],
-      'patch_embed.proj.weight': _patch_weight(np.asarray(patch['kernel']), patch_size),
-      'patch_embed.proj.bias': np.asarray(patch['bias']),
-      **_layer('norm', params['norm']),
+    'pos_embed': np.asarray(params['embedding']['position'])[None],
+    'patch_embed.proj.weight': _patch_weight(np.asarray(patch['kernel']), patch_size),
+    'patch_embed.proj.bias': np.asarray(patch['bias']),
+    **_layer('norm', params['norm']),
   }
   for index in range(depth):
     for ours, theirs in _BLOCK_NAMES.items():
@@ -56,9 +61,24 @@ def export_timm(size: VitTraits, image_size: int, patch_size: int, params: Param
   """
   depth = len(params['blocks']['norm1']['scale'])
   arguments = {
-      'img_size': image_size, 'patch_size': patch_size, 'in_chans': CHANNELS, 'num_classes': 0,
-      'embed_dim': size.width, 'depth': depth, 'num_heads': size.num_heads, 'mlp_ratio': size.mlp_ratio,
-      'qkv_bias': True, 'class_token': False, 'global_pool': 'avg', 'fc_norm': False}
-  return ExportedEncoder(_tensors(depth, patch_size, params), {
-      'model': 'timm.models.vision_transformer.VisionTransformer', 'arguments': arguments,
-      'layer_norm_epsilon': LAYER_NORM_EPSILON})
+    'img_size': image_size,
+    'patch_size': patch_size,
+    'in_chans': CHANNELS,
+    'num_classes': 0,
+    'embed_dim': size.width,
+    'depth': depth,
+    'num_heads': size.num_heads,
+    'mlp_ratio': size.mlp_ratio,
+    'qkv_bias': True,
+    'class_token': False,
+    'global_pool': 'avg',
+    'fc_norm': False,
+  }
+  return ExportedEncoder(
+    _tensors(depth, patch_size, params),
+    {
+      'model': 'timm.models.vision_transformer.VisionTransformer',
+      'arguments': arguments,
+      'layer_norm_epsilon': LAYER_NORM_EPSILON,
+    },
+  )

@@ -15,15 +15,17 @@ from lwfedssl_jax.objectives.simclr import make_simclr
 
 # (configuration, projector, predictor) -> objective
 BUILDERS: dict[str, Callable[[ObjectiveConfig, Head, Head], Objective]] = {
-    'moco_v3': lambda config, projector, predictor: make_moco_v3(
-        projector, predictor, config.temperature, config.target_decay),
-    'byol': lambda config, projector, predictor: make_byol(projector, predictor, config.target_decay),
-    'simclr': lambda config, projector, predictor: make_simclr(projector, config.temperature),
+  'moco_v3': lambda config, projector, predictor: make_moco_v3(
+    projector, predictor, config.temperature, config.target_decay
+  ),
+  'byol': lambda config, projector, predictor: make_byol(projector, predictor, config.target_decay),
+  'simclr': lambda config, projector, predictor: make_simclr(projector, config.temperature),
 }
 
 
 def register_objective(
-    name: str, traits: ObjectiveTraits, builder: Callable[[ObjectiveConfig, Head, Head], Objective]) -> None:
+  name: str, traits: ObjectiveTraits, builder: Callable[[ObjectiveConfig, Head, Head], Objective]
+) -> None:
   """Adds an objective under a new name, before a configuration or flags name it (docs/extending.md).
 
   Raises:

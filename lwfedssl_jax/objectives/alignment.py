@@ -16,8 +16,8 @@ def make_alignment(kind: str, temperature: float) -> Callable[[Projections, Proj
   The global projections have no gradient.
   """
   pairwise = {
-      'contrastive': lambda z, g, mask: losses.info_nce(z, g, temperature, mask),
-      'cosine': losses.cosine_distance,
+    'contrastive': lambda z, g, mask: losses.info_nce(z, g, temperature, mask),
+    'cosine': losses.cosine_distance,
   }[kind]
 
   def alignment(local: Projections, received: Projections, mask: Mask) -> Scalar:

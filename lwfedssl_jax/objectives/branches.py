@@ -16,11 +16,11 @@ def init_head(head: Head, key: Key, width: int) -> Params:
 
 
 def make_predictive(
-    name: str,
-    projector: Head,
-    predictor: Head,
-    pair_loss: Callable[[Float[Array, 'B P'], Float[Array, 'B P'], Mask], Scalar],
-    target_decay: float,
+  name: str,
+  projector: Head,
+  predictor: Head,
+  pair_loss: Callable[[Float[Array, 'B P'], Float[Array, 'B P'], Mask], Scalar],
+  target_decay: float,
 ) -> Objective:
   """Builds an objective that compares each view's prediction with the other view's target projection.
 
@@ -36,8 +36,8 @@ def make_predictive(
 
   def init(key: Key, width: int) -> Params:
     return {
-        'projector': init_head(projector, jax.random.fold_in(key, 0), width),
-        'predictor': init_head(predictor, jax.random.fold_in(key, 1), projector.output),
+      'projector': init_head(projector, jax.random.fold_in(key, 0), width),
+      'predictor': init_head(predictor, jax.random.fold_in(key, 1), projector.output),
     }
 
   def project(heads: Params, embeddings: Float[Array, '2 B D'], mask: Mask) -> Projections:
@@ -46,11 +46,13 @@ def make_predictive(
   def loss(heads: Params, projections: Projections, target_projections: Projections | None, mask: Mask) -> Scalar:
     assert target_projections is not None
     predictions = apply_predictor({'params': heads['predictor']}, projections, mask)
-    return (pair_loss(predictions[0], target_projections[1], mask)
-            + pair_loss(predictions[1], target_projections[0], mask))
+    return pair_loss(predictions[0], target_projections[1], mask) + pair_loss(
+      predictions[1], target_projections[0], mask
+    )
 
   def update_target(target: Raveled, online: Raveled) -> Raveled:
     return trees.interpolate(target_decay, target, {name: online[name] for name in target})
 
-  return Objective(name, init, project, loss, update_target, head_names=('projector', 'predictor'),
-                   online_only=('predictor',))
+  return Objective(
+    name, init, project, loss, update_target, head_names=('projector', 'predictor'), online_only=('predictor',)
+  )

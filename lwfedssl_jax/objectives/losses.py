@@ -24,7 +24,7 @@ def mean_over(values: Float[Array, ' B'], mask: Mask) -> Scalar:
 
 
 def _cross_entropy(
-    logits: Float[Array, 'R R'], positives: Float[Array, ' R'], excluded: Bool[Array, '#R R'], mask: Bool[Array, ' R']
+  logits: Float[Array, 'R R'], positives: Float[Array, ' R'], excluded: Bool[Array, '#R R'], mask: Bool[Array, ' R']
 ) -> Scalar:
   logits = jnp.where(excluded, -jnp.inf, logits)
   # A padded row may exclude everything: give it one finite entry, so that its (unused) gradient is finite.

@@ -21,11 +21,24 @@ SIZE = (4.7, 3.5)  # inches; with FONT_POINTS text is 12 pixels high on a screen
 FONT_POINTS = 11.5
 LEGEND_CHARACTERS, Y_LABEL_CHARACTERS = 44, 24  # that fit beside an axis
 _STYLE: Any = {  # matplotlib types the keys one by one
-    'text.color': INK, 'axes.labelcolor': INK, 'axes.edgecolor': INK, 'xtick.color': INK, 'ytick.color': INK,
-    'axes.facecolor': 'none', 'figure.facecolor': 'none', 'font.size': FONT_POINTS, 'axes.labelsize': FONT_POINTS,
-    'xtick.labelsize': FONT_POINTS, 'ytick.labelsize': FONT_POINTS, 'legend.fontsize': FONT_POINTS,
-    'legend.frameon': False,
-    'legend.handlelength': 1.8, 'legend.columnspacing': 1.2, 'axes.spines.top': False, 'axes.spines.right': False}
+  'text.color': INK,
+  'axes.labelcolor': INK,
+  'axes.edgecolor': INK,
+  'xtick.color': INK,
+  'ytick.color': INK,
+  'axes.facecolor': 'none',
+  'figure.facecolor': 'none',
+  'font.size': FONT_POINTS,
+  'axes.labelsize': FONT_POINTS,
+  'xtick.labelsize': FONT_POINTS,
+  'ytick.labelsize': FONT_POINTS,
+  'legend.fontsize': FONT_POINTS,
+  'legend.frameon': False,
+  'legend.handlelength': 1.8,
+  'legend.columnspacing': 1.2,
+  'axes.spines.top': False,
+  'axes.spines.right': False,
+}
 Values = Sequence[float] | np.ndarray
 
 
@@ -112,8 +125,15 @@ def _describe_mark(series: Series, index: int, names: Axes) -> str:
 
 def _draw_series(axes: Any, series: Series, index: int, lines: bool) -> None:
   color, mark = COLORS[index % len(COLORS)], MARKS[index % len(MARKS)]
-  axes.plot(series.x, series.y, linestyle=DASHES[index % len(DASHES)] if lines else 'none', color=color,
-            marker=mark if len(series.x) <= 30 else None, markersize=6, label=series.label)
+  axes.plot(
+    series.x,
+    series.y,
+    linestyle=DASHES[index % len(DASHES)] if lines else 'none',
+    color=color,
+    marker=mark if len(series.x) <= 30 else None,
+    markersize=6,
+    label=series.label,
+  )
   if series.low is not None and len(series.x) > 1 and lines:
     axes.fill_between(series.x, series.low, series.high, color=color, alpha=0.15, linewidth=0)
   elif series.low is not None:
@@ -127,7 +147,7 @@ def _draw_level(axes: Any, name: str, level: float) -> None:
 
 @_styled
 def line_chart(
-    series: Sequence[Series], names: Axes, *, levels: dict[str, float] | None = None, lines: bool = True
+  series: Sequence[Series], names: Axes, *, levels: dict[str, float] | None = None, lines: bool = True
 ) -> Plot:
   """Draws series, their bands and named horizontal levels.
 
@@ -157,8 +177,12 @@ def line_chart(
   axes.grid(alpha=0.2)
   longest = max(len(one.label) for one in series)
   handles, labels = axes.get_legend_handles_labels()
-  figure.legend(handles, [textwrap.fill(label, LEGEND_CHARACTERS) for label in labels], loc='outside lower center',
-                ncols=2 if longest <= LEGEND_CHARACTERS // 2 else 1)
+  figure.legend(
+    handles,
+    [textwrap.fill(label, LEGEND_CHARACTERS) for label in labels],
+    loc='outside lower center',
+    ncols=2 if longest <= LEGEND_CHARACTERS // 2 else 1,
+  )
   return Plot(figure, titles)
 
 

@@ -7,8 +7,14 @@ from typing import Any
 from lwfedssl_jax.resources.costs import MethodCost, StageCost
 
 
-def _draw(path: str, found: Sequence[MethodCost], lengths: Callable[[StageCost], int],
-          value: Callable[[StageCost], float], x_label: str, y_label: str) -> None:
+def _draw(
+  path: str,
+  found: Sequence[MethodCost],
+  lengths: Callable[[StageCost], int],
+  value: Callable[[StageCost], float],
+  x_label: str,
+  y_label: str,
+) -> None:
   import matplotlib
 
   matplotlib.use('Agg')
@@ -41,10 +47,14 @@ def write_cost_plots(folder: str, found: Sequence[MethodCost]) -> list[str]:
     return (sum(s.download_bytes.values()) + sum(s.upload_bytes.values())) / s.num_rounds / 1e6
 
   drawn = {
-      'memory_over_local_epochs': (epochs, lambda s: s.peak_memory_bytes / 1e6, 'local epochs', 'peak memory, MB'),
-      'flops_over_local_epochs': (epochs, lambda s: s.flops / s.local_epochs / 1e9, 'local epochs',
-                                  'GFLOPs per image and local epoch'),
-      'bytes_over_rounds': (lambda s: s.num_rounds, per_round, 'rounds', 'megabytes per round, down and up'),
+    'memory_over_local_epochs': (epochs, lambda s: s.peak_memory_bytes / 1e6, 'local epochs', 'peak memory, MB'),
+    'flops_over_local_epochs': (
+      epochs,
+      lambda s: s.flops / s.local_epochs / 1e9,
+      'local epochs',
+      'GFLOPs per image and local epoch',
+    ),
+    'bytes_over_rounds': (lambda s: s.num_rounds, per_round, 'rounds', 'megabytes per round, down and up'),
   }
   first = found[0].stages[0]
   if first.peak_memory_bytes is None:

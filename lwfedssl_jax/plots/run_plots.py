@@ -28,7 +28,7 @@ def _pyplot() -> Any:
 
 def _readable_on(color: Sequence[float]) -> str:
   """Returns black or white, the one with the higher contrast on a color (red, green, blue, ..) in [0, 1]; WCAG 2.2."""
-  linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055)**2.4 for c in color[:3]]
+  linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color[:3]]
   luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
   return 'black' if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else 'white'
 
@@ -72,8 +72,9 @@ def write_partition_plot(path: str, data: FederatedDataset) -> None:
       axes.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 2 else 0)
     if len(names) <= 10 and len(counts) <= 40 and counts.max() < 1000:
       for (client, label), count in np.ndenumerate(counts):
-        axes.text(label, client, str(count), ha='center', va='center', fontsize=9,
-                  color=_readable_on(image.to_rgba(count)))
+        axes.text(
+          label, client, str(count), ha='center', va='center', fontsize=9, color=_readable_on(image.to_rgba(count))
+        )
   axes.yaxis.get_major_locator().set_params(integer=True)
   axes.set_ylabel('client')
   axes.set_title(f'{data.dataset.name}: images of each client', fontsize=10)
@@ -93,8 +94,15 @@ def write_confusion_plot(path: str, confusion: Sequence[Sequence[int]], names: S
     axes.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 2 else 0)
     axes.set_yticks(range(len(names)), names)
     for (row, column), count in np.ndenumerate(counts):
-      axes.text(column, row, str(count), ha='center', va='center', fontsize=7,
-                color=_readable_on(image.to_rgba(shares[row, column])))
+      axes.text(
+        column,
+        row,
+        str(count),
+        ha='center',
+        va='center',
+        fontsize=7,
+        color=_readable_on(image.to_rgba(shares[row, column])),
+      )
   axes.set_xlabel('predicted')
   axes.set_ylabel('true')
   axes.set_title(title, fontsize=10)

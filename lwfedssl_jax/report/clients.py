@@ -29,9 +29,15 @@ def _client_rows(run: FinishedRun) -> dict[int, list[dict[str, Any]]]:
     for place, client in enumerate(row.get('client_ids', ())):
       rejected = client in row['rejected_clients']
       loss = row['client_losses'][place]
-      found.setdefault(client, []).append({
-          'loss': loss, 'rejected': rejected, 'returned': rejected or loss is not None,
-          'down': row['client_download_bytes'][place], 'up': row['client_upload_bytes'][place]})
+      found.setdefault(client, []).append(
+        {
+          'loss': loss,
+          'rejected': rejected,
+          'returned': rejected or loss is not None,
+          'down': row['client_download_bytes'][place],
+          'up': row['client_upload_bytes'][place],
+        }
+      )
   return dict(sorted(found.items()))
 
 
@@ -47,10 +53,18 @@ def _table(group: Group) -> Table | Folded | None:
     def total(name, seen=seen):
       return sum(entry[name] for entry in seen)
 
-    rows.append([
-        str(client), '-' if images is None else str(images[client]), str(len(seen)), str(total('returned')),
-        str(total('rejected')), f'{losses[-1]:.3f}' if losses else '-', f'{total("down") / 1e6:.1f}',
-        f'{total("up") / 1e6:.1f}'])
+    rows.append(
+      [
+        str(client),
+        '-' if images is None else str(images[client]),
+        str(len(seen)),
+        str(total('returned')),
+        str(total('rejected')),
+        f'{losses[-1]:.3f}' if losses else '-',
+        f'{total("down") / 1e6:.1f}',
+        f'{total("up") / 1e6:.1f}',
+      ]
+    )
   caption = f'{group.name}, seed {run.config.run.seed}'
   table = Table(caption, rows)
   return table if len(clients) <= SHOWN_CLIENTS else Folded(f'{caption}: {len(clients)} clients', table)
@@ -58,12 +72,21 @@ def _table(group: Group) -> Table | Folded | None:
 
 def _losses(group: Group, style: int) -> Series | None:
   """Returns the unweighted mean of the clients' losses in each round, with minimum and maximum as the band."""
-  found = [(row['round'] + 1, losses) for row in group.runs[0].rows
-           if (losses := [loss for loss in row.get('client_losses', ()) if loss is not None])]
+  found = [
+    (row['round'] + 1, losses)
+    for row in group.runs[0].rows
+    if (losses := [loss for loss in row.get('client_losses', ()) if loss is not None])
+  ]
   if not found:
     return None
-  return Series(group.name, [round_num for round_num, _ in found], [float(np.mean(losses)) for _, losses in found],
-                [min(losses) for _, losses in found], [max(losses) for _, losses in found], style)
+  return Series(
+    group.name,
+    [round_num for round_num, _ in found],
+    [float(np.mean(losses)) for _, losses in found],
+    [min(losses) for _, losses in found],
+    [max(losses) for _, losses in found],
+    style,
+  )
 
 
 def clients_section(groups: Sequence[Group]) -> Section | None:
@@ -72,10 +95,15 @@ def clients_section(groups: Sequence[Group]) -> Section | None:
   if not tables:
     return None
   chart = curves.line(
-      'client_losses', 'Mean loss of the clients in each round; the band spans minimum and maximum over clients.',
-      [_losses(group, place) for place, group in enumerate(groups)], Axes('round', 'loss of a client'))
-  text = ('Rounds: in which the client was sampled. Rejected: its update was not finite or its loss diverged, so the '
-          'server did not aggregate it.')
+    'client_losses',
+    'Mean loss of the clients in each round; the band spans minimum and maximum over clients.',
+    [_losses(group, place) for place, group in enumerate(groups)],
+    Axes('round', 'loss of a client'),
+  )
+  text = (
+    'Rounds: in which the client was sampled. Rejected: its update was not finite or its loss diverged, so the '
+    'server did not aggregate it.'
+  )
   if any(len(group.runs) > 1 for group in groups):
     text += ' First seed of each method.'
   return Section('Clients', text, [*([chart] if chart else []), *tables])

@@ -59,12 +59,23 @@ def line(name: str, caption: str, found: Sequence[Series | None], names: Axes, *
   series = [one for one in found if one is not None]
   if not series:
     return None
-  return Chart(name, charts.line_chart(series, names, **options), caption,
-               f'{names.y_label} against {names.x_label}. {ends(series)}.', numbers(caption, series, names))
+  return Chart(
+    name,
+    charts.line_chart(series, names, **options),
+    caption,
+    f'{names.y_label} against {names.x_label}. {ends(series)}.',
+    numbers(caption, series, names),
+  )
 
 
-def metric(name: str, caption: str, groups: Sequence[Group], compute_x: Callable[[FinishedRun], np.ndarray],
-           names: Axes, **options: Any) -> Chart | None:
+def metric(
+  name: str,
+  caption: str,
+  groups: Sequence[Group],
+  compute_x: Callable[[FinishedRun], np.ndarray],
+  names: Axes,
+  **options: Any,
+) -> Chart | None:
   """Returns a line chart of a metric over rounds; a group has one style in all charts.
 
   Args:
@@ -90,10 +101,18 @@ def accuracy_against_memory(entries: Sequence[Entry], levels: dict[str, float]) 
     return None
   names = Axes('peak memory of a client step, MB', 'kNN accuracy', log_x=True)
   caption = 'Final accuracy against the peak memory of a client step in its most demanding stage (compiled, "actual").'
-  alternative = 'Final kNN accuracy against client memory: ' + '; '.join(
-      f'{one.label} {one.y[0]:.3f} at {one.x[0]:.0f} MB' for one in series) + '.'
-  return Chart('accuracy_against_memory', charts.line_chart(series, names, levels=levels, lines=False), caption,
-               alternative, numbers(caption, series, names))
+  alternative = (
+    'Final kNN accuracy against client memory: '
+    + '; '.join(f'{one.label} {one.y[0]:.3f} at {one.x[0]:.0f} MB' for one in series)
+    + '.'
+  )
+  return Chart(
+    'accuracy_against_memory',
+    charts.line_chart(series, names, levels=levels, lines=False),
+    caption,
+    alternative,
+    numbers(caption, series, names),
+  )
 
 
 def per_stage(name: str, label: str, entries: Sequence[Entry], value: Callable[[Any], float]) -> Chart | None:
@@ -103,10 +122,12 @@ def per_stage(name: str, label: str, entries: Sequence[Entry], value: Callable[[
     stages = entry.actual.stages
     stop = np.cumsum([stage.num_rounds for stage in stages])
     start = stop - [stage.num_rounds for stage in stages]
-    series.append(Series(entry.name, np.stack([start, stop], 1).ravel(), np.repeat([value(s) for s in stages], 2),
-                         style=place))
-  return line(name, f'{label[0].upper()}{label[1:]}, over the rounds ("actual").', series,
-              Axes('rounds done', label, log_y=True))
+    series.append(
+      Series(entry.name, np.stack([start, stop], 1).ravel(), np.repeat([value(s) for s in stages], 2), style=place)
+    )
+  return line(
+    name, f'{label[0].upper()}{label[1:]}, over the rounds ("actual").', series, Axes('rounds done', label, log_y=True)
+  )
 
 
 def _from_summary(name: str) -> Callable[[FinishedRun], float | None]:

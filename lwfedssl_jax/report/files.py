@@ -18,8 +18,10 @@ CSV, JSON = 'report.csv', 'report.json'
 
 
 def _markdown_table(table: Table) -> str:
-  rows = [[f'**{cell}**' if (row, column) in table.best else cell for column, cell in enumerate(cells)]
-          for row, cells in enumerate(table.rows)]
+  rows = [
+    [f'**{cell}**' if (row, column) in table.best else cell for column, cell in enumerate(cells)]
+    for row, cells in enumerate(table.rows)
+  ]
   return tables.markdown(rows)
 
 
@@ -30,8 +32,11 @@ def _markdown_item(item: Any, output: str) -> list[str]:
   if isinstance(item, Folded):
     return ['<details>', f'<summary>{item.summary}</summary>', '', _markdown_table(item.table), '', '</details>']
   if isinstance(item, Key):
-    return ['Signs of the classes: ' + ', '.join(f'{sign} {name}' if sign != name else sign
-                                                 for sign, _, name in item.entries) + '.']
+    return [
+      'Signs of the classes: '
+      + ', '.join(f'{sign} {name}' if sign != name else sign for sign, _, name in item.entries)
+      + '.'
+    ]
   if isinstance(item, Chart):
     name = f'{item.name}.png'
     charts.write_png(item.plot, os.path.join(output, name))
@@ -80,8 +85,11 @@ def write_report(folders: Sequence[str], output: str, command: str = '') -> dict
   """
   workdirs, unfinished = runs.find(folders)
   groups = runs.group([runs.read_run(workdir) for workdir in workdirs])
-  made = {'written': datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC'),
-          **({'command': command} if command else {}), 'lwfedssl_jax': __version__}
+  made = {
+    'written': datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC'),
+    **({'command': command} if command else {}),
+    'lwfedssl_jax': __version__,
+  }
   report = sections.make_report(groups, unfinished, made)
   os.makedirs(output, exist_ok=True)
   write_markdown(report, output)

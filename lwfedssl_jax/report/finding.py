@@ -22,8 +22,11 @@ def _pick(entries: Sequence[Entry], rank: Callable[[Entry], Any]) -> tuple[Entry
 
   The latter is its end-to-end counterpart with the same settings, or else the next in rank.
   """
-  candidates = [entry for entry in entries if entry.group.config.is_federated
-                and (entry.reference is None or entry.reference.group is not entry.group)]
+  candidates = [
+    entry
+    for entry in entries
+    if entry.group.config.is_federated and (entry.reference is None or entry.reference.group is not entry.group)
+  ]
   lead = max(candidates or entries, key=rank)
   others = [entry for entry in entries if entry is not lead]
   counterpart = [entry for entry in others if lead.reference and lead.reference.group is entry.group]

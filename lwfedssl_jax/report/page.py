@@ -19,8 +19,10 @@ def _style() -> str:
     return ' '.join(f'--c{index}: {color};' for index, color in enumerate(values))
 
   sheet = importlib.resources.files('lwfedssl_jax.report').joinpath('style.css').read_text(encoding='utf-8')
-  return (f':root {{ {colors(charts.COLORS)} }}\n'
-          f'@media (prefers-color-scheme: dark) {{ :root {{ {colors(charts.DARK_COLORS)} }} }}\n{sheet}')
+  return (
+    f':root {{ {colors(charts.COLORS)} }}\n'
+    f'@media (prefers-color-scheme: dark) {{ :root {{ {colors(charts.DARK_COLORS)} }} }}\n{sheet}'
+  )
 
 
 def _cells(table: Table, number: int) -> str:
@@ -35,8 +37,10 @@ def _table(table: Table) -> str:
   head, *body = [f'<tr>{_cells(table, number)}</tr>' for number in range(len(table.rows))]
   caption = html.escape(table.caption)
   kind = ' class="text"' if table.is_text else ''
-  return (f'<div class="scroll" role="region" aria-label="{caption}" tabindex="0"><table{kind}>'
-          f'<caption>{caption}</caption><thead>{head}</thead><tbody>{"".join(body)}</tbody></table></div>')
+  return (
+    f'<div class="scroll" role="region" aria-label="{caption}" tabindex="0"><table{kind}>'
+    f'<caption>{caption}</caption><thead>{head}</thead><tbody>{"".join(body)}</tbody></table></div>'
+  )
 
 
 def _folded(folded: Folded) -> str:
@@ -45,23 +49,29 @@ def _folded(folded: Folded) -> str:
 
 def _chart(chart: Chart) -> str:
   numbers = '' if chart.table is None else _folded(Folded('The figures', chart.table))
-  return (f'<figure><div role="img" aria-label="{html.escape(chart.alternative)}">{to_svg(chart.plot, chart.name)}'
-          f'</div><figcaption>{html.escape(chart.caption)}{numbers}</figcaption></figure>')
+  return (
+    f'<figure><div role="img" aria-label="{html.escape(chart.alternative)}">{to_svg(chart.plot, chart.name)}'
+    f'</div><figcaption>{html.escape(chart.caption)}{numbers}</figcaption></figure>'
+  )
 
 
 def _image(image: Image) -> str:
   with open(image.path, 'rb') as file:
     data = base64.b64encode(file.read()).decode('ascii')
-  return (f'<figure><img src="data:image/png;base64,{data}" alt="{html.escape(image.alternative)}">'
-          f'<figcaption>{html.escape(image.caption)}</figcaption></figure>')
+  return (
+    f'<figure><img src="data:image/png;base64,{data}" alt="{html.escape(image.alternative)}">'
+    f'<figcaption>{html.escape(image.caption)}</figcaption></figure>'
+  )
 
 
 def _key(key: Key) -> str:
   def format_name(sign, name):
     return html.escape(f'class {name}' if name == sign else name)
 
-  entries = ''.join(f'<li><b style="color: var(--c{color})">{html.escape(sign)}</b> {format_name(sign, name)}</li>'
-                    for sign, color, name in key.entries)
+  entries = ''.join(
+    f'<li><b style="color: var(--c{color})">{html.escape(sign)}</b> {format_name(sign, name)}</li>'
+    for sign, color, name in key.entries
+  )
   return f'<ul class="key" aria-label="Signs of the classes">{entries}</ul>'
 
 
@@ -84,8 +94,10 @@ def _anchor(title: str) -> str:
 
 def _section(section: Section) -> str:
   text = f'<p>{html.escape(section.text)}</p>' if section.text else ''
-  return (f'<section aria-labelledby="{_anchor(section.title)}"><h2 id="{_anchor(section.title)}">'
-          f'{html.escape(section.title)}</h2>{text}{_items(section.items)}</section>\n')
+  return (
+    f'<section aria-labelledby="{_anchor(section.title)}"><h2 id="{_anchor(section.title)}">'
+    f'{html.escape(section.title)}</h2>{text}{_items(section.items)}</section>\n'
+  )
 
 
 def to_html(report: Report, files: Sequence[str]) -> str:
@@ -100,10 +112,12 @@ def to_html(report: Report, files: Sequence[str]) -> str:
   notes = ''.join(f'<p>{html.escape(note)}</p>' for note in report.notes)
   rows = ', '.join(f'<a href="{html.escape(name)}">{html.escape(name)}</a>' for name in files)
   sections = ''.join(map(_section, report.sections))
-  return ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-          '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-          f'<title>{title}</title><style>{_style()}</style></head>\n<body><header><h1>{title}</h1>'
-          f'<p class="finding">{html.escape(report.finding)}</p>{notes}'
-          f'<nav aria-label="Sections">{links}</nav></header>\n<main>{sections}</main>\n'
-          f'<footer>The rows of the comparison are in {rows}. Hover over a mark of a chart for its value.'
-          '</footer></body></html>\n')
+  return (
+    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+    '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+    f'<title>{title}</title><style>{_style()}</style></head>\n<body><header><h1>{title}</h1>'
+    f'<p class="finding">{html.escape(report.finding)}</p>{notes}'
+    f'<nav aria-label="Sections">{links}</nav></header>\n<main>{sections}</main>\n'
+    f'<footer>The rows of the comparison are in {rows}. Hover over a mark of a chart for its value.'
+    '</footer></body></html>\n'
+  )

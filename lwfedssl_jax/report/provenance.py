@@ -24,14 +24,18 @@ def settings_section(groups: Sequence[Group]) -> Section:
   for index, (name, run) in enumerate(zip(short_names([run.workdir for run in runs]), runs)):
     rows.append([name, *(_show(values[index]) for values in differing.values()), run.summary['params_sha256'][:12]])
   rest = [['flag', 'default'], *([name, _show(value)] for name, value in shared.items() if name not in chosen)]
-  flags = [['flag', 'value', 'default'], *([name, _show(value), _show(defaults[name])]
-                                           for name, value in chosen.items())]
+  flags = [
+    ['flag', 'value', 'default'],
+    *([name, _show(value), _show(defaults[name])] for name, value in chosen.items()),
+  ]
   items: list[Table | Folded] = [
-      Table('Runs, what differs between them, and the digest of their parameters', rows, is_text=True)]
+    Table('Runs, what differs between them, and the digest of their parameters', rows, is_text=True)
+  ]
   if chosen:
     items.append(Table('Shared settings that are not the default', flags, is_text=True))
-  items.append(Folded(f'{len(rest) - 1} settings at their defaults', Table('Settings at their defaults', rest,
-                                                                           is_text=True)))
+  items.append(
+    Folded(f'{len(rest) - 1} settings at their defaults', Table('Settings at their defaults', rest, is_text=True))
+  )
   return Section('Settings', 'Folders, checkpoints and devices do not affect a result and are omitted.', items)
 
 
@@ -40,9 +44,12 @@ def _facts(run: FinishedRun) -> dict[str, str]:
   environment = run.environment
   kind = environment.get('device_kind')
   found = {
-      'command': environment.get('command'), 'host': environment.get('host_kind'),
-      'devices': kind and f'{environment.get("num_devices", 1)} × {kind}',
-      'git revision': environment.get('git_revision'), **environment.get('versions', {})}
+    'command': environment.get('command'),
+    'host': environment.get('host_kind'),
+    'devices': kind and f'{environment.get("num_devices", 1)} × {kind}',
+    'git revision': environment.get('git_revision'),
+    **environment.get('versions', {}),
+  }
   return {name: str(value) for name, value in found.items() if value}
 
 

@@ -17,8 +17,15 @@ _MECHANISMS = frozenset({'server_calibration', 'representation_alignment'})
 _APART = frozenset({'seed', 'method'}) | _MECHANISMS | run_dir.FREE_FIELDS
 # Fields that end-to-end training does not depend on; its number of rounds is compared separately.
 _NOT_END_TO_END = _APART | {
-    'calibration_epochs', 'calibration_batch_size', 'calibration_learning_rate', 'alignment_kind', 'alignment_weight',
-    'new_block_init', 'blocks_per_stage', 'rounds_per_stage'}
+  'calibration_epochs',
+  'calibration_batch_size',
+  'calibration_learning_rate',
+  'alignment_kind',
+  'alignment_weight',
+  'new_block_init',
+  'blocks_per_stage',
+  'rounds_per_stage',
+}
 
 
 class FinishedRun(NamedTuple):
@@ -84,8 +91,12 @@ def stat(values: Sequence[float | None]) -> Stat | None:
   if not values or any(value is None for value in values):
     return None
   present = [value for value in values if value is not None]
-  return Stat(float(np.mean(present)), float(np.std(present, ddof=1)) if len(present) > 1 else None,
-              float(min(present)), float(max(present)))
+  return Stat(
+    float(np.mean(present)),
+    float(np.std(present, ddof=1)) if len(present) > 1 else None,
+    float(min(present)),
+    float(max(present)),
+  )
 
 
 def over_seeds(group: Group, value: Callable[[FinishedRun], float | None]) -> Stat | None:
@@ -108,8 +119,13 @@ def read_run(workdir: str) -> FinishedRun:
     raise UsageError(f'--workdirs: expected a finished run, {workdir} has no {run_dir.SUMMARY}')
   saved = run_dir.read_json(os.path.join(workdir, run_dir.CONFIG))
   return FinishedRun(
-      workdir, run_dir.read_config(workdir), run_dir.read_json(path), metrics_writer.read_metrics(workdir),
-      run_evaluation.read_evaluations(workdir), {key: value for key, value in saved.items() if key != 'config'})
+    workdir,
+    run_dir.read_config(workdir),
+    run_dir.read_json(path),
+    metrics_writer.read_metrics(workdir),
+    run_evaluation.read_evaluations(workdir),
+    {key: value for key, value in saved.items() if key != 'config'},
+  )
 
 
 def num_rounds(config: Config) -> int:
@@ -136,8 +152,10 @@ def find(folders: Sequence[str]) -> tuple[list[str], list[UnfinishedRun]]:
       continue
     chosen += finished
     unfinished += [
-        UnfinishedRun(path, len(metrics_writer.read_metrics(path)), num_rounds(run_dir.read_config(path)))
-        for path in inside if path not in finished]
+      UnfinishedRun(path, len(metrics_writer.read_metrics(path)), num_rounds(run_dir.read_config(path)))
+      for path in inside
+      if path not in finished
+    ]
   return chosen, unfinished
 
 
@@ -178,15 +196,21 @@ def end_to_end_settings(config: Config) -> tuple[Any, ...]:
 def differing_fields(runs: Sequence[FinishedRun]) -> dict[str, list[Any]]:
   """Returns {field: its value in each run} of the fields that differ."""
   flat = [configs.flatten(run.config) for run in runs]
-  return {name: [values[name] for values in flat] for name in flat[0]
-          if name not in run_dir.FREE_FIELDS and any(values[name] != flat[0][name] for values in flat)}
+  return {
+    name: [values[name] for values in flat]
+    for name in flat[0]
+    if name not in run_dir.FREE_FIELDS and any(values[name] != flat[0][name] for values in flat)
+  }
 
 
 def shared_fields(runs: Sequence[FinishedRun]) -> dict[str, Any]:
   """Returns {field: value} of the fields that all runs share and that affect a result: no folders, no devices."""
   differing = differing_fields(runs)
-  return {name: value for name, value in configs.flatten(runs[0].config).items()
-          if name not in differing and name not in run_dir.FREE_FIELDS}
+  return {
+    name: value
+    for name, value in configs.flatten(runs[0].config).items()
+    if name not in differing and name not in run_dir.FREE_FIELDS
+  }
 
 
 def group(runs: Sequence[FinishedRun]) -> tuple[Group, ...]:
@@ -202,8 +226,10 @@ def group(runs: Sequence[FinishedRun]) -> tuple[Group, ...]:
     if names.count(names[index]) == 1:
       return names[index]
     same = [i for i, name in enumerate(names) if name == names[index]]
-    return ', '.join([names[index]] + [
-        f'{field}={values[index]}' for field, values in differing.items() if len({str(values[i]) for i in same}) > 1])
+    return ', '.join(
+      [names[index]]
+      + [f'{field}={values[index]}' for field, values in differing.items() if len({str(values[i]) for i in same}) > 1]
+    )
 
   return tuple(Group(full_name(index), tuple(found)) for index, found in enumerate(members.values()))
 

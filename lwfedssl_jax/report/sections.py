@@ -39,11 +39,18 @@ def _describe_runs(groups: Sequence[Group]) -> str:
 
   def of(name: str, form: str) -> str:
     return (
-        form.format(groups[0].runs[0].summary[name])
-        if len({run.summary[name] for group in groups for run in group.runs}) == 1 else '')
+      form.format(groups[0].runs[0].summary[name])
+      if len({run.summary[name] for group in groups for run in group.runs}) == 1
+      else ''
+    )
 
-  parts = [of('dataset', '{}'), of('encoder', '{}'), of('objective', '{}'), of('num_clients', '{} clients'),
-           of('num_rounds', '{} rounds')]
+  parts = [
+    of('dataset', '{}'),
+    of('encoder', '{}'),
+    of('objective', '{}'),
+    of('num_clients', '{} clients'),
+    of('num_rounds', '{} rounds'),
+  ]
   return ', '.join(filter(None, parts))
 
 
@@ -53,18 +60,25 @@ def overview(entries: Sequence[Entry]) -> Section:
   levels = curves.reference_levels(groups)
   comparison = tables.comparison(entries)
   items = [
-      comparison,
-      curves.metric(
-          'knn_accuracy', 'Accuracy at the end of each stage against the bytes a client has exchanged by then.'
-          + _band_text(groups), groups, curves.exchanged_megabytes,
-          Axes('MB a client has exchanged, down and up', 'kNN accuracy', log_x=True), levels=levels,
-          file='accuracy_against_bytes'),
-      curves.accuracy_against_memory(entries, levels)]
+    comparison,
+    curves.metric(
+      'knn_accuracy',
+      'Accuracy at the end of each stage against the bytes a client has exchanged by then.' + _band_text(groups),
+      groups,
+      curves.exchanged_megabytes,
+      Axes('MB a client has exchanged, down and up', 'kNN accuracy', log_x=True),
+      levels=levels,
+      file='accuracy_against_bytes',
+    ),
+    curves.accuracy_against_memory(entries, levels),
+  ]
   best = ' The best value of a column is bold.' if comparison.best else ''
-  text = (f'{_describe_runs(groups)}. kNN: cosine, k = 200, on the pooled embedding.{_seeds_text(groups)}{best}'
-          f'{_reference_text(entries)} Costs in convention "actual": bytes of a client over all rounds, as really '
-          'exchanged; memory of the compiled client step; FLOPs of an image over all local epochs, all branches and '
-          'both views, a multiply-add counts 2.')
+  text = (
+    f'{_describe_runs(groups)}. kNN: cosine, k = 200, on the pooled embedding.{_seeds_text(groups)}{best}'
+    f'{_reference_text(entries)} Costs in convention "actual": bytes of a client over all rounds, as really '
+    'exchanged; memory of the compiled client step; FLOPs of an image over all local epochs, all branches and '
+    'both views, a multiply-add counts 2.'
+  )
   return Section('Comparison', text, [item for item in items if item])
 
 
@@ -73,8 +87,13 @@ def evaluations_section(groups: Sequence[Group]) -> Section | None:
   names = list(dict.fromkeys(result['name'] for group in groups for run in group.runs for result in run.evaluations))
   if not names:
     return None
-  found = {(group.name, name): [entry for run in group.runs for result in run.evaluations if result['name'] == name
-                                for entry in result['runs']] for group in groups for name in names}
+  found = {
+    (group.name, name): [
+      entry for run in group.runs for result in run.evaluations if result['name'] == name for entry in result['runs']
+    ]
+    for group in groups
+    for name in names
+  }
 
   def over(group, name, key):
     return stat([entry[key] for entry in found[group.name, name]])
@@ -85,63 +104,129 @@ def evaluations_section(groups: Sequence[Group]) -> Section | None:
     stats = [over(group, name, 'accuracy') for group in groups]
     best |= {(row + 1, column + 1) for row in tables.best_rows(groups, stats, '{:.3f}', 1, max)}
   details = [['method', 'protocol', 'accuracy', 'per class', 'precision', 'recall', 'F1']]
-  details += [[group.name, name, *(show(over(group, name, key)) for key in _DETAILS)]
-              for group in groups for name in names if found[group.name, name]]
+  details += [
+    [group.name, name, *(show(over(group, name, key)) for key in _DETAILS)]
+    for group in groups
+    for name in names
+    if found[group.name, name]
+  ]
   several = any(len(entries) > 1 for entries in found.values())
   seeds_text = ', mean ± standard deviation over pretraining and evaluation seeds' if several else ''
   return Section(
-      'Evaluation', f'Test accuracy by protocol{seeds_text}. A linear probe\'s penalty is chosen on a held-out fifth '
-      'of its training labels.', [Table('Test accuracy', rows, frozenset(best)),
-                           Folded('Precision, recall and F1', Table('Macro averages', details))])
+    'Evaluation',
+    f"Test accuracy by protocol{seeds_text}. A linear probe's penalty is chosen on a held-out fifth "
+    'of its training labels.',
+    [
+      Table('Test accuracy', rows, frozenset(best)),
+      Folded('Precision, recall and F1', Table('Macro averages', details)),
+    ],
+  )
 
 
 def training_section(groups: Sequence[Group]) -> Section | None:
   """Returns accuracy over the training, losses and collapse metrics."""
   share, rank, std = 'share of the rounds', 'effective rank', 'embedding std'
   items = [
-      curves.metric('knn_accuracy', 'kNN accuracy at the end of each stage.', groups, curves.progress,
-                    Axes(share, 'kNN accuracy'), file='accuracy_over_training'),
-      curves.metric('loss', 'Mean client loss of each round, alignment included; losses of different methods are not '
-                    'comparable.', groups, curves.rounds, Axes('round', 'client loss'), file='losses'),
-      curves.metric('calibration_loss', 'Mean loss of the server\'s calibration.', groups, curves.rounds,
-                    Axes('round', 'calibration loss'), file='calibration_losses'),
-      curves.metric('effective_rank', 'Effective rank of the embeddings at the end of each stage; 1 is a collapse to a '
-                    'line.', groups, curves.progress, Axes(share, rank)),
-      curves.metric('embedding_std', 'Standard deviation of the normalized embeddings times the root of their width; '
-                    '1: uniformly distributed, 0: collapsed.', groups, curves.progress, Axes(share, std))]
+    curves.metric(
+      'knn_accuracy',
+      'kNN accuracy at the end of each stage.',
+      groups,
+      curves.progress,
+      Axes(share, 'kNN accuracy'),
+      file='accuracy_over_training',
+    ),
+    curves.metric(
+      'loss',
+      'Mean client loss of each round, alignment included; losses of different methods are not comparable.',
+      groups,
+      curves.rounds,
+      Axes('round', 'client loss'),
+      file='losses',
+    ),
+    curves.metric(
+      'calibration_loss',
+      "Mean loss of the server's calibration.",
+      groups,
+      curves.rounds,
+      Axes('round', 'calibration loss'),
+      file='calibration_losses',
+    ),
+    curves.metric(
+      'effective_rank',
+      'Effective rank of the embeddings at the end of each stage; 1 is a collapse to a line.',
+      groups,
+      curves.progress,
+      Axes(share, rank),
+    ),
+    curves.metric(
+      'embedding_std',
+      'Standard deviation of the normalized embeddings times the root of their width; '
+      '1: uniformly distributed, 0: collapsed.',
+      groups,
+      curves.progress,
+      Axes(share, std),
+    ),
+  ]
   return Section('Training', _band_text(groups).strip(), [item for item in items if item])
 
 
 def costs_section(entries: Sequence[Entry]) -> Section:
   """Returns memory and FLOPs of each stage, and totals in named conventions."""
   items = [
-      curves.per_stage('memory_per_stage', 'peak memory of a client step, MB', entries,
-                       lambda stage: stage.peak_memory_bytes / 1e6),
-      curves.per_stage('flops_per_stage', 'MFLOPs per image and local epoch', entries,
-                       lambda stage: stage.flops / stage.local_epochs / 1e6)]
-  rows = [['method', 'communication GB (paper_v4)', 'GFLOPs (paper_v4)', 'communication GB (actual)',
-           'GFLOPs (actual)', 'client memory, MB (actual)']]
+    curves.per_stage(
+      'memory_per_stage', 'peak memory of a client step, MB', entries, lambda stage: stage.peak_memory_bytes / 1e6
+    ),
+    curves.per_stage(
+      'flops_per_stage',
+      'MFLOPs per image and local epoch',
+      entries,
+      lambda stage: stage.flops / stage.local_epochs / 1e6,
+    ),
+  ]
+  rows = [
+    [
+      'method',
+      'communication GB (paper_v4)',
+      'GFLOPs (paper_v4)',
+      'communication GB (actual)',
+      'GFLOPs (actual)',
+      'client memory, MB (actual)',
+    ]
+  ]
   for entry in entries:
     actual, paper = entry.actual, entry.paper
     assert paper.total_flops is not None
     assert actual.total_flops is not None
-    rows.append([entry.name, f'{paper.total_bytes / costs.gb_bytes("paper_v4"):.3f}', f'{paper.total_flops / 1e9:.2f}',
-                 f'{actual.total_bytes / costs.gb_bytes("actual"):.3f}', f'{actual.total_flops / 1e9:.2f}',
-                 f'{tables.memory(entry).mean / 1e6:.0f}'])
+    rows.append(
+      [
+        entry.name,
+        f'{paper.total_bytes / costs.gb_bytes("paper_v4"):.3f}',
+        f'{paper.total_flops / 1e9:.2f}',
+        f'{actual.total_bytes / costs.gb_bytes("actual"):.3f}',
+        f'{actual.total_flops / 1e9:.2f}',
+        f'{tables.memory(entry).mean / 1e6:.0f}',
+      ]
+    )
   return Section(
-      'Costs of a client', 'Each column is in one named convention; figures of two conventions are not comparable. '
-      'paper_v4: GB = 1000 MiB, one view and the online branch, a multiply-add counts 1. actual: GB = 10^9 bytes '
-      'really exchanged, all that is executed, a multiply-add counts 2.',
-      [*filter(None, items), Table('Costs by convention', rows)])
+    'Costs of a client',
+    'Each column is in one named convention; figures of two conventions are not comparable. '
+    'paper_v4: GB = 1000 MiB, one view and the online branch, a multiply-add counts 1. actual: GB = 10^9 bytes '
+    'really exchanged, all that is executed, a multiply-add counts 2.',
+    [*filter(None, items), Table('Costs by convention', rows)],
+  )
 
 
 def data_section(groups: Sequence[Group]) -> Section:
   """Returns who holds what, and what the model sees."""
   run, items = groups[0].runs[0], []
   for name, caption, alternative in (
-      ('partition.png', 'Images of each class on each client.', 'Number of images of each class on each client.'),
-      ('views.png', 'Training images, each followed by two augmented views.', 'Training images and their two '
-       'augmented views.')):
+    ('partition.png', 'Images of each class on each client.', 'Number of images of each class on each client.'),
+    (
+      'views.png',
+      'Training images, each followed by two augmented views.',
+      'Training images and their two augmented views.',
+    ),
+  ):
     path = os.path.join(run.workdir, name)
     if os.path.exists(path):
       items.append(Image(path, caption, alternative))
@@ -159,11 +244,22 @@ def make_report(groups: Sequence[Group], unfinished: Sequence[UnfinishedRun], ma
   entries = tables.make_entries(groups)
   paper = published.published_section(groups)
   found = [
-      overview(entries), costs_section(entries), evaluations_section(groups), training_section(groups),
-      clients.clients_section(groups), embeddings.embeddings_section(groups), data_section(groups), paper,
-      provenance.settings_section(groups), provenance.provenance_section(groups, made)]
+    overview(entries),
+    costs_section(entries),
+    evaluations_section(groups),
+    training_section(groups),
+    clients.clients_section(groups),
+    embeddings.embeddings_section(groups),
+    data_section(groups),
+    paper,
+    provenance.settings_section(groups),
+    provenance.provenance_section(groups, made),
+  ]
   datasets = dict.fromkeys(group.dataset for group in groups)
   return Report(
-      'Layer-wise federated self-supervised learning: ' + ', '.join(datasets), finding.find(entries),
-      finding.describe_unfinished(unfinished), [section for section in found if section and section.items],
-      tables.records(entries))
+    'Layer-wise federated self-supervised learning: ' + ', '.join(datasets),
+    finding.find(entries),
+    finding.describe_unfinished(unfinished),
+    [section for section in found if section and section.items],
+    tables.records(entries),
+  )

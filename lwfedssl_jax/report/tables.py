@@ -59,8 +59,9 @@ def make_entries(groups: Sequence[Group]) -> list[Entry]:
     return costs.method_cost(group.config, group.config.model.image_size, convention)
 
   entries = [Entry(group, count(group, 'actual'), count(group, 'paper_v4')) for group in groups]
-  references = {end_to_end_settings(entry.group.config): entry for entry in entries
-                if is_end_to_end(entry.group.config)}
+  references = {
+    end_to_end_settings(entry.group.config): entry for entry in entries if is_end_to_end(entry.group.config)
+  }
   return [entry._replace(reference=references.get(end_to_end_settings(entry.group.config))) for entry in entries]
 
 
@@ -71,7 +72,8 @@ def _summary(name: str) -> Callable[[Entry], Stat | None]:
 def _exchanged(*names: str) -> Callable[[Entry], Stat | None]:
   """Bytes of a client; None for a run without exchange."""
   return lambda entry: over_seeds(
-      entry.group, lambda run: sum(run.summary[name] for name in names) if run.config.is_federated else None)
+    entry.group, lambda run: sum(run.summary[name] for name in names) if run.config.is_federated else None
+  )
 
 
 def memory(entry: Entry) -> Stat:
@@ -90,6 +92,7 @@ accuracy, exchanged = _summary('final_knn_accuracy'), _exchanged('download_bytes
 
 def _ratio(value: Callable[[Entry], Stat | None]) -> Callable[[Entry], Stat | None]:
   """How many times less an entry needs than its reference."""
+
   def ratio(entry: Entry) -> Stat | None:
     own, other = value(entry), entry.reference and value(entry.reference)
     return None if own is None or other is None else stat([other.mean / own.mean])
@@ -98,29 +101,31 @@ def _ratio(value: Callable[[Entry], Stat | None]) -> Callable[[Entry], Stat | No
 
 
 COLUMNS = (
-    Column('knn_accuracy', 'kNN accuracy', accuracy, '{:.3f}', choose=max),
-    Column('random_init_knn_accuracy', 'random weights', _summary('random_init_knn_accuracy'), '{:.3f}'),
-    Column('raw_pixel_knn_accuracy', 'raw pixels', _summary('raw_pixel_knn_accuracy'), '{:.3f}'),
-    Column('download_bytes', 'down, MB', _exchanged('download_bytes'), '{:.1f}', 1e6, min),
-    Column('upload_bytes', 'up, MB', _exchanged('upload_bytes'), '{:.1f}', 1e6, min),
-    Column('peak_memory_bytes', 'client memory, MB', memory, '{:.0f}', 1e6, min),
-    Column('flops_per_image', 'GFLOPs per image', _flops, '{:.3g}', 1e9, min),
-    Column('memory_ratio', '×\u00a0less memory', _ratio(memory), '{:.2f}', choose=max),
-    Column('bytes_ratio', '×\u00a0fewer bytes', _ratio(exchanged), '{:.2f}', choose=max),
-    Column('flops_ratio', '×\u00a0fewer FLOPs', _ratio(_flops), '{:.2f}', choose=max),
-    Column('seconds', 'seconds', _summary('seconds'), '{:.0f}'),
+  Column('knn_accuracy', 'kNN accuracy', accuracy, '{:.3f}', choose=max),
+  Column('random_init_knn_accuracy', 'random weights', _summary('random_init_knn_accuracy'), '{:.3f}'),
+  Column('raw_pixel_knn_accuracy', 'raw pixels', _summary('raw_pixel_knn_accuracy'), '{:.3f}'),
+  Column('download_bytes', 'down, MB', _exchanged('download_bytes'), '{:.1f}', 1e6, min),
+  Column('upload_bytes', 'up, MB', _exchanged('upload_bytes'), '{:.1f}', 1e6, min),
+  Column('peak_memory_bytes', 'client memory, MB', memory, '{:.0f}', 1e6, min),
+  Column('flops_per_image', 'GFLOPs per image', _flops, '{:.3g}', 1e9, min),
+  Column('memory_ratio', '×\u00a0less memory', _ratio(memory), '{:.2f}', choose=max),
+  Column('bytes_ratio', '×\u00a0fewer bytes', _ratio(exchanged), '{:.2f}', choose=max),
+  Column('flops_ratio', '×\u00a0fewer FLOPs', _ratio(_flops), '{:.2f}', choose=max),
+  Column('seconds', 'seconds', _summary('seconds'), '{:.0f}'),
 )
 
 
 def columns_with_values(entries: Sequence[Entry]) -> list[Column]:
   """Returns the columns with figures; ratios need a reference other than the entry itself."""
   compared = [entry for entry in entries if entry.reference and entry.reference.group is not entry.group]
-  return [column for column in COLUMNS
-          if any(column.value(entry) for entry in (compared if column.is_ratio else entries))]
+  return [
+    column for column in COLUMNS if any(column.value(entry) for entry in (compared if column.is_ratio else entries))
+  ]
 
 
-def best_rows(groups: Sequence[Group], stats: Sequence[Stat | None], form: str, scale: float,
-              choose: Callable[..., Any] | None) -> set[int]:
+def best_rows(
+  groups: Sequence[Group], stats: Sequence[Stat | None], form: str, scale: float, choose: Callable[..., Any] | None
+) -> set[int]:
   """Returns the rows with the best figure, ties as displayed included; none if all are equal.
 
   Args:
@@ -132,8 +137,11 @@ def best_rows(groups: Sequence[Group], stats: Sequence[Stat | None], form: str, 
   """
   found: set[int] = set()
   for dataset in {group.dataset for group in groups}:
-    means = {index: value.mean for index, (group, value) in enumerate(zip(groups, stats))
-             if value is not None and group.dataset == dataset}
+    means = {
+      index: value.mean
+      for index, (group, value) in enumerate(zip(groups, stats))
+      if value is not None and group.dataset == dataset
+    }
     shown = {index: form.format(mean / scale) for index, mean in means.items()}
     if choose is not None and len(set(shown.values())) > 1:
       best = choose(means, key=means.__getitem__)
@@ -145,8 +153,10 @@ def comparison(entries: Sequence[Entry]) -> Table:
   """Returns the main table: one row per entry."""
   columns, groups = columns_with_values(entries), [entry.group for entry in entries]
   several = any(len(group.runs) > 1 for group in groups)
-  rows = [['method', 'seeds' if several else 'seed'], *([entry.name, ', '.join(map(str, entry.group.seeds))]
-                                                         for entry in entries)]
+  rows = [
+    ['method', 'seeds' if several else 'seed'],
+    *([entry.name, ', '.join(map(str, entry.group.seeds))] for entry in entries),
+  ]
   best = set()
   for column in columns:
     stats = [column.value(entry) for entry in entries]
@@ -160,7 +170,8 @@ def comparison(entries: Sequence[Entry]) -> Table:
 def records(entries: Sequence[Entry]) -> list[dict[str, Any]]:
   """Returns the main table as numbers in base units: means, and deviations where there are several seeds."""
   found: list[dict[str, Any]] = [
-      {'method': entry.name, 'dataset': entry.group.dataset, 'seeds': entry.group.seeds} for entry in entries]
+    {'method': entry.name, 'dataset': entry.group.dataset, 'seeds': entry.group.seeds} for entry in entries
+  ]
   for column in columns_with_values(entries):
     stats = [column.value(entry) for entry in entries]
     several = any(value and value.std is not None for value in stats)

@@ -5,11 +5,25 @@ import math
 import re
 from typing import NamedTuple
 
-_BYTES = {'f64': 8, 's64': 8, 'u64': 8, 'f32': 4, 's32': 4, 'u32': 4, 'bf16': 2, 'f16': 2, 'u16': 2, 's16': 2,
-          'pred': 1, 's8': 1, 'u8': 1}
+_BYTES = {
+  'f64': 8,
+  's64': 8,
+  'u64': 8,
+  'f32': 4,
+  's32': 4,
+  'u32': 4,
+  'bf16': 2,
+  'f16': 2,
+  'u16': 2,
+  's16': 2,
+  'pred': 1,
+  's8': 1,
+  'u8': 1,
+}
 _OPERATION = re.compile(
-    r'= (?P<shapes>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)'
-    r'(?P<start>-start)?\(')
+  r'= (?P<shapes>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)'
+  r'(?P<start>-start)?\('
+)
 _ARRAY = re.compile(r'(\w+)\[([\d,]*)\]')
 
 
@@ -37,8 +51,10 @@ def read_collectives(hlo_text: str) -> list[Collective]:
       shapes = match['shapes']
       if match['start'] and match['kind'] != 'all-reduce':  # (operands, results, ...); an all-reduce has results only
         shapes = _tuple_elements(shapes)[1]
-      sizes = [_BYTES.get(dtype, 0) * math.prod(int(n) for n in shape.split(',') if n)
-               for dtype, shape in _ARRAY.findall(shapes)]
+      sizes = [
+        _BYTES.get(dtype, 0) * math.prod(int(n) for n in shape.split(',') if n)
+        for dtype, shape in _ARRAY.findall(shapes)
+      ]
       found.append(Collective(match['kind'], sum(sizes), not in_entry))
   return found
 
@@ -47,7 +63,7 @@ def _tuple_elements(shapes: str) -> list[str]:
   """Splits the text of a tuple shape, '((f32[8]), f32[2])', at its own commas."""
   depths = itertools.accumulate({'(': 1, '[': 1, '{': 1, ')': -1, ']': -1, '}': -1}.get(letter, 0) for letter in shapes)
   commas = [place for place, (letter, depth) in enumerate(zip(shapes, depths)) if letter == ',' and depth == 1]
-  return [shapes[first + 1:last] for first, last in itertools.pairwise([0, *commas, len(shapes) - 1])]
+  return [shapes[first + 1 : last] for first, last in itertools.pairwise([0, *commas, len(shapes) - 1])]
 
 
 def bytes_per_round(found: list[Collective]) -> int:

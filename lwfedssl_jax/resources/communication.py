@@ -104,7 +104,7 @@ class Traffic(NamedTuple):
 
 
 def stage_traffic(
-    config: Config, image_size: int, convention: str, *, worst_case_download: bool = False
+  config: Config, image_size: int, convention: str, *, worst_case_download: bool = False
 ) -> tuple[StageTraffic, ...]:
   """Predicts a client's traffic, stage by stage, in one of the paper's conventions.
 
@@ -129,12 +129,14 @@ def stage_traffic(
 
   downloads = required_components if worst_case_download else modified_components
   return tuple(
-      StageTraffic(
-          stage=plan.stage,
-          num_rounds=plan.num_rounds,
-          round_downloads=pick(downloads(plan, payload.head_names)),
-          round_uploads=pick(uploaded_components(plan, payload.head_names)),
-      ) for plan in make_plans(config))
+    StageTraffic(
+      stage=plan.stage,
+      num_rounds=plan.num_rounds,
+      round_downloads=pick(downloads(plan, payload.head_names)),
+      round_uploads=pick(uploaded_components(plan, payload.head_names)),
+    )
+    for plan in make_plans(config)
+  )
 
 
 def total_traffic(stages: Sequence[StageTraffic]) -> Traffic:
@@ -189,8 +191,12 @@ def _is_among(payload: Payload, names: Sequence[str]) -> np.ndarray:
 
 
 def charge_round(
-    ledger: Ledger, payload: Payload, plan: StagePlan, client_ids: Sequence[int] | np.ndarray,
-    returned: Sequence[bool] | np.ndarray) -> tuple[Ledger, RoundTraffic]:
+  ledger: Ledger,
+  payload: Payload,
+  plan: StagePlan,
+  client_ids: Sequence[int] | np.ndarray,
+  returned: Sequence[bool] | np.ndarray,
+) -> tuple[Ledger, RoundTraffic]:
   """Accounts for one round.
 
   A sampled client downloads the required components whose global version differs from the one it holds; from then on it
@@ -229,11 +235,11 @@ def charge_round(
 
 
 def charge_run(
-    payload: Payload,
-    plans: Sequence[StagePlan],
-    num_clients: int,
-    client_ids: np.ndarray,
-    returned: np.ndarray,
+  payload: Payload,
+  plans: Sequence[StagePlan],
+  num_clients: int,
+  client_ids: np.ndarray,
+  returned: np.ndarray,
 ) -> RunTraffic:
   """Accounts for a run's rounds, from the first on.
 

@@ -98,14 +98,17 @@ def _paper_bytes(config: Config, image_size: int, convention: str, worst_case: b
   return [(scaled(s.round_downloads, s.num_rounds), scaled(s.round_uploads, s.num_rounds)) for s in stages]
 
 
-def _actual_bytes(
-    config: Config, image_size: int, plans: tuple[StagePlan, ...], worst_case: bool) -> list[Traffic]:
+def _actual_bytes(config: Config, image_size: int, plans: tuple[StagePlan, ...], worst_case: bool) -> list[Traffic]:
   """Mean over the federation of what the run's own participation exchanges."""
   payload = communication.make_payload(config, image_size)
   rounds = [plan for plan in plans for _ in range(plan.num_rounds)]
   participation = sampling.plan_participation(
-      config.run.seed, len(rounds), config.effective_num_clients, config.effective_clients_per_round,
-      config.client.client_dropout)
+    config.run.seed,
+    len(rounds),
+    config.effective_num_clients,
+    config.effective_clients_per_round,
+    config.client.client_dropout,
+  )
   sizes = np.array(list(payload.sizes_bytes.values()), np.int64)
   down, up = np.zeros((2, len(plans), len(sizes)), np.int64)
   ledger = communication.start_ledger(payload, config.effective_num_clients)
@@ -121,8 +124,7 @@ def _actual_bytes(
   return [(named(d), named(u)) for d, u in zip(down, up)]
 
 
-def _expected_bytes(
-    config: Config, image_size: int, plans: tuple[StagePlan, ...], worst_case: bool) -> list[Traffic]:
+def _expected_bytes(config: Config, image_size: int, plans: tuple[StagePlan, ...], worst_case: bool) -> list[Traffic]:
   payload = communication.make_payload(config, image_size)
   found = communication.expected_traffic(config, image_size)
 
@@ -135,8 +137,9 @@ def _expected_bytes(
 
   def everything(plan):
     return {
-        name: share * plan.num_rounds * size * (name in required_components(plan, payload.head_names))
-        for name, size in payload.sizes_bytes.items()}
+      name: share * plan.num_rounds * size * (name in required_components(plan, payload.head_names))
+      for name, size in payload.sizes_bytes.items()
+    }
 
   return [(everything(plan), named(u)) for plan, u in zip(plans, found.upload_bytes)]
 
@@ -151,7 +154,7 @@ def _actual_memory(config: Config, image_size: int, plans: tuple[StagePlan, ...]
 
 
 def method_cost(
-    config: Config, image_size: int, convention: str, *, worst_case_download: bool = False, with_memory: bool = True
+  config: Config, image_size: int, convention: str, *, worst_case_download: bool = False, with_memory: bool = True
 ) -> MethodCost:
   """Computes the costs of one client of a run.
 
@@ -178,42 +181,56 @@ def method_cost(
       return plan.num_rounds * count(config, image_size, plan, batch).total_flops / batch
 
     flop_counts = [epochs * per_image(flops.executed_flops, plan) for plan in plans]
-    server = [plan.calibrates * config.method.calibration_epochs * per_image(flops.calibration_flops, plan)
-              for plan in plans]
+    server = [
+      plan.calibrates * config.method.calibration_epochs * per_image(flops.calibration_flops, plan) for plan in plans
+    ]
     if with_memory:
       memories = _actual_memory(config, image_size, plans)
   else:
     traffic = _paper_bytes(config, image_size, convention, worst_case_download)
     if convention == 'paper_v4':
       flop_counts = [stage.total_flops for stage in flops.paper_stage_flops(config, image_size)]
-  return MethodCost(config.method.method, convention, tuple(
+  return MethodCost(
+    config.method.method,
+    convention,
+    tuple(
       StageCost(
-          stage=plan.stage, num_rounds=plan.num_rounds, local_epochs=epochs * plan.num_rounds, start=plan.start,
-          stop=plan.stop, download_bytes=by_part(down), upload_bytes=by_part(up), flops=count,
-          server_flops=server_count, peak_memory_bytes=step and step.peak_bytes,
-          scratch_bytes=step and step.scratch_bytes)
-      for plan, (down, up), count, server_count, step in zip(plans, traffic, flop_counts, server, memories)))
+        stage=plan.stage,
+        num_rounds=plan.num_rounds,
+        local_epochs=epochs * plan.num_rounds,
+        start=plan.start,
+        stop=plan.stop,
+        download_bytes=by_part(down),
+        upload_bytes=by_part(up),
+        flops=count,
+        server_flops=server_count,
+        peak_memory_bytes=step and step.peak_bytes,
+        scratch_bytes=step and step.scratch_bytes,
+      )
+      for plan, (down, up), count, server_count, step in zip(plans, traffic, flop_counts, server, memories)
+    ),
+  )
 
 
 def to_json(cost: MethodCost) -> dict[str, Any]:
   """Returns the totals, in the convention's GB and in GFLOPs (10^9), and the stages."""
   total_flops = cost.total_flops
   return {
-      'communication_gb': cost.total_bytes / gb_bytes(cost.convention),
-      'download_bytes': sum(sum(s.download_bytes.values()) for s in cost.stages),
-      'upload_bytes': sum(sum(s.upload_bytes.values()) for s in cost.stages),
-      'gflops': None if total_flops is None else total_flops / 1e9,
-      'peak_memory_bytes': cost.peak_memory_bytes,
-      'stages': [stage._asdict() for stage in cost.stages],
+    'communication_gb': cost.total_bytes / gb_bytes(cost.convention),
+    'download_bytes': sum(sum(s.download_bytes.values()) for s in cost.stages),
+    'upload_bytes': sum(sum(s.upload_bytes.values()) for s in cost.stages),
+    'gflops': None if total_flops is None else total_flops / 1e9,
+    'peak_memory_bytes': cost.peak_memory_bytes,
+    'stages': [stage._asdict() for stage in cost.stages],
   }
 
 
 _OWN_UNITS = 'FLOPs per image, both views and all branches, a multiply-add is 2; peak memory of the compiled step'
 _UNITS = {
-    'paper_v4': 'GB = 1000 MiB; FLOPs per image, one view (SimCLR: both), online branch, a multiply-add is 1',
-    'paper_v1': 'GB = 1000 MiB; encoder blocks only; this convention counts no FLOPs',
-    'actual': f'GB = 10^9 bytes, exchanged by this configuration, mean over clients; {_OWN_UNITS}',
-    'expected': f'GB = 10^9 bytes, mean over all seeds; {_OWN_UNITS}',
+  'paper_v4': 'GB = 1000 MiB; FLOPs per image, one view (SimCLR: both), online branch, a multiply-add is 1',
+  'paper_v1': 'GB = 1000 MiB; encoder blocks only; this convention counts no FLOPs',
+  'actual': f'GB = 10^9 bytes, exchanged by this configuration, mean over clients; {_OWN_UNITS}',
+  'expected': f'GB = 10^9 bytes, mean over all seeds; {_OWN_UNITS}',
 }
 
 
@@ -231,25 +248,41 @@ def _totals(found: Sequence[MethodCost]) -> list[list[str]]:
 
   rows = [['method', 'communication GB', 'less', 'GFLOPs', 'less', 'peak memory MB', 'less']]
   for cost in found:
-    rows.append([
+    rows.append(
+      [
         cost.method,
         *cells(cost, lambda c: c.total_bytes, gb_bytes(cost.convention), 2),
         *cells(cost, lambda c: c.total_flops, 1e9, 1),
-        *cells(cost, lambda c: c.peak_memory_bytes, 1e6, 1)])
+        *cells(cost, lambda c: c.peak_memory_bytes, 1e6, 1),
+      ]
+    )
   return rows
 
 
 def _stage_rows(found: Sequence[MethodCost]) -> list[list[str]]:
   """Returns headings, then a row per stage."""
-  rows = [['method', 'stage', 'rounds', 'trained', *(f'down {part}' for part in PARTS),
-           *(f'up {part}' for part in PARTS), 'GFLOPs', 'peak MB']]
+  rows = [
+    [
+      'method',
+      'stage',
+      'rounds',
+      'trained',
+      *(f'down {part}' for part in PARTS),
+      *(f'up {part}' for part in PARTS),
+      'GFLOPs',
+      'peak MB',
+    ]
+  ]
   for cost in found:
     for stage in cost.stages:
       figures = [
-          str(stage.num_rounds), f'{stage.stop - stage.start} of {stage.stop}',
-          *(f'{stage.download_bytes[part] / 1e6:,.2f}' for part in PARTS),
-          *(f'{stage.upload_bytes[part] / 1e6:,.2f}' for part in PARTS),
-          _number(stage.flops, 1e9, 2), _number(stage.peak_memory_bytes, 1e6, 1)]
+        str(stage.num_rounds),
+        f'{stage.stop - stage.start} of {stage.stop}',
+        *(f'{stage.download_bytes[part] / 1e6:,.2f}' for part in PARTS),
+        *(f'{stage.upload_bytes[part] / 1e6:,.2f}' for part in PARTS),
+        _number(stage.flops, 1e9, 2),
+        _number(stage.peak_memory_bytes, 1e6, 1),
+      ]
       rows.append([cost.method, str(stage.stage + 1), *figures])
   return rows
 
@@ -257,6 +290,15 @@ def _stage_rows(found: Sequence[MethodCost]) -> list[list[str]]:
 def to_text(found: Sequence[MethodCost]) -> str:
   """Returns the costs as two tables, totals and stages, below the convention's name and units."""
   convention = found[0].convention
-  return '\n'.join([
-      f'convention {convention}: {_UNITS[convention]}', '', tables.markdown(_totals(found)), '',
-      'per stage, all its rounds, MB (10^6 bytes) and GFLOPs', '', tables.markdown(_stage_rows(found)), ''])
+  return '\n'.join(
+    [
+      f'convention {convention}: {_UNITS[convention]}',
+      '',
+      tables.markdown(_totals(found)),
+      '',
+      'per stage, all its rounds, MB (10^6 bytes) and GFLOPs',
+      '',
+      tables.markdown(_stage_rows(found)),
+      '',
+    ]
+  )

@@ -83,12 +83,13 @@ def paper_stage_flops(config: Config, image_size: int, *, depth_dropout_keep: in
     kept = min(plan.stop, depth_dropout_keep or plan.stop)
     trained = min(plan.stop - plan.start, kept) * block + ends + plan.trains_embedding * embedding
     stages.append(
-        StageFlops(
-            stage=plan.stage,
-            epochs=plan.num_rounds * config.client.local_epochs,
-            forward_flops=views * (embedding + kept * block + ends),
-            backward_flops=views * 2 * trained,
-        ))
+      StageFlops(
+        stage=plan.stage,
+        epochs=plan.num_rounds * config.client.local_epochs,
+        forward_flops=views * (embedding + kept * block + ends),
+        backward_flops=views * 2 * trained,
+      )
+    )
   return tuple(stages)
 
 
@@ -139,15 +140,15 @@ def _similarity_flops(config: Config, shapes: Shapes, batch_size: int, aligned: 
 
 
 def _step_flops(
-    config: Config,
-    image_size: int,
-    plan: StagePlan,
-    batch_size: int,
-    *,
-    start: int,
-    trains_embedding: bool,
-    aligned: bool,
-    micro_batched: bool,
+  config: Config,
+  image_size: int,
+  plan: StagePlan,
+  batch_size: int,
+  *,
+  start: int,
+  trains_embedding: bool,
+  aligned: bool,
+  micro_batched: bool,
 ) -> StepFlops:
   shapes = trace_shapes(config, image_size)
   products, heads = shapes.model.encoder.flops, _count_heads(shapes)
@@ -159,15 +160,16 @@ def _step_flops(
   has_target = shapes.model.objective.update_target is not None
   branches = 1 + has_target + aligned
   return StepFlops(
-      prefix_flops=pair * (products.embedding.products - embedding + start * block),
-      online_forward_flops=pair * (embedding + active),
-      online_backward_flops=pair * (embedding + 2 * active),  # the images have no gradient
-      target_forward_flops=has_target * pair * (embedding + active),
-      global_forward_flops=aligned * pair * (embedding + active),
-      heads_forward_flops=pair * (branches * heads.shared + heads.online_only),
-      heads_backward_flops=pair * 2 * sum(heads),
-      similarity_flops=_similarity_flops(config, shapes, batch_size, aligned),
-      recomputed_flops=pair * (micro_batched * (embedding + active) + (config.client.rematerialize == 'all') * blocks))
+    prefix_flops=pair * (products.embedding.products - embedding + start * block),
+    online_forward_flops=pair * (embedding + active),
+    online_backward_flops=pair * (embedding + 2 * active),  # the images have no gradient
+    target_forward_flops=has_target * pair * (embedding + active),
+    global_forward_flops=aligned * pair * (embedding + active),
+    heads_forward_flops=pair * (branches * heads.shared + heads.online_only),
+    heads_backward_flops=pair * 2 * sum(heads),
+    similarity_flops=_similarity_flops(config, shapes, batch_size, aligned),
+    recomputed_flops=pair * (micro_batched * (embedding + active) + (config.client.rematerialize == 'all') * blocks),
+  )
 
 
 def executed_flops(config: Config, image_size: int, plan: StagePlan, batch_size: int) -> StepFlops:
@@ -185,8 +187,15 @@ def executed_flops(config: Config, image_size: int, plan: StagePlan, batch_size:
     batch_size: images in the step, padding included.
   """
   return _step_flops(
-      config, image_size, plan, batch_size, start=plan.start, trains_embedding=plan.trains_embedding,
-      aligned=config.uses_alignment, micro_batched=0 < config.client.micro_batch_size < batch_size)
+    config,
+    image_size,
+    plan,
+    batch_size,
+    start=plan.start,
+    trains_embedding=plan.trains_embedding,
+    aligned=config.uses_alignment,
+    micro_batched=0 < config.client.micro_batch_size < batch_size,
+  )
 
 
 def calibration_flops(config: Config, image_size: int, plan: StagePlan, batch_size: int) -> StepFlops:
@@ -195,5 +204,6 @@ def calibration_flops(config: Config, image_size: int, plan: StagePlan, batch_si
   The server trains all blocks of the stage and the embedding end to end on the objective, without alignment. The rules
   are those of `executed_flops`; nothing is frozen. Counts a step whether or not `plan` calibrates.
   """
-  return _step_flops(config, image_size, plan, batch_size, start=0, trains_embedding=True, aligned=False,
-      micro_batched=False)
+  return _step_flops(
+    config, image_size, plan, batch_size, start=0, trains_embedding=True, aligned=False, micro_batched=False
+  )

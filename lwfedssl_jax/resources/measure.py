@@ -74,8 +74,8 @@ def measure_stage(config: Config, image_size: int, stage: int) -> dict[str, int]
     raise UsageError(f'--measure_memory: expected Linux, got {sys.platform}')
   request = json.dumps({'config': configs.flatten(config), 'image_size': image_size, 'stage': stage})
   result = subprocess.run(
-      [sys.executable, '-m', 'lwfedssl_jax.resources.measure'], input=request, capture_output=True, text=True,
-      check=False)
+    [sys.executable, '-m', 'lwfedssl_jax.resources.measure'], input=request, capture_output=True, text=True, check=False
+  )
   if result.returncode:
     last = (result.stderr.strip().splitlines() or ['no output'])[-1]
     raise RuntimeError(f'the measurement process ended with code {result.returncode}: {last}')

@@ -49,8 +49,9 @@ def lower_client_step(config: Config, image_size: int, plan: StagePlan, num_step
   state = jax.eval_shape(lambda params: init_step_state(options, params), global_params)
   steps = (num_steps,) if num_steps > 1 else ()
   struct: Any = jax.ShapeDtypeStruct  # stands for an array
-  batch = Batch(struct((*steps, 2, batch_size, image_size, image_size, 3), jnp.float32),
-                struct((*steps, batch_size), jnp.bool_))
+  batch = Batch(
+    struct((*steps, 2, batch_size, image_size, image_size, 3), jnp.float32), struct((*steps, batch_size), jnp.bool_)
+  )
   return jax.jit(make_steps(options, num_steps), donate_argnums=0).lower(state, global_params, batch)
 
 
@@ -82,5 +83,8 @@ def read_analysis(compiled: Any) -> StepMemory:
   """Reads the memory of a compiled program."""
   analysis = compiled.memory_analysis()
   return StepMemory(
-      analysis.argument_size_in_bytes, analysis.output_size_in_bytes, analysis.alias_size_in_bytes,
-      analysis.temp_size_in_bytes)
+    analysis.argument_size_in_bytes,
+    analysis.output_size_in_bytes,
+    analysis.alias_size_in_bytes,
+    analysis.temp_size_in_bytes,
+  )

@@ -67,5 +67,7 @@ def component_params(config: Config, image_size: int) -> dict[str, int]:
 
   depth = model.encoder.depth
   return {
-      'embedding': count('embedding'), **{block_name(i): count('blocks') // depth for i in range(depth)},
-      **{name: count(name) for name in ('norm', *model.objective.head_names)}}
+    'embedding': count('embedding'),
+    **{block_name(i): count('blocks') // depth for i in range(depth)},
+    **{name: count(name) for name in ('norm', *model.objective.head_names)},
+  }

@@ -70,15 +70,17 @@ def fit(config: Config, image_size: int) -> MemoryPlan:
 
   @functools.cache
   def peak(size: int, rematerialize: str, dtype: str) -> tuple[Config, int]:
-    chosen = configs.with_values(config, {
-        'micro_batch_size': 0 if size == batch else size, 'rematerialize': rematerialize, 'compute_dtype': dtype})
+    chosen = configs.with_values(
+      config, {'micro_batch_size': 0 if size == batch else size, 'rematerialize': rematerialize, 'compute_dtype': dtype}
+    )
     return chosen, peak_bytes(chosen, image_size)
 
   dtypes = dict.fromkeys((config.model.compute_dtype, 'bfloat16'))
-  levels = catalog.REMATERIALIZE[catalog.REMATERIALIZE.index(config.client.rematerialize):]
+  levels = catalog.REMATERIALIZE[catalog.REMATERIALIZE.index(config.client.rematerialize) :]
   in_one_piece = [(level, sizes[-1:]) for level in levels if level != 'all']
   smallest = float('inf')
   for dtype, (level, allowed) in itertools.product(dtypes, [*in_one_piece, *((level, sizes) for level in levels)]):
+
     def fits(size, level=level, dtype=dtype):
       return peak(size, level, dtype)[1] <= budget
 
@@ -92,9 +94,10 @@ def fit(config: Config, image_size: int) -> MemoryPlan:
     chosen, needed = peak(best, level, dtype)
     return MemoryPlan(chosen, needed, recomputed_share(chosen, image_size))
   raise UsageError(
-      f'--client_memory_budget_mb: expected at least {-(-smallest // (MEGABYTE // 10)) / 10:.1f} for '
-      f'--batch_size={batch} of {config.model.encoder} and --method={config.method.method}, '
-      f'got {config.client.client_memory_budget_mb:g}')
+    f'--client_memory_budget_mb: expected at least {-(-smallest // (MEGABYTE // 10)) / 10:.1f} for '
+    f'--batch_size={batch} of {config.model.encoder} and --method={config.method.method}, '
+    f'got {config.client.client_memory_budget_mb:g}'
+  )
 
 
 def choose_chunk(config: Config, image_size: int, memory_bytes: int) -> int:
@@ -113,6 +116,7 @@ def describe(plan: MemoryPlan) -> str:
   """Returns one line: the chosen settings, their memory and their cost."""
   client, budget = plan.config.client, plan.config.client.client_memory_budget_mb
   return (
-      f'memory plan: micro_batch_size={client.micro_batch_size or client.batch_size} of {client.batch_size}, '
-      f'rematerialize={client.rematerialize}, compute_dtype={plan.config.model.compute_dtype}: '
-      f'{plan.peak_bytes / MEGABYTE:.1f} of {budget:g} MB, {100 * plan.recomputed_share:.1f} % more FLOPs')
+    f'memory plan: micro_batch_size={client.micro_batch_size or client.batch_size} of {client.batch_size}, '
+    f'rematerialize={client.rematerialize}, compute_dtype={plan.config.model.compute_dtype}: '
+    f'{plan.peak_bytes / MEGABYTE:.1f} of {budget:g} MB, {100 * plan.recomputed_share:.1f} % more FLOPs'
+  )

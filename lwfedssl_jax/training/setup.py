@@ -34,21 +34,30 @@ class RunSetup:
     self.plans = stages.make_plans(config)
     self.num_rounds = sum(plan.num_rounds for plan in self.plans)
     self.participation = sampling.plan_participation(
-        config.run.seed, self.num_rounds, config.effective_num_clients, config.effective_clients_per_round,
-        config.client.client_dropout)
+      config.run.seed,
+      self.num_rounds,
+      config.effective_num_clients,
+      config.effective_clients_per_round,
+      config.client.client_dropout,
+    )
     self.placement = round_loader.choose_placement(config, data, self.participation)
     self.loader = RoundLoader(config, data, self.participation, self.placement)
     self.model = make_model(config.model, config.objective, data.image_size)
     self.round = _shared_round(
-        dataclasses.replace(config, run=RunConfig()), data.image_size, self.placement, self.loader.client_steps())
+      dataclasses.replace(config, run=RunConfig()), data.image_size, self.placement, self.loader.client_steps()
+    )
     self.sharding = devices.sharding(self.placement.mesh)
     fast_to_compile = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
     self._init = jax.jit(
-        lambda seed: self.model.init_params(rng.key(seed, rng.Stream.INIT)), compiler_options=fast_to_compile,
-        out_shardings=self.sharding)
+      lambda seed: self.model.init_params(rng.key(seed, rng.Stream.INIT)),
+      compiler_options=fast_to_compile,
+      out_shardings=self.sharding,
+    )
     self._seed_key = jax.jit(
-        lambda seed, attempt: rng.key(seed, rng.Stream.RETRY) if attempt else jax.random.key(seed),
-        static_argnums=1, out_shardings=self.sharding)
+      lambda seed, attempt: rng.key(seed, rng.Stream.RETRY) if attempt else jax.random.key(seed),
+      static_argnums=1,
+      out_shardings=self.sharding,
+    )
     self.monitor = Monitor(self.model.encoder, data.dataset, config.run, self.placement.mesh)
     self.payload = communication.make_payload(config, data.image_size)
     self.sizes = np.array([len(ids) for ids in data.client_images])
@@ -68,8 +77,13 @@ class RunSetup:
     factor = self.config.method.client_loss_limit
     limit = factor * abs(last_loss) if factor and last_loss is not None else np.inf
     return RoundInputs(
-        self._seed_key(self.config.run.seed, attempt), np.int32(round_num), batch.images, batch.clients,
-        self.server_images, np.float32(limit))
+      self._seed_key(self.config.run.seed, attempt),
+      np.int32(round_num),
+      batch.images,
+      batch.clients,
+      self.server_images,
+      np.float32(limit),
+    )
 
   def images_trained(self, round_num: int) -> int:
     """Returns the images that the clients of a round train on, over all local epochs."""
@@ -82,8 +96,12 @@ class RunSetup:
     """Returns the ledger after some rounds."""
     done = slice(0, rounds_done)
     return communication.charge_run(
-        self.payload, self.plans, self.config.effective_num_clients, self.participation.client_ids[done],
-        self.participation.returned[done]).ledger
+      self.payload,
+      self.plans,
+      self.config.effective_num_clients,
+      self.participation.client_ids[done],
+      self.participation.returned[done],
+    ).ledger
 
 
 def with_chunk(config: Config, data: FederatedDataset) -> Config:

@@ -61,11 +61,13 @@ class Outcome(NamedTuple):
 def parse_variation(text: str) -> Variation:
   """Reads 'field=value,value,...'; parts of a value of several numbers are joined by ':'. Raises UsageError."""
   field, equals, values = text.partition('=')
-  annotations = {name: annotation for group in configs.GROUPS.values()
-                 for name, annotation in typing.get_type_hints(group).items()}
+  annotations = {
+    name: annotation for group in configs.GROUPS.values() for name, annotation in typing.get_type_hints(group).items()
+  }
   if not equals or not values or field not in annotations or field in ('workdir', 'seed', 'method'):
-    raise UsageError(f'--vary: expected FLAG=VALUE,VALUE,... with a flag of pretrain other than workdir, seed and '
-                     f'method, got {text!r}')
+    raise UsageError(
+      f'--vary: expected FLAG=VALUE,VALUE,... with a flag of pretrain other than workdir, seed and method, got {text!r}'
+    )
   kind, _, length = options.value_type(annotations[field])
 
   def read(part):
@@ -84,8 +86,9 @@ def _shown(value: Any) -> str:
   return text.replace(os.sep, '_')
 
 
-def plan(base: Config, methods: Sequence[str], seeds: Sequence[int], variation: Variation | None,
-         output: str) -> list[SweepRun]:
+def plan(
+  base: Config, methods: Sequence[str], seeds: Sequence[int], variation: Variation | None, output: str
+) -> list[SweepRun]:
   """Lists a sweep's runs; runs that share compiled programs are adjacent.
 
   Raises:
@@ -96,10 +99,16 @@ def plan(base: Config, methods: Sequence[str], seeds: Sequence[int], variation: 
   for method, value, seed in itertools.product(methods, values, seeds):
     varied = {variation.field: value} if variation else {}
     name = '-'.join([method, *(f'{field}={_shown(value)}' for field, value in varied.items()), f'seed{seed}'])
-    config = configs.with_values(base, {
-        'method': method, 'seed': seed, **varied, 'workdir': os.path.join(output, name), 'resume': True})
-    runs.append(SweepRun(config, len(metrics_writer.read_metrics(config.run.workdir)),
-                         os.path.exists(os.path.join(config.run.workdir, run_dir.SUMMARY))))
+    config = configs.with_values(
+      base, {'method': method, 'seed': seed, **varied, 'workdir': os.path.join(output, name), 'resume': True}
+    )
+    runs.append(
+      SweepRun(
+        config,
+        len(metrics_writer.read_metrics(config.run.workdir)),
+        os.path.exists(os.path.join(config.run.workdir, run_dir.SUMMARY)),
+      )
+    )
   return runs
 
 
@@ -139,13 +148,20 @@ def describe(runs: Sequence[SweepRun], remaining_flops: float, rate: float) -> s
     remaining_flops: FLOPs of all unfinished rounds.
     rate: FLOP/s of the machine's matrix products.
   """
-  states = [f'  {"finished" if run.finished else f"from round {run.rounds_done + 1}" if run.rounds_done else "new"}: '
-            f'{run.workdir}' for run in runs]
+  states = [
+    f'  {"finished" if run.finished else f"from round {run.rounds_done + 1}" if run.rounds_done else "new"}: '
+    f'{run.workdir}'
+    for run in runs
+  ]
   minutes = remaining_flops / (rate * FIRST_GUESS_SHARE) / 60
-  return '\n'.join([
-      f'{len(runs)} runs, {sum(not run.finished for run in runs)} to do:', *states,
+  return '\n'.join(
+    [
+      f'{len(runs)} runs, {sum(not run.finished for run in runs)} to do:',
+      *states,
       f'about {minutes:.0f} minutes at {100 * FIRST_GUESS_SHARE:.0f} % of {rate / 1e9:.0f} GFLOP/s, plus compilation; '
-      'corrected after every run'])
+      'corrected after every run',
+    ]
+  )
 
 
 def run_all(runs: Sequence[SweepRun]) -> Outcome:
@@ -168,7 +184,7 @@ def run_all(runs: Sequence[SweepRun]) -> Outcome:
       outcome.failed[run.workdir] = f'{type(error).__name__}: {error}'
     else:
       done_flops, seconds = done_flops + work, seconds + time.perf_counter() - begin
-      left = sum(work for _, work in waiting[index + 1:])
+      left = sum(work for _, work in waiting[index + 1 :])
       if left:
         print(f'== {seconds / done_flops * left / 60:.0f} minutes left, by the runs so far', flush=True)
   for workdir, reason in outcome.failed.items():

@@ -27,8 +27,9 @@ Summary = dict[str, Any]
 POLL_SECONDS = 0.002
 
 
-def train(config: Config, data: FederatedDataset | None = None,
-          on_start: Callable[[Config], None] = lambda config: None) -> Summary:
+def train(
+  config: Config, data: FederatedDataset | None = None, on_start: Callable[[Config], None] = lambda config: None
+) -> Summary:
   """Runs a pretraining to its end or to `stop_after_round`, from the start or the newest checkpoint.
 
   Args:
@@ -58,8 +59,10 @@ def train(config: Config, data: FederatedDataset | None = None,
     if os.path.exists(summary_path):
       return run_dir.read_json(summary_path)
     run = RunSetup(config, data)
-    with contextlib.closing(run.loader), checkpoint.Checkpoints(
-        workdir, config.run.keep_checkpoints, sharding=run.sharding) as checkpoints:
+    with (
+      contextlib.closing(run.loader),
+      checkpoint.Checkpoints(workdir, config.run.keep_checkpoints, sharding=run.sharding) as checkpoints,
+    ):
       restored = checkpoints.restore_newest(jax.eval_shape(run.model.init_params, jax.random.key(0)))
       if restored is None and first:
         _write_plots(run, workdir)
@@ -69,8 +72,14 @@ def train(config: Config, data: FederatedDataset | None = None,
         params, rounds_done = _train_rounds(run, params, rounds_done, log, checkpoints, stop)
         rows = log.rows
     if rounds_done < run.num_rounds:
-      return {'finished': False, 'method': config.method.method, 'rounds_done': rounds_done,
-              'num_rounds': run.num_rounds, 'params_sha256': trees.sha256(params), 'stopped_by': stop.name}
+      return {
+        'finished': False,
+        'method': config.method.method,
+        'rounds_done': rounds_done,
+        'num_rounds': run.num_rounds,
+        'params_sha256': trees.sha256(params),
+        'stopped_by': stop.name,
+      }
     sample, summary = run.monitor.sample(params, run.init()), _summarize(run, params, rows)
     if first:
       run_dir.write_arrays(os.path.join(workdir, run_dir.EMBEDDINGS), sample)
@@ -102,12 +111,19 @@ def _naming_lost_peers() -> Iterator[None]:
     if not devices.is_lost_peer(error):
       raise
     reason = ' '.join(str(error).split())[:200]
-    raise LostPeerError(f'another process of the run died; --resume continues from the last checkpoint ({reason})'
-                        ) from error
+    raise LostPeerError(
+      f'another process of the run died; --resume continues from the last checkpoint ({reason})'
+    ) from error
 
 
-def _train_rounds(run: RunSetup, params: Params, rounds_done: int, log: metrics_writer.MetricsReader,
-                  checkpoints: checkpoint.Checkpoints, stop: signals.StopRequest) -> tuple[Params, int]:
+def _train_rounds(
+  run: RunSetup,
+  params: Params,
+  rounds_done: int,
+  log: metrics_writer.MetricsReader,
+  checkpoints: checkpoint.Checkpoints,
+  stop: signals.StopRequest,
+) -> tuple[Params, int]:
   """Runs rounds from `rounds_done` on; returns the parameters and the rounds done at the end."""
   options = run.config.run
   last = min(options.stop_after_round or run.num_rounds, run.num_rounds)
@@ -122,10 +138,12 @@ def _train_rounds(run: RunSetup, params: Params, rounds_done: int, log: metrics_
       if saved < round_num:
         checkpoints.save(params, round_num)
       raise TrainingError(
-          f'round {round_num + 1}: no valid client update in two attempts (not finite, or its loss diverged); '
-          'the state before it is saved. A smaller --learning_rate may help')
+        f'round {round_num + 1}: no valid client update in two attempts (not finite, or its loss diverged); '
+        'the state before it is saved. A smaller --learning_rate may help'
+      )
     ledger, traffic = communication.charge_round(
-        ledger, run.payload, plan, run.participation.client_ids[round_num], run.participation.returned[round_num])
+      ledger, run.payload, plan, run.participation.client_ids[round_num], run.participation.returned[round_num]
+    )
     row |= _traffic_row(traffic, run.config.effective_num_clients)
     if stage_ends:
       row |= _measure_stage(run, params, plan)
@@ -141,17 +159,25 @@ def _train_rounds(run: RunSetup, params: Params, rounds_done: int, log: metrics_
   return params, rounds_done
 
 
-def _run_round(run: RunSetup, params: Params, plan: StagePlan, round_num: int,
-               log: metrics_writer.MetricsReader) -> tuple[Params, dict[str, Any]]:
+def _run_round(
+  run: RunSetup, params: Params, plan: StagePlan, round_num: int, log: metrics_writer.MetricsReader
+) -> tuple[Params, dict[str, Any]]:
   returned = run.participation.returned[round_num]
-  row = {'round': round_num, 'stage': plan.stage, 'loss': None, 'sampled': len(returned),
-         'participants': int(returned.sum()), 'client_ids': run.participation.client_ids[round_num].tolist(),
-         'client_losses': [None] * len(returned)}
+  row = {
+    'round': round_num,
+    'stage': plan.stage,
+    'loss': None,
+    'sampled': len(returned),
+    'participants': int(returned.sum()),
+    'client_ids': run.participation.client_ids[round_num].tolist(),
+    'client_losses': [None] * len(returned),
+  }
   if not returned.any():
     log.log(f'round {round_num + 1}: no client returned, the global model is unchanged')
     return params, row | {'accepted': 0, 'rejected_clients': [], 'seconds': 0.0, 'images_per_second': 0.0}
-  before = next((old['loss'] for old in reversed(log.rows) if old['loss'] is not None and old['stage'] == plan.stage),
-                None)
+  before = next(
+    (old['loss'] for old in reversed(log.rows) if old['loss'] is not None and old['stage'] == plan.stage), None
+  )
   start = time.perf_counter()
   batch = run.loader.load(round_num)
   for attempt in range(2):
@@ -165,11 +191,16 @@ def _run_round(run: RunSetup, params: Params, plan: StagePlan, round_num: int,
       break
     log.log(f'round {round_num + 1}: no valid update' + ('; retry with other randomness' * (not attempt)))
   seconds = time.perf_counter() - start
-  row |= {'accepted': int(metrics.accepted.sum()), 'rejected_clients': rejected_clients,
-          'padding_fraction': batch.padding_fraction}
+  row |= {
+    'accepted': int(metrics.accepted.sum()),
+    'rejected_clients': rejected_clients,
+    'padding_fraction': batch.padding_fraction,
+  }
   losses = dict(zip(batch.client_ids.tolist(), metrics.client_losses.tolist()))
-  row['client_losses'] = [losses[client] if back and np.isfinite(losses[client]) else None
-                          for client, back in zip(row['client_ids'], returned)]
+  row['client_losses'] = [
+    losses[client] if back and np.isfinite(losses[client]) else None
+    for client, back in zip(row['client_ids'], returned)
+  ]
   row['loss'] = float(metrics.client.total)
   row['objective_loss'] = float(metrics.client.objective)
   if run.config.uses_alignment:
@@ -190,9 +221,14 @@ def _traffic_row(traffic: communication.RoundTraffic, num_clients: int) -> dict[
   """Returns the bytes of a round: per sampled client, their total, and the mean over all clients."""
   client_down, client_up = traffic.download_bytes.sum(axis=1), traffic.upload_bytes.sum(axis=1)
   down, up = int(client_down.sum()), int(client_up.sum())
-  return {'download_bytes': down / num_clients, 'upload_bytes': up / num_clients,
-          'total_download_bytes': down, 'total_upload_bytes': up,
-          'client_download_bytes': client_down.tolist(), 'client_upload_bytes': client_up.tolist()}
+  return {
+    'download_bytes': down / num_clients,
+    'upload_bytes': up / num_clients,
+    'total_download_bytes': down,
+    'total_upload_bytes': up,
+    'client_download_bytes': client_down.tolist(),
+    'client_upload_bytes': client_up.tolist(),
+  }
 
 
 def _measure_stage(run: RunSetup, params: Params, plan: StagePlan) -> dict[str, Any]:
@@ -207,31 +243,32 @@ def _summarize(run: RunSetup, params: Params, rows: list[dict[str, Any]]) -> Sum
     return sum(row[name] for row in rows)
 
   return {
-      'finished': True,
-      'method': config.method.method,
-      'objective': config.objective.objective,
-      'encoder': config.model.encoder,
-      'dataset': config.data.dataset,
-      'seed': config.run.seed,
-      'num_clients': config.effective_num_clients,
-      'num_rounds': run.num_rounds,
-      'final_loss': last['loss'],
-      'final_knn_accuracy': last['knn_accuracy'],
-      'random_init_knn_accuracy': last['random_knn_accuracy'],
-      'raw_pixel_knn_accuracy': run.monitor.raw_pixel_accuracy(),
-      'embedding_std': last['embedding_std'],
-      'effective_rank': last['effective_rank'],
-      'download_bytes': total('total_download_bytes') / config.effective_num_clients,
-      'upload_bytes': total('total_upload_bytes') / config.effective_num_clients,
-      'seconds': total('seconds'),
-      'params_sha256': trees.sha256(params),
+    'finished': True,
+    'method': config.method.method,
+    'objective': config.objective.objective,
+    'encoder': config.model.encoder,
+    'dataset': config.data.dataset,
+    'seed': config.run.seed,
+    'num_clients': config.effective_num_clients,
+    'num_rounds': run.num_rounds,
+    'final_loss': last['loss'],
+    'final_knn_accuracy': last['knn_accuracy'],
+    'random_init_knn_accuracy': last['random_knn_accuracy'],
+    'raw_pixel_knn_accuracy': run.monitor.raw_pixel_accuracy(),
+    'embedding_std': last['embedding_std'],
+    'effective_rank': last['effective_rank'],
+    'download_bytes': total('total_download_bytes') / config.effective_num_clients,
+    'upload_bytes': total('total_upload_bytes') / config.effective_num_clients,
+    'seconds': total('seconds'),
+    'params_sha256': trees.sha256(params),
   }
 
 
 def _write_plots(run: RunSetup, workdir: str) -> None:
   """Plots augmented views and the partition, and saves the partition, before training starts."""
   run_plots.write_contact_sheet(
-      os.path.join(workdir, 'views.png'), run.data, run.config, rng.key(run.config.run.seed, rng.Stream.CONTACT_SHEET))
+    os.path.join(workdir, 'views.png'), run.data, run.config, rng.key(run.config.run.seed, rng.Stream.CONTACT_SHEET)
+  )
   clients = [ids.tolist() for ids in run.data.client_images]
   partition = {'clients': clients, 'server': run.data.server_ids.tolist()}
   with open(os.path.join(workdir, 'partition.json'), 'w', encoding='utf-8') as file:

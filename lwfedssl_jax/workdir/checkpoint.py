@@ -35,8 +35,14 @@ class Restored(NamedTuple):
 class Checkpoints:
   """The newest checkpoints of a run, one per saved round, written in the background."""
 
-  def __init__(self, workdir: str, keep: int | None = None, *, read_only: bool = False,
-               sharding: jax.sharding.Sharding | None = None):
+  def __init__(
+    self,
+    workdir: str,
+    keep: int | None = None,
+    *,
+    read_only: bool = False,
+    sharding: jax.sharding.Sharding | None = None,
+  ):
     """Opens a run's folder of checkpoints.
 
     Args:
@@ -58,8 +64,14 @@ class Checkpoints:
       raise UsageError(f'--workdir: expected a run with checkpoints, {workdir} has none')
     self._read_only = read_only
     with _saying_only_errors() if read_only else contextlib.nullcontext():  # suppresses Orbax's read-only warning
-      self._manager = self._open(path, max_to_keep=keep, enable_async_checkpointing=alone, read_only=read_only,
-                                 cleanup_tmp_directories=not read_only, create=not read_only)
+      self._manager = self._open(
+        path,
+        max_to_keep=keep,
+        enable_async_checkpointing=alone,
+        read_only=read_only,
+        cleanup_tmp_directories=not read_only,
+        create=not read_only,
+      )
     self._last = 0  # the newest save that was started
 
   def _open(self, path: str, **options: Any) -> Any:
@@ -73,8 +85,9 @@ class Checkpoints:
       return manager()
     except _DAMAGE as error:
       refused = UsageError(
-          f'{path}: expected a folder of readable checkpoints ({_one_line(error)}); _CHECKPOINT_METADATA may be '
-          f'missing, not invalid')
+        f'{path}: expected a folder of readable checkpoints ({_one_line(error)}); _CHECKPOINT_METADATA may be '
+        f'missing, not invalid'
+      )
       metadata = [] if self._read_only else glob.glob(os.path.join(glob.escape(path), '*', '_CHECKPOINT_METADATA'))
       aside = [(name, os.path.join(path, f'.{index}_metadata')) for index, name in enumerate(metadata)]
       if not aside:
@@ -104,7 +117,8 @@ class Checkpoints:
     meta = {'rounds_done': rounds_done, 'params_sha256': trees.sha256(params)}
     with self._writing(rounds_done), _ONE_AT_A_TIME:
       saved = self._manager.save(
-          rounds_done, args=args.Composite(params=args.StandardSave(params), meta=args.JsonSave(meta)))
+        rounds_done, args=args.Composite(params=args.StandardSave(params), meta=args.JsonSave(meta))
+      )
     if not saved:
       raise RuntimeError(f'checkpoint {rounds_done} was not written: one of that number or later exists')
 

@@ -29,8 +29,9 @@ def read_metrics(workdir: str) -> list[dict[str, Any]]:
   except (FileNotFoundError, NotADirectoryError):
     return []
   except (OSError, ValueError, RecursionError) as error:
-    raise UsageError(f'{path}: expected a line of JSON for each round, line {len(rows) + 1} is invalid ({error})'
-                     ) from error
+    raise UsageError(
+      f'{path}: expected a line of JSON for each round, line {len(rows) + 1} is invalid ({error})'
+    ) from error
   return rows
 
 

@@ -26,9 +26,19 @@ FORMAT = 1
 CONFIG, SUMMARY, LOCK = 'config.json', 'summary.json', '.lock'
 EMBEDDINGS = 'embeddings.npz'
 # Fields that do not affect a run's result; a resumed run may change them.
-FREE_FIELDS = frozenset({
-    'workdir', 'resume', 'stop_after_round', 'checkpoint_every', 'keep_checkpoints', 'data_dir', 'cache_dir',
-    'num_devices', 'device_data_budget_mb'})
+FREE_FIELDS = frozenset(
+  {
+    'workdir',
+    'resume',
+    'stop_after_round',
+    'checkpoint_every',
+    'keep_checkpoints',
+    'data_dir',
+    'cache_dir',
+    'num_devices',
+    'device_data_budget_mb',
+  }
+)
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
@@ -78,13 +88,16 @@ def describe_revision(package: str) -> dict[str, Any]:
   environment = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
 
   def git(*arguments: str) -> str:
-    return subprocess.run(['git', '-C', package, *arguments], capture_output=True, text=True, timeout=10, check=True,
-                          env=environment).stdout.strip()
+    return subprocess.run(
+      ['git', '-C', package, *arguments], capture_output=True, text=True, timeout=10, check=True, env=environment
+    ).stdout.strip()
 
   try:
     if os.path.samefile(git('rev-parse', '--show-toplevel'), os.path.dirname(package)):
-      return {'git_revision': git('rev-parse', 'HEAD'),
-              'git_dirty': bool(git('status', '--porcelain', '--untracked-files=no'))}
+      return {
+        'git_revision': git('rev-parse', 'HEAD'),
+        'git_dirty': bool(git('status', '--porcelain', '--untracked-files=no')),
+      }
   except (OSError, subprocess.SubprocessError):
     pass
   return {'git_revision': None, 'git_dirty': None}
@@ -104,13 +117,13 @@ def describe_environment() -> dict[str, Any]:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       versions[name] = importlib.metadata.version(name)
   return {
-      'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-      'command': shlex.join(['python', *sys.orig_argv[1:]]),
-      'host_kind': _host_kind(),
-      'versions': versions,
-      'device_kind': jax.devices()[0].device_kind,
-      'num_devices': jax.device_count(),
-      **describe_revision(os.path.dirname(os.path.abspath(__file__))),
+    'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'command': shlex.join(['python', *sys.orig_argv[1:]]),
+    'host_kind': _host_kind(),
+    'versions': versions,
+    'device_kind': jax.devices()[0].device_kind,
+    'num_devices': jax.device_count(),
+    **describe_revision(os.path.dirname(os.path.abspath(__file__))),
   }
 
 
@@ -200,8 +213,12 @@ def _check_same(config: Config, workdir: str) -> None:
   if not config.run.resume:
     raise UsageError(f'--workdir: expected a new folder, {workdir} holds a run (--resume continues it)')
   saved, given = configs.flatten(read_config(workdir)), configs.flatten(config)
-  differing = [f'{name} (run: {saved[name]}, given: {given[name]})'
-               for name in given if name not in FREE_FIELDS and saved[name] != given[name]]
+  differing = [
+    f'{name} (run: {saved[name]}, given: {given[name]})'
+    for name in given
+    if name not in FREE_FIELDS and saved[name] != given[name]
+  ]
   if differing:
-    raise UsageError(f'--workdir: expected the configuration of the run in {workdir}; it differs in '
-                     + ', '.join(differing))
+    raise UsageError(
+      f'--workdir: expected the configuration of the run in {workdir}; it differs in ' + ', '.join(differing)
+    )

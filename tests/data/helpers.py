@@ -54,15 +54,22 @@ def save_npz(tmp_path, **made):
 def prepare_tfds(root, size=8, sizes=None, splits=('train', 'test'), tensor=False, count=30):
   """Prepares a tiny data set named `toy` as array_record, without TensorFlow."""
   tfds = pytest.importorskip('tensorflow_datasets')
-  kind = tfds.features.Tensor(shape=(size, size, 3), dtype=np.uint8) if tensor else tfds.features.Image(
-      shape=(None, None, 3), encoding_format='png')
+  kind = (
+    tfds.features.Tensor(shape=(size, size, 3), dtype=np.uint8)
+    if tensor
+    else tfds.features.Image(shape=(None, None, 3), encoding_format='png')
+  )
 
   class Toy(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version('1.0.0')
 
     def _info(self):
-      return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
-          'image': kind, 'label': tfds.features.ClassLabel(names=['ant', 'bee', 'fly'])}))
+      return tfds.core.DatasetInfo(
+        builder=self,
+        features=tfds.features.FeaturesDict(
+          {'image': kind, 'label': tfds.features.ClassLabel(names=['ant', 'bee', 'fly'])}
+        ),
+      )
 
     def _split_generators(self, dl_manager):
       return {name: self._generate_examples(name) for name in splits}

@@ -58,15 +58,17 @@ def test_default_cache_folder(tmp_path, decodes):
 
 def test_changed_added_and_removed_files_are_noticed(tmp_path, decodes):
   root = make_classes(tmp_path / 'images')
+
   def load():
     return sources.load(f'folder:{root}', cache_dir=str(tmp_path / 'cache'))
+
   load()
   changes = [
-      lambda: color((9, 9, 9)).save(root / 'cat' / '001.png'),
-      lambda: os.utime(root / 'cat' / '002.png', (1, 1)),
-      lambda: color((9, 9, 9)).save(root / 'cat' / 'new.png'),
-      lambda: (root / 'cat' / 'new.png').unlink(),
-      lambda: (root / 'dog' / '000.png').rename(root / 'cat' / 'moved.png'),
+    lambda: color((9, 9, 9)).save(root / 'cat' / '001.png'),
+    lambda: os.utime(root / 'cat' / '002.png', (1, 1)),
+    lambda: color((9, 9, 9)).save(root / 'cat' / 'new.png'),
+    lambda: (root / 'cat' / 'new.png').unlink(),
+    lambda: (root / 'dog' / '000.png').rename(root / 'cat' / 'moved.png'),
   ]
   for number, change in enumerate(changes):
     decodes.clear()
@@ -82,8 +84,10 @@ def test_changed_added_and_removed_files_are_noticed(tmp_path, decodes):
 def test_skipped_images_are_cached_too(tmp_path, decodes):
   root = make_classes(tmp_path / 'images', 10)
   (root / 'cat' / '003.png').write_text('nonsense')
+
   def load():
     return sources.load(f'folder:{root}', cache_dir=str(tmp_path / 'cache'))
+
   first = load()
   decodes.clear()
   same(first, load())
@@ -124,7 +128,7 @@ def _half(entry):
 def test_damaged_entry_is_rebuilt(tmp_path, decodes, damage):
   spec, root = save_npz(tmp_path, **arrays()), tmp_path / 'cache'
   first = sources.load(spec, cache_dir=str(root))
-  entry, = entries(root)
+  (entry,) = entries(root)
   kept = np.array(first.train_images)
   damage(entry)
   decodes.clear()

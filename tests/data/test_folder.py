@@ -33,8 +33,10 @@ def test_class_folders_of_mixed_formats_and_sizes(tmp_path):
 def test_folder_holdout_is_stratified_and_disjoint(tmp_path):
   data = sources.load(f'folder:{make_classes(tmp_path, per_class=20)}')
   assert np.bincount(data.train_labels).tolist() == [18, 18] and np.bincount(data.test_labels).tolist() == [2, 2]
+
   def reds(pixels):
     return set(pixels[:, 0, 0, 0].tolist())
+
   assert reds(data.train_images) | reds(data.test_images) == {*range(20), *range(100, 120)}
 
 

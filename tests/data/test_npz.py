@@ -37,7 +37,9 @@ def test_npz_floats_and_resizing(tmp_path):
   assert data.train_images.shape == (3, 5, 5, 3) and set(data.train_images.ravel().tolist()) == {128}
 
 
-@pytest.mark.parametrize(('replaced', 'said'), [
+@pytest.mark.parametrize(
+  ('replaced', 'said'),
+  [
     ({'train_images': None}, 'train_images'),
     ({'train_images': np.zeros((0, 8, 8), np.uint8), 'train_labels': None}, 'training images'),
     ({'train_images': np.full((12, 8, 8), np.nan)}, 'finite'),
@@ -53,7 +55,8 @@ def test_npz_floats_and_resizing(tmp_path):
     ({'train_labels': np.full(12, 0.5)}, 'whole numbers'),
     ({'train_labels': np.full(12, -1)}, 'whole numbers'),
     ({'train_labels': np.full(12, 2**31)}, 'whole numbers'),
-])
+  ],
+)
 def test_npz_refusals(tmp_path, replaced, said):
   message = refusal(save_npz(tmp_path, **arrays(**replaced)))
   assert said in message and ('data.npz' in message)

@@ -14,6 +14,7 @@ def test_bad_specification_names_the_flag_and_the_choices(spec):
 
 def test_digits_split_is_fixed_stratified_and_complete():
   from sklearn import datasets
+
   data = sources.load('digits')
   assert data.train_images.shape == (1437, 8, 8, 3) and data.test_images.shape == (360, 8, 8, 3)
   assert data.train_images.dtype == np.uint8 and data.train_labels.dtype == np.int32

@@ -42,11 +42,11 @@ def test_tfds_mixed_sizes(tmp_path):
 
 def test_tfds_damaged_files_are_named(tmp_path):
   place = prepare_tfds(tmp_path, count=300)
-  record, = place.glob('toy-train*')
+  (record,) = place.glob('toy-train*')
   sound = record.read_bytes()
   damaged = bytearray(sound)
   damaged[len(sound) // 2] ^= 255
-  for content in (bytes(damaged), sound[:len(sound) // 2], b''):
+  for content in (bytes(damaged), sound[: len(sound) // 2], b''):
     record.write_bytes(content)
     assert record.name in refusal('tfds:toy', data_dir=str(tmp_path))
   record.unlink()

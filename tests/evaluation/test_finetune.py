@@ -23,8 +23,10 @@ PEAK = 3.2 * 4 / 256
 def make_params(seed=0):
   """A linear encoder with one leaf of every kind of name; none of them zero."""
   generator = np.random.default_rng(seed)
+
   def draw(*shape):
     return (0.3 + 0.3 * generator.normal(size=shape)).astype(np.float32)
+
   return {'position': draw(PIXELS), 'kernel': draw(PIXELS, WIDTH), 'bias': draw(WIDTH), 'norm': {'scale': draw(WIDTH)}}
 
 
@@ -58,16 +60,25 @@ def numpy_gradients(p, views, labels):
   of_embedding = of_logits @ p['head/kernel'].T
   of_hidden = of_embedding * p['scale']
   return -np.log(shares[np.arange(len(labels)), labels]).mean(), {
-      'head/kernel': (hidden * p['scale']).T @ of_logits, 'head/bias': of_logits.sum(0),
-      'scale': (of_embedding * hidden).sum(0), 'kernel': pixels.T @ of_hidden, 'bias': of_hidden.sum(0),
-      'position': (of_hidden @ p['kernel'].T).sum(0)}
+    'head/kernel': (hidden * p['scale']).T @ of_logits,
+    'head/bias': of_logits.sum(0),
+    'scale': (of_embedding * hidden).sum(0),
+    'kernel': pixels.T @ of_hidden,
+    'bias': of_hidden.sum(0),
+    'position': (of_hidden @ p['kernel'].T).sum(0),
+  }
 
 
 def flatten(trained):
   encoder = trained['encoder']
-  flat = {'position': encoder['position'], 'kernel': encoder['kernel'], 'bias': encoder['bias'],
-          'scale': encoder['norm']['scale'], 'head/kernel': trained['head']['kernel'],
-          'head/bias': trained['head']['bias']}
+  flat = {
+    'position': encoder['position'],
+    'kernel': encoder['kernel'],
+    'bias': encoder['bias'],
+    'scale': encoder['norm']['scale'],
+    'head/kernel': trained['head']['kernel'],
+    'head/bias': trained['head']['bias'],
+  }
   return {name: np.asarray(leaf, np.float64) for name, leaf in flat.items()}
 
 
@@ -79,14 +90,14 @@ def numpy_finetune(params, images, labels, seed):
   for epoch in range(OPTIONS.epochs):
     order, losses = numpy_order(seed, epoch), []
     for step in range(steps):
-      ids, count = order[4 * step:4 * step + 4], epoch * steps + step
+      ids, count = order[4 * step : 4 * step + 4], epoch * steps + step
       key = jax.random.fold_in(rng.key(seed, rng.Stream.FINETUNE_AUGMENT, epoch), step)
       loss, gradients = numpy_gradients(p, np.asarray(augmented(key, images[ids]), np.float64), labels[ids])
       losses.append(loss)
       rate = numpy_rate(count, PEAK, 2 * steps, 5 * steps)
       for name, gradient in gradients.items():
         first[name] = 0.9 * first[name] + 0.1 * gradient
-        second[name] = 0.999 * second[name] + 0.001 * gradient ** 2
+        second[name] = 0.999 * second[name] + 0.001 * gradient**2
         direction = first[name] / (1 - 0.9 ** (count + 1))
         direction = direction / (np.sqrt(second[name] / (1 - 0.999 ** (count + 1))) + 1e-8)
         decay = 0.3 * p[name] if name.endswith('kernel') else 0
@@ -107,8 +118,9 @@ def test_finetuning_is_numpy_s(examples):
 
 
 def test_seeds_train_differently_and_repeat(examples):
-  kernels = [finetune.train(apply, make_params(), examples, CLASSES, seed, OPTIONS)[0]['head']['kernel']
-             for seed in (0, 0, 1)]
+  kernels = [
+    finetune.train(apply, make_params(), examples, CLASSES, seed, OPTIONS)[0]['head']['kernel'] for seed in (0, 0, 1)
+  ]
   np.testing.assert_array_equal(kernels[0], kernels[1])
   assert np.abs(kernels[0] - kernels[2]).max() > 0.01
 
@@ -145,6 +157,7 @@ def test_without_gradient_only_kernels_move_and_by_the_scheduled_decay(num_image
 def test_every_epoch_has_an_order_of_its_own():
   def plan(seed, epoch):
     return np.asarray(finetune.plan_epoch(jax.random.key(seed), epoch, COUNT, 4))
+
   epochs = [plan(0, epoch) for epoch in range(8)]
   for ids in epochs:
     assert ids.shape == (2, 4)
@@ -162,18 +175,22 @@ def test_a_set_smaller_than_a_batch_is_one_batch(examples):
 
 def test_the_head_s_product_is_float32_at_full_precision(examples):
   trained = finetune.init_params(make_params(), CLASSES)
+
   def constant(params, images):
     return jnp.ones((len(images), WIDTH))
+
   equations = jax.make_jaxpr(lambda p: finetune.compute_logits(constant, p, examples[0]))(trained).eqns
-  product, = (equation for equation in equations if equation.primitive.name == 'dot_general')
+  (product,) = (equation for equation in equations if equation.primitive.name == 'dot_general')
   assert set(product.params['precision']) == {jax.lax.Precision.HIGHEST}
   assert {variable.aval.dtype for variable in (*product.invars, *product.outvars)} == {jnp.dtype('float32')}
 
 
 def test_classes_are_those_of_the_trained_parameters(examples):
   trained = finetune.init_params(make_params(), CLASSES)
-  trained['head'] = {'kernel': jnp.asarray(np.random.default_rng(5).normal(size=(WIDTH, CLASSES)), jnp.float32),
-                     'bias': jnp.array([0.0, 0.5, 1.0])}
+  trained['head'] = {
+    'kernel': jnp.asarray(np.random.default_rng(5).normal(size=(WIDTH, CLASSES)), jnp.float32),
+    'bias': jnp.array([0.0, 0.5, 1.0]),
+  }
   images = np.random.default_rng(6).integers(0, 256, (300, 3, 3, 3), np.uint8)
   p = flatten(trained)
   hidden = (images.reshape(300, -1) / 255 + p['position']) @ p['kernel'] + p['bias']

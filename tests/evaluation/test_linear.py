@@ -52,7 +52,7 @@ def test_another_seed_holds_out_another_part(fits):
   rows, labels = np.arange(50, dtype=np.float32)[:, None], np.arange(50) % 2
   for seed in (0, 0, 1):
     linear.choose_inverse_penalty(rows, labels, seed)
-  first, again, other = (sorted(fit[3][:, 0]) for fit in fits[::len(linear.INVERSE_PENALTIES)])
+  first, again, other = (sorted(fit[3][:, 0]) for fit in fits[:: len(linear.INVERSE_PENALTIES)])
   assert first == again != other
 
 

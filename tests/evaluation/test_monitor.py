@@ -14,9 +14,15 @@ from lwfedssl_jax.evaluation.monitor import Monitor
 
 # Images of one pixel; block 0 doubles and block 1 triples.
 ENCODER = Encoder(
-    init=None, embed=lambda params, images: images.reshape(len(images), 1, 3) * params,
-    prefix=lambda blocks, tokens, count: tokens * jnp.where(jnp.arange(2) < count, blocks, 1).prod(),
-    blocks=None, pool=lambda params, tokens: tokens[:, 0] + params, depth=2, width=3, flops=None)
+  init=None,
+  embed=lambda params, images: images.reshape(len(images), 1, 3) * params,
+  prefix=lambda blocks, tokens, count: tokens * jnp.where(jnp.arange(2) < count, blocks, 1).prod(),
+  blocks=None,
+  pool=lambda params, tokens: tokens[:, 0] + params,
+  depth=2,
+  width=3,
+  flops=None,
+)
 PARAMS = {'embedding': jnp.ones(3), 'blocks': jnp.array([2.0, 3.0]), 'norm': jnp.zeros(3)}
 FACTOR = {1: 2, 2: 6}
 CONFIG = RunConfig(knn_bank_images=20, knn_test_images=12)
@@ -27,8 +33,14 @@ def pixels(count, first):
   return np.stack([levels, 255 - levels, 100 * (levels % 2)], axis=1).astype(np.uint8).reshape(count, 1, 1, 3)
 
 
-DATASET = ImageDataset('made', pixels(50, 0), np.arange(50, dtype=np.int32) % 4, pixels(30, 100),
-                       np.arange(30, dtype=np.int32) % 3, tuple('abcd'))
+DATASET = ImageDataset(
+  'made',
+  pixels(50, 0),
+  np.arange(50, dtype=np.int32) % 4,
+  pixels(30, 100),
+  np.arange(30, dtype=np.int32) % 3,
+  tuple('abcd'),
+)
 
 
 @pytest.fixture
@@ -47,7 +59,7 @@ def compute_levels(rows, depth):
 @pytest.mark.parametrize('depth', [1, 2])
 def test_a_fixed_sample_of_training_images_votes_on_one_of_test_images(votes, depth):
   found = Monitor(ENCODER, DATASET, CONFIG).measure(PARAMS, depth)
-  (bank, bank_labels, queries, query_labels, num_classes), = votes
+  ((bank, bank_labels, queries, query_labels, num_classes),) = votes
   chosen, asked = compute_levels(bank, depth), compute_levels(queries, depth) - 100
   assert len(set(chosen)) == len(chosen) == 20 and set(chosen) <= set(range(50))
   assert len(set(asked)) == len(asked) == 12 and set(asked) <= set(range(30))
@@ -73,15 +85,17 @@ def test_no_limit_is_all_images(votes):
 
 def test_pixels_are_centered_by_the_training_images(votes):
   Monitor(ENCODER, DATASET, RunConfig(knn_bank_images=0, knn_test_images=0)).raw_pixel_accuracy()
-  (bank, bank_labels, queries, query_labels, _), = votes
+  ((bank, bank_labels, queries, query_labels, _),) = votes
   flat = [images.reshape(len(images), 3) / 255 for images in (DATASET.train_images, DATASET.test_images)]
   np.testing.assert_allclose(bank, flat[0] - flat[0].mean(axis=0), atol=1e-6)
   np.testing.assert_allclose(queries, flat[1] - flat[0].mean(axis=0), atol=1e-6)
   assert bank_labels.tolist() == DATASET.train_labels.tolist() and query_labels.tolist() == DATASET.test_labels.tolist()
 
 
-@pytest.mark.parametrize('missing', [{'train_labels': None}, {'test_labels': None}, {
-    'test_labels': np.zeros(0, np.int32), 'test_images': pixels(0, 0)}])
+@pytest.mark.parametrize(
+  'missing',
+  [{'train_labels': None}, {'test_labels': None}, {'test_labels': np.zeros(0, np.int32), 'test_images': pixels(0, 0)}],
+)
 def test_without_labels_there_is_no_accuracy(votes, missing):
   monitor = Monitor(ENCODER, DATASET._replace(**missing), CONFIG)
   found = monitor.measure(PARAMS, 2)

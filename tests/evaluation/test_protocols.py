@@ -53,10 +53,13 @@ def test_what_all_embeddings_have_in_common_is_taken_out_by_centered_knn_alone(d
   """A far origin leaves cosine next to nothing to go by; the centered vote is that of no offset at all."""
   near = evaluate(dataset, 'knn_centered')
   task = protocols.make_task(dataset)
+
   def far(params, images):
     return mean_color(params, images) + jnp.array([100.0, -300.0, 200.0])
+
   plain, centered = (
-      protocols.evaluate(far, lambda seed: PARAMS, protocol, task) for protocol in ('knn', 'knn_centered'))
+    protocols.evaluate(far, lambda seed: PARAMS, protocol, task) for protocol in ('knn', 'knn_centered')
+  )
   assert centered['mean']['accuracy'] == pytest.approx(near['mean']['accuracy'], abs=0.02)
   assert plain['mean']['accuracy'] < 0.8
 
@@ -147,6 +150,7 @@ def test_confusion_has_a_row_for_each_true_class(dataset, monkeypatch):
 def test_a_seed_is_the_probe_s_and_the_finetuning_s(dataset, monkeypatch):
   def nothing(images):
     return np.zeros(len(images), int)
+
   monkeypatch.setattr(linear, 'predict', lambda rows, labels, queries, seed: (nothing(queries), seed))
   monkeypatch.setattr(finetune, 'train', lambda apply, params, examples, classes, seed, options: (params, seed))
   monkeypatch.setattr(finetune, 'classify', lambda apply, trained, images: nothing(images))
@@ -160,7 +164,7 @@ def test_finetuning_sees_the_chosen_images_with_their_labels(dataset, monkeypatc
   monkeypatch.setattr(finetune, 'classify', lambda apply, trained, images: np.zeros(len(images), int))
   options = finetune.FinetuneOptions(epochs=3)
   evaluate(dataset, 'finetune', seeds=(4,), label_fraction=0.1, options=options)
-  (_, params, (images, labels), num_classes, seed, passed), = seen
+  ((_, params, (images, labels), num_classes, seed, passed),) = seen
   chosen = protocols.label_subset(dataset.train_labels, 0.1, 4)
   np.testing.assert_array_equal(images, dataset.train_images[chosen])
   np.testing.assert_array_equal(labels, dataset.train_labels[chosen])

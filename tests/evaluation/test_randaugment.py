@@ -35,14 +35,14 @@ def apply(kind, pixels, sign=1.0):
 def pillow(kind, image, sign):
   factor = 1 + FACTOR * sign
   return {
-      6: lambda: ImageEnhance.Brightness(image).enhance(factor),
-      7: lambda: ImageEnhance.Color(image).enhance(factor),
-      8: lambda: ImageEnhance.Contrast(image).enhance(factor),
-      9: lambda: ImageEnhance.Sharpness(image).enhance(factor),
-      10: lambda: ImageOps.posterize(image, 8 - round(MAGNITUDE * 4 / 30)),
-      11: lambda: ImageOps.solarize(image, math.ceil(255 * (1 - STRENGTH))),
-      12: lambda: ImageOps.autocontrast(image),
-      13: lambda: ImageOps.equalize(image),
+    6: lambda: ImageEnhance.Brightness(image).enhance(factor),
+    7: lambda: ImageEnhance.Color(image).enhance(factor),
+    8: lambda: ImageEnhance.Contrast(image).enhance(factor),
+    9: lambda: ImageEnhance.Sharpness(image).enhance(factor),
+    10: lambda: ImageOps.posterize(image, 8 - round(MAGNITUDE * 4 / 30)),
+    11: lambda: ImageOps.solarize(image, math.ceil(255 * (1 - STRENGTH))),
+    12: lambda: ImageOps.autocontrast(image),
+    13: lambda: ImageOps.equalize(image),
   }[kind]()
 
 
@@ -56,18 +56,23 @@ def test_color_operations_are_pillow_s(pixels, kind, sign):
     assert np.abs(found - pixels / 255).max() > 3 * LEVEL  # and something happened
 
 
-@pytest.mark.parametrize(('kind', 'matrix'), [
+@pytest.mark.parametrize(
+  ('kind', 'matrix'),
+  [
     (1, (1, 0.3 * STRENGTH, 0, 0, 1, 0)),
     (2, (1, 0, 0, 0.3 * STRENGTH, 1, 0)),
     (3, (1, 0, -150 / 331 * 24 * STRENGTH, 0, 1, 0)),
     (4, (1, 0, 0, 0, 1, -150 / 331 * 24 * STRENGTH)),
-])
+  ],
+)
 def test_shears_and_translations_are_pillow_s_affine_maps(pixels, kind, matrix):
   a, b, c, d, e, f = matrix
   center = 12  # Pillow maps pixel center, x + 0.5
   moved = (a, b, c + center - a * center - b * center, d, e, f + center - d * center - e * center)
-  expected = np.asarray(Image.fromarray(pixels).transform((24, 24), Image.Transform.AFFINE, moved,
-                                                         Image.Resampling.BILINEAR)) / 255
+  expected = (
+    np.asarray(Image.fromarray(pixels).transform((24, 24), Image.Transform.AFFINE, moved, Image.Resampling.BILINEAR))
+    / 255
+  )
   inside = (slice(8, 16), slice(8, 16))  # at the border Pillow rounds whether a point is inside
   np.testing.assert_allclose(apply(kind, pixels)[inside], expected[inside], atol=2 * LEVEL)
 

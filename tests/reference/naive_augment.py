@@ -76,15 +76,16 @@ def view_of(draws, size, number, config):
   """Everything that a view's uniform numbers stand for; `number` is 0 or 1, the view's."""
   signed = [strength * (2 * u - 1) for strength, u in zip(config.jitter_strength, draws[23:27])]
   return View(
-      box=box_of(draws, size, config.crop_area),
-      flip=draws[22] < config.flip_probability,
-      jitter=draws[28] < config.jitter_probability,
-      factors={'B': 1 + signed[0], 'C': 1 + signed[1], 'S': 1 + signed[2], 'H': signed[3]},
-      order=ORDERS[int(24 * draws[27])],
-      gray=draws[29] < config.grayscale_probability,
-      blur=draws[31] < config.blur_probability[number],
-      sigma=scale(draws[30], *config.blur_sigma),
-      solarize=draws[32] < config.solarize_probability[number])
+    box=box_of(draws, size, config.crop_area),
+    flip=draws[22] < config.flip_probability,
+    jitter=draws[28] < config.jitter_probability,
+    factors={'B': 1 + signed[0], 'C': 1 + signed[1], 'S': 1 + signed[2], 'H': signed[3]},
+    order=ORDERS[int(24 * draws[27])],
+    gray=draws[29] < config.grayscale_probability,
+    blur=draws[31] < config.blur_probability[number],
+    sigma=scale(draws[30], *config.blur_sigma),
+    solarize=draws[32] < config.solarize_probability[number],
+  )
 
 
 # Operations on one image (S, S, 3) in [0, 1].
@@ -104,7 +105,7 @@ def resize_rows(image, size):
 def crop(image, box):
   """Cuts a box out and enlarges it to the size of the image."""
   top, left, height, width = box
-  cut = resize_rows(image[top:top + height, left:left + width], len(image))
+  cut = resize_rows(image[top : top + height, left : left + width], len(image))
   return resize_rows(cut.swapaxes(0, 1), len(image)).swapaxes(0, 1)
 
 
@@ -129,10 +130,10 @@ def turn_hue(image, turn):
 
 
 JITTER = {
-    'B': lambda image, factor: mix(image, 0, factor),
-    'C': lambda image, factor: mix(image, luma(image).mean(), factor),
-    'S': lambda image, factor: mix(image, to_gray(image), factor),
-    'H': turn_hue,
+  'B': lambda image, factor: mix(image, 0, factor),
+  'C': lambda image, factor: mix(image, luma(image).mean(), factor),
+  'S': lambda image, factor: mix(image, to_gray(image), factor),
+  'H': turn_hue,
 }
 
 
@@ -154,8 +155,7 @@ def blur(image, sigma, side):
   for axis in (0, 1):
     padding = [(radius, radius) if i == axis else (0, 0) for i in range(3)]
     padded, length = np.pad(image, padding, mode='reflect'), image.shape[axis]
-    image = sum(
-        weight / sum(weights) * np.take(padded, range(i, i + length), axis) for i, weight in enumerate(weights))
+    image = sum(weight / sum(weights) * np.take(padded, range(i, i + length), axis) for i, weight in enumerate(weights))
   return image
 
 
@@ -180,8 +180,10 @@ def apply(image, view, config):
 def draws_of(key, count):
   """The uniform numbers of both views of `count` images, (2, count, 33) float64."""
   keys = jax.random.split(key, (2, count))
+
   def uniform(own):
     return jax.random.uniform(own, (NUM_DRAWS,), jnp.float32)
+
   return np.asarray(jax.vmap(jax.vmap(uniform))(keys), np.float64)
 
 
@@ -198,6 +200,9 @@ def two_views(key, images, config):
   """
   images = np.asarray(images, np.float64) / 255
   draws, size = draws_of(key, len(images)), images.shape[1]
-  return np.stack([
+  return np.stack(
+    [
       np.stack([apply(image, view_of(own, size, number, config), config) for image, own in zip(images, draws[number])])
-      for number in range(2)])
+      for number in range(2)
+    ]
+  )

@@ -70,7 +70,7 @@ def embed(p, images, patch):
   tokens, per_side = [], images.shape[1] // patch
   for row in range(per_side):
     for column in range(per_side):
-      cut = images[:, row * patch:(row + 1) * patch, column * patch:(column + 1) * patch, :]
+      cut = images[:, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch, :]
       token = cut.reshape(images.shape[0], -1) @ p['patch']['kernel'] + p['patch']['bias']
       tokens.append(token + p['position'][len(tokens)])
   return jnp.stack(tokens, axis=1)
@@ -91,7 +91,7 @@ def block(p, x, num_heads):
   width = x.shape[-1]
   size = width // num_heads
   qkv = dense(p['attention']['qkv'], layer_norm(p['norm1'], x))
-  query, key, value = qkv[..., :width], qkv[..., width:2 * width], qkv[..., 2 * width:]
+  query, key, value = qkv[..., :width], qkv[..., width : 2 * width], qkv[..., 2 * width :]
   heads = []
   for head in range(num_heads):
     own = slice(head * size, (head + 1) * size)
@@ -130,7 +130,7 @@ def project(params, images, size, patch):
 
 
 def cosines(x, y):
-  x, y = (rows / jnp.sqrt((rows ** 2).sum(1, keepdims=True)) for rows in (x, y))
+  x, y = (rows / jnp.sqrt((rows**2).sum(1, keepdims=True)) for rows in (x, y))
   return x @ y.T
 
 
@@ -233,9 +233,9 @@ class AdamW:
         continue
       gradient = gradients[path]
       self.first[path] = 0.9 * self.first.get(path, 0) + 0.1 * gradient
-      self.second[path] = 0.999 * self.second.get(path, 0) + 0.001 * gradient ** 2
-      first = self.first[path] / (1 - 0.9 ** self.count)
-      second = self.second[path] / (1 - 0.999 ** self.count)
+      self.second[path] = 0.999 * self.second.get(path, 0) + 0.001 * gradient**2
+      first = self.first[path] / (1 - 0.9**self.count)
+      second = self.second[path] / (1 - 0.999**self.count)
       update = first / (np.sqrt(second) + self.epsilon)
       if path[-1] == 'kernel':
         update = update + self.weight_decay * value
@@ -259,7 +259,8 @@ def train(params, batches, optimizer, config, alignment):
   received, target, history = params, params, []
   for views in batches:
     gradients, losses = jax.grad(step_loss, has_aux=True)(
-        params, target, received, jnp.asarray(views, jnp.float64), config, alignment)
+      params, target, received, jnp.asarray(views, jnp.float64), config, alignment
+    )
     history.append({name: float(value) for name, value in losses.items()})
     params = optimizer.step(params, flatten(gradients))
     mu, online = config.objective.target_decay, flatten(params)
@@ -291,21 +292,28 @@ def make_batches(images, steps, batch_size, key, setting):
   batches = []
   for step, ids in enumerate(steps):
     padded = np.zeros((batch_size, *images.shape[1:]), np.uint8)
-    padded[:len(ids)] = np.asarray(images)[ids]
+    padded[: len(ids)] = np.asarray(images)[ids]
     views = setting.views_of(jax.random.fold_in(key, step), padded, setting.config.augment)
-    batches.append(np.asarray(views, np.float64)[:, :len(ids)])
+    batches.append(np.asarray(views, np.float64)[:, : len(ids)])
   return batches
 
 
 def train_client(params, trained, member, inputs, setting):
   client_id, image_ids, num_images = int(member[0]), np.asarray(member[1]), int(member[2])
   config, client = setting.config, setting.config.client
+
   def own_key(stream):
     return rng.key(inputs.seed_key, stream, inputs.round_num, client_id)
+
   steps = plan_steps(own_key(rng.Stream.SHUFFLE), image_ids, num_images, client.local_epochs, client.batch_size)
   batches = make_batches(inputs.images, steps, client.batch_size, own_key(rng.Stream.AUGMENT), setting)
-  optimizer = AdamW(client.learning_rate * client.batch_size / 256, client.weight_decay,
-                    client.block_learning_rate_decay, trained, setting.epsilon)
+  optimizer = AdamW(
+    client.learning_rate * client.batch_size / 256,
+    client.weight_decay,
+    client.block_learning_rate_decay,
+    trained,
+    setting.epsilon,
+  )
   alignment = config.objective.alignment_kind if config.uses_alignment else None
   with jax.enable_x64(True):
     return train(params, batches, optimizer, config, alignment)
@@ -315,15 +323,23 @@ def calibrate(params, trained, inputs, setting):
   """The server trains everything that exists, end to end, on its own images; no alignment."""
   config, method, num_images = setting.config, setting.config.method, len(inputs.server_images)
   batch_size = min(method.calibration_batch_size or config.client.batch_size, num_images)
+
   def own_key(stream):
     return rng.key(inputs.seed_key, stream, inputs.round_num)
-  steps = plan_steps(own_key(rng.Stream.CALIBRATION_SHUFFLE), range(num_images), num_images,
-                     method.calibration_epochs, batch_size)
+
+  steps = plan_steps(
+    own_key(rng.Stream.CALIBRATION_SHUFFLE), range(num_images), num_images, method.calibration_epochs, batch_size
+  )
   batches = make_batches(inputs.server_images, steps, batch_size, own_key(rng.Stream.CALIBRATION_AUGMENT), setting)
   everything = Trained(tuple(range(trained.existing)), trained.existing, True)
   base = method.calibration_learning_rate or config.client.learning_rate
-  optimizer = AdamW(base * batch_size / 256, config.client.weight_decay, config.client.block_learning_rate_decay,
-                    everything, setting.epsilon)
+  optimizer = AdamW(
+    base * batch_size / 256,
+    config.client.weight_decay,
+    config.client.block_learning_rate_decay,
+    everything,
+    setting.epsilon,
+  )
   with jax.enable_x64(True):
     return train(params, batches, optimizer, config, None)
 
@@ -339,19 +355,23 @@ def naive_round(setting: Setting, params, stage: int, inputs) -> NaiveResult:
   """
   config, size = setting.config, setting.config.model.traits
   trained = trained_in_stage(config.method.method, stage, size.depth, config.method.blocks_per_stage)
+
   def to_float64(leaf):
     return np.asarray(leaf, np.float64)
+
   per_block = [jax.tree.map(lambda leaf, i=i: to_float64(leaf)[i], params['blocks']) for i in range(size.depth)]
   existing = jax.tree.map(to_float64, {k: v for k, v in params.items() if k != 'blocks'})
-  existing['blocks'] = per_block[:trained.existing]
+  existing['blocks'] = per_block[: trained.existing]
 
   results = [train_client(existing, trained, member, inputs, setting) for member in zip(*inputs.clients[:3])]
   client_losses = [losses for _, losses in results]
   back = [i for i, returned in enumerate(np.asarray(inputs.clients.returned)) if returned]
   sizes = np.asarray(inputs.clients.num_images, np.float64)
   total = sum(sizes[i] for i in back)
+
   def mean(values):
     return sum(sizes[i] / total * values[i] for i in back)
+
   flat = [flatten(client_params) for client_params, _ in results]
   aggregated = unflatten({path: mean([f[path] for f in flat]) for path in flat[0]})
   client_mean = {name: mean([losses[name] for losses in client_losses]) for name in client_losses[0]}
@@ -359,6 +379,6 @@ def naive_round(setting: Setting, params, stage: int, inputs) -> NaiveResult:
   calibration = None
   if config.uses_calibration:
     aggregated, calibration = calibrate(aggregated, trained, inputs, setting)
-  blocks = aggregated['blocks'] + per_block[trained.existing:]
+  blocks = aggregated['blocks'] + per_block[trained.existing :]
   result = dict(aggregated, blocks=jax.tree.map(lambda *leaves: np.stack(leaves), *blocks))
   return NaiveResult(result, client_losses, client_mean, calibration)

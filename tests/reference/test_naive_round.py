@@ -53,15 +53,19 @@ def assert_same_round(tiny, inputs, stage):
   params = tiny.init(0)
   fast, metrics = tiny.apply(params, tiny.plans[stage], inputs)
   naive = naive_round.naive_round(naive_round.Setting(tiny.config, tiny.epsilon, CHEAP_VIEWS), params, stage, inputs)
-  found = {name: error for name, error in relative_errors(params, fast, naive.params).items()
-           if not error <= CHANGE_TOLERANCE}
+  found = {
+    name: error for name, error in relative_errors(params, fast, naive.params).items() if not error <= CHANGE_TOLERANCE
+  }
 
-  pairs = {f'loss of client {i}': (metrics.client_losses[i], losses['total'])
-           for i, losses in enumerate(naive.client_losses)}
+  pairs = {
+    f'loss of client {i}': (metrics.client_losses[i], losses['total']) for i, losses in enumerate(naive.client_losses)
+  }
   pairs |= {f'mean {name}': (getattr(metrics.client, name), value) for name, value in naive.client_mean.items()}
   assert (metrics.calibration is None) == (naive.calibration is None)
-  pairs |= {f'calibration {name}': (getattr(metrics.calibration, name), value)
-            for name, value in (naive.calibration or {}).items()}
+  pairs |= {
+    f'calibration {name}': (getattr(metrics.calibration, name), value)
+    for name, value in (naive.calibration or {}).items()
+  }
   for name, (actual, expected) in pairs.items():
     error = abs(float(actual) - expected) / max(abs(expected), 0.1)
     if not error <= LOSS_TOLERANCE:
@@ -99,8 +103,14 @@ def test_real_augmentation_and_adam_epsilon(tiny_round, tiny_inputs):
   The biases of the keys and of the final norm have no gradient in exact arithmetic (softmax and batch normalization
   remove them); what they do is noise, and no result depends on it.
   """
-  tiny = tiny_round('layerwise', 'moco_v3', epsilon=naive_round.ADAM_EPSILON, pipeline=client_update.Pipeline(),
-                    local_epochs=1, learning_rate=0.02)
+  tiny = tiny_round(
+    'layerwise',
+    'moco_v3',
+    epsilon=naive_round.ADAM_EPSILON,
+    pipeline=client_update.Pipeline(),
+    local_epochs=1,
+    learning_rate=0.02,
+  )
   inputs, stage, width = tiny_inputs(), 2, tiny.config.model.traits.width
   params = tiny.init(0)
   fast, metrics = tiny.apply(params, tiny.plans[stage], inputs)
@@ -110,7 +120,7 @@ def test_real_augmentation_and_adam_epsilon(tiny_round, tiny_inputs):
   for name in before.keys() - {'norm/bias'}:
     values = [tree[name] for tree in (before, fast, expected)]
     if name == 'blocks/attention/qkv/bias':
-      values = [np.delete(x, np.s_[width:2 * width], axis=1) for x in values]
+      values = [np.delete(x, np.s_[width : 2 * width], axis=1) for x in values]
     start, got, wanted = values
     errors[name] = np.linalg.norm(got - wanted) / max(np.linalg.norm(wanted - start), 1e-6)
   assert max(errors.values()) <= 0.02, errors
@@ -145,8 +155,10 @@ def test_adamw_equals_naive_adamw(tiny_round, decay):
   params = tiny_round('layerwise', 'byol').init(0)
   active = dict(params, blocks=jax.tree.map(lambda leaf: leaf[1:3], params['blocks']))
   del active['embedding']
+
   def as_lists(tree):
     return dict(tree, blocks=[jax.tree.map(lambda leaf, i=i: leaf[i], tree['blocks']) for i in range(2)])
+
   factors = optimizer.layer_factors(active, stages.labels(active, 0, 2, False), decay)
   fast = optimizer.make_optimizer(0.5, 128, 0.1, factors)
   naive = naive_round.AdamW(0.25, 0.1, decay, naive_round.Trained((0, 1), 2, False), naive_round.ADAM_EPSILON)

@@ -34,14 +34,19 @@ def test_crop(image, box):
 @pytest.mark.parametrize(('sigma', 'side'), [(0.1, 3), (1.0, 3), (2.0, 7), (1.3, 31)])
 def test_blur(image, sigma, side):
   np.testing.assert_allclose(
-      blur(image, sigma, side), apply(functional.gaussian_blur, image, [side, side], [sigma, sigma]), atol=1e-6)
+    blur(image, sigma, side), apply(functional.gaussian_blur, image, [side, side], [sigma, sigma]), atol=1e-6
+  )
 
 
 @pytest.mark.parametrize('order', ORDERS[::5])
 def test_jitter(image, order):
   factors = {'B': 1.4, 'C': 0.6, 'S': 1.2, 'H': 0.08}
-  adjust = {'B': functional.adjust_brightness, 'C': functional.adjust_contrast, 'S': functional.adjust_saturation,
-            'H': functional.adjust_hue}
+  adjust = {
+    'B': functional.adjust_brightness,
+    'C': functional.adjust_contrast,
+    'S': functional.adjust_saturation,
+    'H': functional.adjust_hue,
+  }
   expected = image
   for letter in order:
     expected = apply(adjust[letter], expected, factors[letter])
@@ -63,8 +68,12 @@ def test_distribution_of_crops(size):
   rule = np.array([transforms.RandomResizedCrop.get_params(blank, [0.08, 1.0], ASPECT) for _ in range(NUM_DRAWS)])
   ours = np.array([draw_box(generator, size, (0.08, 1.0)) for _ in range(NUM_DRAWS)])
   limit = math.sqrt(math.log(2 / 1e-6) / 2) * math.sqrt(2 / NUM_DRAWS)
-  for quantity in (lambda box: box[:, 2] * box[:, 3], lambda box: np.log(box[:, 3] / box[:, 2]), *(
-      lambda box, i=i: box[:, i] for i in range(4)), lambda box: (box[:, 2:] == size).sum(axis=1)):
+  for quantity in (
+    lambda box: box[:, 2] * box[:, 3],
+    lambda box: np.log(box[:, 3] / box[:, 2]),
+    *(lambda box, i=i: box[:, i] for i in range(4)),
+    lambda box: (box[:, 2:] == size).sum(axis=1),
+  ):
     values = np.union1d(quantity(rule), quantity(ours))
     shares = [np.searchsorted(np.sort(quantity(boxes)), values, 'right') / NUM_DRAWS for boxes in (rule, ours)]
     assert np.abs(shares[0] - shares[1]).max() < limit

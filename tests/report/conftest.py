@@ -13,9 +13,11 @@ def report(tmp_path_factory):
   """Returns (folder of the report, what write_report returned, the page): two seeds of one method, one of others."""
   root = tmp_path_factory.mktemp('report')
   for name, values in {
-      'a0': {'method': 'layerwise', 'accuracy': 0.5}, 'a1': {'method': 'layerwise', 'accuracy': 0.7, 'seed': 1},
-      'b0': {'method': 'layerwise', 'server_calibration': True, 'accuracy': 0.8},
-      'c0': {'method': 'end_to_end', 'accuracy': 0.75}}.items():
+    'a0': {'method': 'layerwise', 'accuracy': 0.5},
+    'a1': {'method': 'layerwise', 'accuracy': 0.7, 'seed': 1},
+    'b0': {'method': 'layerwise', 'server_calibration': True, 'accuracy': 0.8},
+    'c0': {'method': 'end_to_end', 'accuracy': 0.75},
+  }.items():
     report_runs.write_run(root / 'runs' / name, **values)
     report_runs.add_embeddings(root / 'runs' / name)
     report_runs.add_evaluation(root / 'runs' / name, values['accuracy'])

@@ -15,8 +15,11 @@ def chart(*series, **options):
 
 
 def looks(plot):
-  return [(line.get_color(), line.get_linestyle(), line.get_marker()) for line in plot.figure.axes[0].lines
-          if line.get_alpha() != 0]
+  return [
+    (line.get_color(), line.get_linestyle(), line.get_marker())
+    for line in plot.figure.axes[0].lines
+    if line.get_alpha() != 0
+  ]
 
 
 def test_series_differ_in_more_than_color():
@@ -36,8 +39,9 @@ def test_marks_have_their_values_as_titles(count):
   root = ElementTree.fromstring(text)
   titles = [(mark.tag, title.text) for mark in root.iter() for title in mark.findall('title')]
   assert titles == [
-      *(('use', f'a < b & c: loss {value:.4g}; rounds {index}') for index, value in enumerate(y)),
-      ('g', 'b: loss 7 (6 to 8.5); rounds 1')]  # of the only mark, or of all
+    *(('use', f'a < b & c: loss {value:.4g}; rounds {index}') for index, value in enumerate(y)),
+    ('g', 'b: loss 7 (6 to 8.5); rounds 1'),
+  ]  # of the only mark, or of all
 
 
 def test_class_marks_have_names_as_titles():
@@ -49,8 +53,10 @@ def test_class_marks_have_names_as_titles():
 
 def test_identifiers_of_two_charts_differ():
   one, other = (svg.to_svg(chart(('a', [1, 2], [3, 4])), name) for name in ('one', 'other'))
+
   def identifiers(text):
     return {element.get('id') for element in ElementTree.fromstring(text).iter()} - {None}
+
   assert identifiers(one) and not identifiers(one) & identifiers(other)
 
 
@@ -72,7 +78,10 @@ def test_logarithmic_ticks_are_plain_numbers_and_at_least_three():
 
 def test_long_names_are_broken():
   plot = chart((', '.join(f'flag_{index}=0.001' for index in range(6)), [1, 2], [3, 4]))
-  assert all(len(line) <= charts.LEGEND_CHARACTERS
-             for text in plot.figure.legends[0].get_texts() for line in text.get_text().splitlines())
+  assert all(
+    len(line) <= charts.LEGEND_CHARACTERS
+    for text in plot.figure.legends[0].get_texts()
+    for line in text.get_text().splitlines()
+  )
   long = charts.line_chart([charts.Series('a', [1], [2])], charts.Axes('x', 'peak memory of a client step, MB'))
   assert max(map(len, long.figure.axes[0].get_ylabel().splitlines())) <= charts.Y_LABEL_CHARACTERS

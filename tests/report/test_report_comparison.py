@@ -28,44 +28,68 @@ def cells(table):
 def test_finding_compares_the_best_method_to_end_to_end(tmp_path):
   entries = write_runs(tmp_path, ('end_to_end', 0, 0.825), ('layerwise', 0, 0.617), ('lw_fedssl', 0, 0.828))
   assert finding.find(entries) == (
-      'lw_fedssl reaches 0.828 with 41 MB of client memory, end_to_end 0.825 with 90 MB (kNN accuracy, seed 0).')
+    'lw_fedssl reaches 0.828 with 41 MB of client memory, end_to_end 0.825 with 90 MB (kNN accuracy, seed 0).'
+  )
 
 
 def test_finding_does_not_hide_that_end_to_end_is_better(tmp_path):
   entries = write_runs(tmp_path, ('end_to_end', 0, 0.9), ('layerwise', 0, 0.6), ('centralized', 0, 0.95))
   assert finding.find(entries).startswith(
-      'layerwise reaches 0.600 with 40 MB of client memory, end_to_end 0.900 with 90 MB')
+    'layerwise reaches 0.600 with 40 MB of client memory, end_to_end 0.900 with 90 MB'
+  )
 
 
 def test_finding_over_seeds_gives_means_and_deviations(tmp_path):
   entries = write_runs(tmp_path, ('lw_fedssl', 0, 0.8), ('lw_fedssl', 1, 0.9), ('end_to_end', 0, 0.7))
   assert finding.find(entries) == (
-      'lw_fedssl reaches 0.850 ± 0.071 with 41 MB of client memory, end_to_end 0.700 with 90 MB (kNN accuracy, means '
-      'of 1 to 2 seeds).')
+    'lw_fedssl reaches 0.850 ± 0.071 with 41 MB of client memory, end_to_end 0.700 with 90 MB (kNN accuracy, means '
+    'of 1 to 2 seeds).'
+  )
 
 
-@pytest.mark.parametrize(('specifications', 'expected'), [
-    ([('layerwise', 0, 0.6)], 'layerwise reaches 0.600 with 40 MB of client memory, random weights 0.200 (kNN '
-     'accuracy, seed 0).'),
-    ([('layerwise', 3, 0.6), ('prog_fedssl', 4, 0.5)], 'layerwise reaches 0.600 with 40 MB of client memory, '
-     'prog_fedssl 0.500 with 90 MB (kNN accuracy, one seed each).'),
-    ([('end_to_end', 0, 0.6, {'num_clients': 3}), ('layerwise', 0, 0.7)], 'layerwise reaches 0.700 with 40 MB of '
-     'client memory, end_to_end 0.600 with 90 MB (kNN accuracy, seed 0).'),
-    ([('layerwise', 0, None), ('end_to_end', 0, None)], 'layerwise needs 40 MB of client memory and exchanges 6 MB; '
-     'end_to_end needs 90 MB of client memory and exchanges 6 MB (no labels, so no accuracy).'),
+@pytest.mark.parametrize(
+  ('specifications', 'expected'),
+  [
+    (
+      [('layerwise', 0, 0.6)],
+      'layerwise reaches 0.600 with 40 MB of client memory, random weights 0.200 (kNN accuracy, seed 0).',
+    ),
+    (
+      [('layerwise', 3, 0.6), ('prog_fedssl', 4, 0.5)],
+      'layerwise reaches 0.600 with 40 MB of client memory, '
+      'prog_fedssl 0.500 with 90 MB (kNN accuracy, one seed each).',
+    ),
+    (
+      [('end_to_end', 0, 0.6, {'num_clients': 3}), ('layerwise', 0, 0.7)],
+      'layerwise reaches 0.700 with 40 MB of client memory, end_to_end 0.600 with 90 MB (kNN accuracy, seed 0).',
+    ),
+    (
+      [('layerwise', 0, None), ('end_to_end', 0, None)],
+      'layerwise needs 40 MB of client memory and exchanges 6 MB; '
+      'end_to_end needs 90 MB of client memory and exchanges 6 MB (no labels, so no accuracy).',
+    ),
     ([('centralized', 0, None)], 'centralized needs 90 MB of client memory (no labels, so no accuracy).'),
-    ([('layerwise', 0, 0.6), ('layerwise', 0, 0.7, {'dataset': 'tfds:mnist'})],
-     'digits: layerwise, dataset=digits reaches 0.600 with 40 MB of client memory, random weights 0.200 (kNN accuracy, '
-     'seed 0). tfds:mnist: layerwise, dataset=tfds:mnist reaches 0.700 with 40 MB of client memory, random weights '
-     '0.200 (kNN accuracy, seed 0).')])
+    (
+      [('layerwise', 0, 0.6), ('layerwise', 0, 0.7, {'dataset': 'tfds:mnist'})],
+      'digits: layerwise, dataset=digits reaches 0.600 with 40 MB of client memory, random weights 0.200 '
+      '(kNN accuracy, seed 0). tfds:mnist: layerwise, dataset=tfds:mnist '
+      'reaches 0.700 with 40 MB of client memory, random weights '
+      '0.200 (kNN accuracy, seed 0).',
+    ),
+  ],
+)
 def test_finding_states_only_figures_of_the_runs(tmp_path, specifications, expected):
   assert finding.find(write_runs(tmp_path, *specifications)) == expected
 
 
 def test_ratios_are_to_end_to_end_with_the_same_settings(tmp_path):
   entries = write_runs(
-      tmp_path, ('end_to_end', 0, 0.8), ('layerwise', 0, 0.6), ('prog_fedssl', 0, 0.7),
-      ('layerwise', 0, 0.6, {'num_clients': 3, 'batch_size': 8}))
+    tmp_path,
+    ('end_to_end', 0, 0.8),
+    ('layerwise', 0, 0.6),
+    ('prog_fedssl', 0, 0.7),
+    ('layerwise', 0, 0.6, {'num_clients': 3, 'batch_size': 8}),
+  )
   found = cells(tables.comparison(entries))
   ratios = ['×\u00a0less memory', '×\u00a0fewer bytes', '×\u00a0fewer FLOPs']
   small, other = (name for name in found if name.startswith('layerwise'))
@@ -74,11 +98,17 @@ def test_ratios_are_to_end_to_end_with_the_same_settings(tmp_path):
   assert [found[other][ratio] for ratio in ratios] == ['-'] * 3
 
 
-@pytest.mark.parametrize(('values', 'same'), [
+@pytest.mark.parametrize(
+  ('values', 'same'),
+  [
     ({'calibration_epochs': 9, 'alignment_weight': 3.0}, True),  # which end_to_end has no use for
     ({'blocks_per_stage': 1, 'rounds_per_stage': 1}, False),  # four rounds instead of two
     ({'blocks_per_stage': 4, 'rounds_per_stage': 2}, True),  # two rounds in one stage
-    ({'learning_rate': 1.0}, False), ({'partition': 'dirichlet'}, False), ({'seed': 5}, True)])
+    ({'learning_rate': 1.0}, False),
+    ({'partition': 'dirichlet'}, False),
+    ({'seed': 5}, True),
+  ],
+)
 def test_settings_are_the_same_if_they_decide_the_same_end_to_end_run(tmp_path, values, same):
   reference = write_run(tmp_path / 'a', method='end_to_end')
   entries = read_entries([reference, write_run(tmp_path / 'b', method='layerwise', **values)])
@@ -87,8 +117,9 @@ def test_settings_are_the_same_if_they_decide_the_same_end_to_end_run(tmp_path, 
 
 @pytest.mark.parametrize('values', [{'server_calibration': True}, {'representation_alignment': True}])
 def test_end_to_end_with_a_mechanism_is_no_reference(tmp_path, values):
-  entries = read_entries([write_run(tmp_path / 'a', method='end_to_end', **values),
-                        write_run(tmp_path / 'b', method='layerwise')])
+  entries = read_entries(
+    [write_run(tmp_path / 'a', method='end_to_end', **values), write_run(tmp_path / 'b', method='layerwise')]
+  )
   assert [entry.reference for entry in entries] == [None, None]
   assert not any('×' in heading for heading in tables.comparison(entries).rows[0])
 
@@ -98,13 +129,22 @@ def test_best_values_are_marked_in_their_direction(tmp_path):
   table = tables.comparison(entries)
   best = {(table.rows[row][0], table.rows[0][column]) for row, column in table.best}
   assert best == {
-      ('lw_fedssl', 'kNN accuracy'), ('layerwise', 'client memory, MB'), ('layerwise', 'GFLOPs per image'),
-      ('layerwise', '×\u00a0less memory'), ('layerwise', '×\u00a0fewer FLOPs')}  # bytes and seconds: all alike
+    ('lw_fedssl', 'kNN accuracy'),
+    ('layerwise', 'client memory, MB'),
+    ('layerwise', 'GFLOPs per image'),
+    ('layerwise', '×\u00a0less memory'),
+    ('layerwise', '×\u00a0fewer FLOPs'),
+  }  # bytes and seconds: all alike
 
 
 def test_best_is_marked_where_it_looks_the_same_and_not_across_datasets(tmp_path):
-  entries = write_runs(tmp_path, ('end_to_end', 0, 0.80004), ('lw_fedssl', 0, 0.80001), ('layerwise', 0, 0.6),
-                       ('layerwise', 0, 0.99, {'dataset': 'tfds:mnist'}))
+  entries = write_runs(
+    tmp_path,
+    ('end_to_end', 0, 0.80004),
+    ('lw_fedssl', 0, 0.80001),
+    ('layerwise', 0, 0.6),
+    ('layerwise', 0, 0.99, {'dataset': 'tfds:mnist'}),
+  )
   groups = [entry.group for entry in entries]
   rows = tables.best_rows(groups, [tables.accuracy(entry) for entry in entries], '{:.3f}', 1, max)
   assert rows == {0, 1}
@@ -148,8 +188,9 @@ def test_rows_in_files_are_those_of_the_table(tmp_path):
 
 
 def test_groups_of_one_method_are_named_by_what_differs(tmp_path):
-  entries = write_runs(tmp_path, ('layerwise', 0, 0.5, {'learning_rate': 1e-3}),
-                       ('layerwise', 0, 0.5, {'learning_rate': 2e-3}))
+  entries = write_runs(
+    tmp_path, ('layerwise', 0, 0.5, {'learning_rate': 1e-3}), ('layerwise', 0, 0.5, {'learning_rate': 2e-3})
+  )
   assert [entry.name for entry in entries] == ['layerwise, learning_rate=0.001', 'layerwise, learning_rate=0.002']
 
 

@@ -19,8 +19,12 @@ def test_nothing_is_loaded_from_anywhere(report):
   folder, _, text = report
   parsed = Page(text)
   assert not parsed.all('script') and not parsed.all('iframe') and not parsed.all('object')
-  loaded = [value for _, attributes in parsed.found for name, value in attributes.items()
-            if name in ('src', 'xlink:href', 'srcset', 'data', 'poster', 'action')]
+  loaded = [
+    value
+    for _, attributes in parsed.found
+    for name, value in attributes.items()
+    if name in ('src', 'xlink:href', 'srcset', 'data', 'poster', 'action')
+  ]
   loaded += [attributes['href'] for tag, attributes in parsed.found if 'href' in attributes and tag != 'a']
   assert loaded
   assert all(value.startswith(('data:', '#')) for value in loaded), set(loaded)
@@ -76,8 +80,8 @@ def test_the_finding_opens_the_page_and_unfinished_runs_are_named(report):
 
 
 def luminance(color):
-  channels = [int(color[i:i + 2], 16) / 255 for i in (1, 3, 5)]
-  linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055)**2.4 for c in channels]
+  channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+  linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
   return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
@@ -92,8 +96,10 @@ def test_text_and_series_have_contrast_in_both_schemes(report, scheme):
   for condition, variables in re.findall(r'(@media [^{]*\{\s*)?:root \{([^}]*)\}', report[2]):
     if not condition or (scheme == 'dark' and 'dark' in condition):
       found |= dict(re.findall(r'(--\w+): (#\w+)', variables))
+
   def expand(color):
     return color if len(color) == 7 else '#' + ''.join(2 * c for c in color[1:])
+
   colors = {name: expand(color) for name, color in found.items()}
   assert set(colors) >= {'--ink', '--muted', '--paper', *(f'--c{index}' for index in range(8))}
   assert (luminance(colors['--paper']) > 0.5) == (scheme == 'light')
@@ -125,8 +131,11 @@ def test_chart_text_is_readable_on_a_phone(report):
 
 def test_names_from_outside_are_escaped(tmp_path, monkeypatch):
   fake_costs(monkeypatch, {'layerwise': 40})
-  folder = write_run(tmp_path / '<script>alert(1)</script>', method='layerwise',
-                     environment={'command': '<script>', 'git_revision': '"><script>'})
+  folder = write_run(
+    tmp_path / '<script>alert(1)</script>',
+    method='layerwise',
+    environment={'command': '<script>', 'git_revision': '"><script>'},
+  )
   result = files.write_report([folder], str(tmp_path / 'out'))
   text = pathlib.Path(result['html']).read_text(encoding='utf-8')
   assert '<script' not in text

@@ -8,8 +8,15 @@ from lwfedssl_jax import config as configs
 from lwfedssl_jax.report import clients, embeddings, provenance, published, runs
 from lwfedssl_jax.report.items import Chart, Folded, Key, Table
 
-PAPER = {'encoder': 'vit_tiny', 'image_size': 32, 'patch_size': 4, 'num_clients': 10, 'rounds_per_stage': 15,
-         'blocks_per_stage': 1, 'batch_size': 512}
+PAPER = {
+  'encoder': 'vit_tiny',
+  'image_size': 32,
+  'patch_size': 4,
+  'num_clients': 10,
+  'rounds_per_stage': 15,
+  'blocks_per_stage': 1,
+  'batch_size': 512,
+}
 
 
 def read_groups(*folders):
@@ -21,9 +28,12 @@ def by_caption(section, start):
 
 
 def test_settings_show_what_differs_and_fold_the_defaults(tmp_path):
-  section = provenance.settings_section(read_groups(
+  section = provenance.settings_section(
+    read_groups(
       write_run(tmp_path / 'a', learning_rate=0.1, data_dir='/data', resume=True),
-      write_run(tmp_path / 'b', learning_rate=0.2, data_dir='/data', resume=True)))
+      write_run(tmp_path / 'b', learning_rate=0.2, data_dir='/data', resume=True),
+    )
+  )
   differing, chosen = by_caption(section, 'Runs'), by_caption(section, 'Shared settings')
   [folded] = [item for item in section.items if isinstance(item, Folded)]
   assert [row[:2] for row in differing.rows] == [['run', 'learning_rate'], ['a', '0.1'], ['b', '0.2']]
@@ -37,11 +47,13 @@ def test_settings_show_what_differs_and_fold_the_defaults(tmp_path):
 
 
 def test_provenance_names_the_runs_of_a_fact_that_differs(tmp_path):
-  section = provenance.provenance_section(read_groups(
+  section = provenance.provenance_section(
+    read_groups(
       write_run(tmp_path / 'a'),
-      write_run(tmp_path / 'b', seed=1,
-                environment={'git_revision': 'fedcba', 'started': '2026-03-05T07:08:09+00:00'})),
-      {'written': 'today', 'command': 'python -m x'})
+      write_run(tmp_path / 'b', seed=1, environment={'git_revision': 'fedcba', 'started': '2026-03-05T07:08:09+00:00'}),
+    ),
+    {'written': 'today', 'command': 'python -m x'},
+  )
   rows = by_caption(section, 'The runs').rows
   assert ['started', '2026-03-04 05:06 to 2026-03-05 07:08 UTC'] in rows
   assert [row[1] for row in rows if row[0] == 'git revision'] == ['abcdef0123 (a)', 'fedcba (b)']
@@ -64,41 +76,58 @@ def paper_run(tmp_path, **values):
 
 
 def test_the_paper_s_table_names_the_runs_that_have_its_setting(tmp_path):
-  section = published.published_section(read_groups(
-      paper_run(tmp_path), paper_run(tmp_path, method='lw_fedssl'),
-      paper_run(tmp_path, method='prog_fedssl', batch_size=4)))
-  assert section.title == 'The paper\'s table' and 'nother setting' not in section.text
+  section = published.published_section(
+    read_groups(
+      paper_run(tmp_path),
+      paper_run(tmp_path, method='lw_fedssl'),
+      paper_run(tmp_path, method='prog_fedssl', batch_size=4),
+    )
+  )
+  assert section.title == "The paper's table" and 'nother setting' not in section.text
   assert {row[0]: row[-1] for row in section.items[0].rows[1:]} == {
-      'end_to_end': 'none', 'layerwise': 'layerwise', 'prog_fedssl': 'none'}
+    'end_to_end': 'none',
+    'layerwise': 'layerwise',
+    'prog_fedssl': 'none',
+  }
   layerwise = section.items[0].rows[2]
   assert layerwise[1] == layerwise[2] == '139' and layerwise[3] == '1.66'
 
 
-@pytest.mark.parametrize(('values', 'named'), [
+@pytest.mark.parametrize(
+  ('values', 'named'),
+  [
     ({'encoder': 'vit_micro'}, 'encoder vit_micro instead of vit_tiny'),
-    ({'image_size': 64}, 'image_size 64 instead of 32'), ({'patch_size': 8}, 'patch_size 8 instead of 4'),
-    ({'objective': 'byol'}, 'objective byol instead of moco_v3'), ({'rounds_per_stage': 2}, 'rounds 24 instead of 180'),
+    ({'image_size': 64}, 'image_size 64 instead of 32'),
+    ({'patch_size': 8}, 'patch_size 8 instead of 4'),
+    ({'objective': 'byol'}, 'objective byol instead of moco_v3'),
+    ({'rounds_per_stage': 2}, 'rounds 24 instead of 180'),
     ({'num_clients': 5}, 'num_clients 5 instead of 10'),
     ({'clients_per_round': 5}, 'clients_per_round 5 instead of 10'),
     ({'client_dropout': 0.5}, 'client_dropout 0.5 instead of 0.0'),
-    ({'local_epochs': 1}, 'local_epochs 1 instead of 3'), ({'batch_size': 4}, 'batch_size 4 instead of 512'),
-    ({'server_calibration': True}, 'none of their methods')])
+    ({'local_epochs': 1}, 'local_epochs 1 instead of 3'),
+    ({'batch_size': 4}, 'batch_size 4 instead of 512'),
+    ({'server_calibration': True}, 'none of their methods'),
+  ],
+)
 def test_any_other_setting_is_labeled_as_such(tmp_path, values, named):
   section = published.published_section(read_groups(paper_run(tmp_path, **values)))
-  assert section.title == 'The paper\'s table: another setting'
+  assert section.title == "The paper's table: another setting"
   assert section.text.startswith('The setting differs from that of the runs on this page. ') and named in section.text
   assert 'another setting' in section.items[0].caption
   assert {row[-1] for row in section.items[0].rows[1:]} == {'none'}
 
 
 def test_clients_have_a_row_each(tmp_path):
-  section = clients.clients_section(read_groups(write_run(tmp_path / 'a', method='layerwise'),
-                                              write_run(tmp_path / 'b', method='layerwise', seed=1)))
+  section = clients.clients_section(
+    read_groups(write_run(tmp_path / 'a', method='layerwise'), write_run(tmp_path / 'b', method='layerwise', seed=1))
+  )
   [table] = [item for item in section.items if isinstance(item, Table)]
   assert table.caption == 'layerwise, seed 0' and 'First seed' in section.text
   assert table.rows == [
-      ['client', 'images', 'rounds', 'returned', 'rejected', 'last loss', 'down, MB', 'up, MB'],
-      ['0', '3', '2', '2', '0', '1.500', '2.0', '8.0'], ['1', '2', '2', '1', '1', '-', '2.0', '0.0']]
+    ['client', 'images', 'rounds', 'returned', 'rejected', 'last loss', 'down, MB', 'up, MB'],
+    ['0', '3', '2', '2', '0', '1.500', '2.0', '8.0'],
+    ['1', '2', '2', '1', '1', '-', '2.0', '0.0'],
+  ]
   [chart] = [item for item in section.items if isinstance(item, Chart)]
   assert 'layerwise ends at 1.5' in chart.alternative
 

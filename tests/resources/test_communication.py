@@ -31,8 +31,10 @@ def traffic(config, image_size=32, convention='paper_v4', **options):
 @pytest.mark.parametrize('objective', ['moco_v3', 'byol', 'simclr'])
 def test_component_params_are_those_of_the_model(encoder, objective):
   config = configure(encoder=encoder, objective=objective)
+
   def count(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
   params = jax.eval_shape(make_encoder(config.model, 32).init, jax.random.key(0))
   depth = config.model.traits.depth
   expected = {'embedding': count(params['embedding'])}
@@ -43,8 +45,7 @@ def test_component_params_are_those_of_the_model(encoder, objective):
     heads['predictor'] = Head((HEAD_HIDDEN,), PROJECTION_SIZE)
   for name, head in heads.items():
     width = config.model.traits.width if name == 'projector' else PROJECTION_SIZE
-    expected[name] = count(
-        jax.eval_shape(head.init, jax.random.key(0), jnp.zeros((2, width)), jnp.ones(2, bool)))
+    expected[name] = count(jax.eval_shape(head.init, jax.random.key(0), jnp.zeros((2, width)), jnp.ones(2, bool)))
   assert comm.component_params(config, 32) == expected
   assert list(comm.component_params(config, 32)) == list(expected)
   assert comm.make_payload(config, 32).head_names == tuple(heads)
@@ -55,13 +56,14 @@ def test_block_of_vit_tiny_is_as_published():
 
 
 @pytest.mark.parametrize(
-    ('image_size', 'patch_size', 'embedding'),
-    [
-        (32, 4, 48 * 192 + 192 + 64 * 192),
-        (64, 4, 58_560),  # 48 * 192 + 192 + 256 * 192
-        (128, 8, 86_208),  # 192 * 192 + 192 + 256 * 192
-        (224, 16, 185_280),  # 768 * 192 + 192 + 196 * 192
-    ])
+  ('image_size', 'patch_size', 'embedding'),
+  [
+    (32, 4, 48 * 192 + 192 + 64 * 192),
+    (64, 4, 58_560),  # 48 * 192 + 192 + 256 * 192
+    (128, 8, 86_208),  # 192 * 192 + 192 + 256 * 192
+    (224, 16, 185_280),  # 768 * 192 + 192 + 196 * 192
+  ],
+)
 def test_only_the_embedding_depends_on_the_image(image_size, patch_size, embedding):
   params = comm.component_params(configure(patch_size=patch_size, **TINY), image_size)
   small = comm.component_params(configure(**TINY), 32)
@@ -79,18 +81,19 @@ def test_patch_size_must_divide_the_image():
 
 
 @pytest.mark.parametrize(
-    ('method', 'objective', 'published'),
-    [
-        ('end_to_end', 'moco_v3', 8.40),
-        ('layerwise', 'moco_v3', 1.66),
-        ('prog_fedssl', 'moco_v3', 5.04),
-        ('end_to_end', 'byol', 8.40),
-        ('layerwise', 'byol', 1.66),
-        ('prog_fedssl', 'byol', 5.04),
-        ('end_to_end', 'simclr', 8.03),
-        ('layerwise', 'simclr', 1.29),
-        ('prog_fedssl', 'simclr', 4.68),
-    ])
+  ('method', 'objective', 'published'),
+  [
+    ('end_to_end', 'moco_v3', 8.40),
+    ('layerwise', 'moco_v3', 1.66),
+    ('prog_fedssl', 'moco_v3', 5.04),
+    ('end_to_end', 'byol', 8.40),
+    ('layerwise', 'byol', 1.66),
+    ('prog_fedssl', 'byol', 5.04),
+    ('end_to_end', 'simclr', 8.03),
+    ('layerwise', 'simclr', 1.29),
+    ('prog_fedssl', 'simclr', 4.68),
+  ],
+)
 def test_published_gigabytes(method, objective, published):
   total = traffic(configure(method=method, objective=objective, **TINY))
   assert total.total_paper_gb == pytest.approx(published, abs=0.01)
@@ -99,22 +102,26 @@ def test_published_gigabytes(method, objective, published):
 
 
 @pytest.mark.parametrize(
-    ('method', 'ratio'), [('lw_fedssl', 24 / 7.5), ('prog_fedssl', 24 / 13), ('layerwise', 24 / 2)])
+  ('method', 'ratio'), [('lw_fedssl', 24 / 7.5), ('prog_fedssl', 24 / 13), ('layerwise', 24 / 2)]
+)
 @pytest.mark.parametrize('objective', ['moco_v3', 'byol', 'simclr'])
 def test_ratios_of_the_first_versions(method, ratio, objective):
   total = {
-      m: traffic(configure(method=m, objective=objective, **TINY), convention='paper_v1').total_bytes
-      for m in ('end_to_end', method)
+    m: traffic(configure(method=m, objective=objective, **TINY), convention='paper_v1').total_bytes
+    for m in ('end_to_end', method)
   }
   assert total['end_to_end'] / total[method] == pytest.approx(ratio, rel=1e-12)
 
 
 def test_published_ratios():
   """3.20 and 1.846 (v1-v3), and 5.07 and 1.67 (v4; within its rounding of 8.40 GB / 1.66 GB)."""
+
   def total(m, c):
     return traffic(configure(method=m, **TINY), convention=c).total_bytes
+
   def ratio(m, c):
     return total('end_to_end', c) / total(m, c)
+
   assert round(ratio('lw_fedssl', 'paper_v1'), 2) == 3.20
   assert round(ratio('prog_fedssl', 'paper_v1'), 3) == 1.846
   assert round(ratio('prog_fedssl', 'paper_v4'), 2) == 1.67
@@ -122,27 +129,29 @@ def test_published_ratios():
 
 
 @pytest.mark.parametrize(
-    ('blocks_per_stage', 'total_bytes'),
-    [
-        # 2 directions * rounds * 4 bytes * (21,696 + 12 * 444,864 + stages * 757,120): norm and heads in every stage
-        (1, 120 * (5_360_064 + 12 * 757_120)),
-        (2, 240 * (5_360_064 + 6 * 757_120)),
-        (3, 360 * (5_360_064 + 4 * 757_120)),
-        (4, 480 * (5_360_064 + 3 * 757_120)),
-        (6, 720 * (5_360_064 + 2 * 757_120)),
-        (12, 1440 * (5_360_064 + 757_120)),
-    ])
+  ('blocks_per_stage', 'total_bytes'),
+  [
+    # 2 directions * rounds * 4 bytes * (21,696 + 12 * 444,864 + stages * 757,120): norm and heads in every stage
+    (1, 120 * (5_360_064 + 12 * 757_120)),
+    (2, 240 * (5_360_064 + 6 * 757_120)),
+    (3, 360 * (5_360_064 + 4 * 757_120)),
+    (4, 480 * (5_360_064 + 3 * 757_120)),
+    (6, 720 * (5_360_064 + 2 * 757_120)),
+    (12, 1440 * (5_360_064 + 757_120)),
+  ],
+)
 def test_blocks_per_stage(blocks_per_stage, total_bytes):
   config = configure(
-      method='layerwise', blocks_per_stage=blocks_per_stage, rounds_per_stage=15 * blocks_per_stage, **TINY)
+    method='layerwise', blocks_per_stage=blocks_per_stage, rounds_per_stage=15 * blocks_per_stage, **TINY
+  )
   assert traffic(config).total_bytes == total_bytes
   assert len(comm.stage_traffic(config, 32, 'paper_v4')) == 12 // blocks_per_stage
 
 
 def test_methods_agree_when_one_stage_has_all_blocks():
   totals = {
-      traffic(configure(method=m, blocks_per_stage=12, rounds_per_stage=180, **TINY)).total_bytes
-      for m in ('end_to_end', 'layerwise', 'lw_fedssl', 'prog_fedssl')
+    traffic(configure(method=m, blocks_per_stage=12, rounds_per_stage=180, **TINY)).total_bytes
+    for m in ('end_to_end', 'layerwise', 'lw_fedssl', 'prog_fedssl')
   }
   assert len(totals) == 1
 
@@ -165,8 +174,13 @@ def test_worst_case_download():
   config = configure(method='layerwise', **MICRO)
   third = comm.stage_traffic(config, 16, 'paper_v4', worst_case_download=True)[2]
   assert third.round_downloads == {
-      'embedding': 16_640, 'block_00': 199_936, 'block_01': 199_936, 'block_02': 199_936, 'norm': 512,
-      'projector': 1_712_128}
+    'embedding': 16_640,
+    'block_00': 199_936,
+    'block_01': 199_936,
+    'block_02': 199_936,
+    'norm': 512,
+    'projector': 1_712_128,
+  }
   assert third.round_uploads == {'block_02': 199_936, 'norm': 512, 'projector': 1_712_128}
   assert (third.download_bytes, third.upload_bytes) == (2 * 2_329_088, 2 * 1_912_576)
   total = traffic(config, 16, worst_case_download=True)
@@ -196,9 +210,17 @@ def test_centralized_exchanges_nothing():
 # The ledger. Sizes are powers of ten, so that every digit of a sum says how often a component was counted.
 
 DIGITS = comm.Payload(
-    {'embedding': 1, 'block_00': 10, 'block_01': 100, 'block_02': 1000, 'block_03': 10_000, 'norm': 100_000,
-     'projector': 1_000_000},
-    ('projector',))
+  {
+    'embedding': 1,
+    'block_00': 10,
+    'block_01': 100,
+    'block_02': 1000,
+    'block_03': 10_000,
+    'norm': 100_000,
+    'projector': 1_000_000,
+  },
+  ('projector',),
+)
 
 
 def charge(method, rounds):
@@ -218,15 +240,15 @@ def charge(method, rounds):
 
 
 LATE_CLIENTS = [  # clients, returned, downloads, uploads
-    ([0, 1], [True, True], [1_100_011, 1_100_011], [1_100_011, 1_100_011]),
-    ([1, 2], [True, False], [1_100_011, 1_100_011], [1_100_011, 0]),  # client 2 drops out: it has paid its download
-    # Stage 2: both lack the finished block and embedding, and the new block. Nobody returns.
-    ([0, 1], [False, False], [1_100_111, 1_100_111], [0, 0]),
-    ([0, 2], [True, True], [0, 1_100_111], [1_100_100, 1_100_100]),  # client 0 holds the unchanged model
-    ([2, 1], [False, True], [1_101_100, 1_101_100], [0, 1_101_000]),  # stage 3; block 1 finished
-    ([0, 1], [True, False], [1_101_100, 1_101_000], [1_101_000, 0]),  # client 0 catches up on block 1
-    ([2, 0], [False, True], [1_111_000, 1_111_000], [0, 1_110_000]),  # stage 4
-    ([1, 2], [True, True], [1_111_000, 1_110_000], [1_110_000, 1_110_000]),
+  ([0, 1], [True, True], [1_100_011, 1_100_011], [1_100_011, 1_100_011]),
+  ([1, 2], [True, False], [1_100_011, 1_100_011], [1_100_011, 0]),  # client 2 drops out: it has paid its download
+  # Stage 2: both lack the finished block and embedding, and the new block. Nobody returns.
+  ([0, 1], [False, False], [1_100_111, 1_100_111], [0, 0]),
+  ([0, 2], [True, True], [0, 1_100_111], [1_100_100, 1_100_100]),  # client 0 holds the unchanged model
+  ([2, 1], [False, True], [1_101_100, 1_101_100], [0, 1_101_000]),  # stage 3; block 1 finished
+  ([0, 1], [True, False], [1_101_100, 1_101_000], [1_101_000, 0]),  # client 0 catches up on block 1
+  ([2, 0], [False, True], [1_111_000, 1_111_000], [0, 1_110_000]),  # stage 4
+  ([1, 2], [True, True], [1_111_000, 1_110_000], [1_110_000, 1_110_000]),
 ]
 
 
@@ -257,9 +279,25 @@ def test_calibration_makes_a_client_download_everything_again():
   every = ([0, 1, 2], [True] * 3)
   charged = charge('lw_fedssl', [every] * 8)
   assert [down[0] for down, _ in charged] == [
-      1_100_011, 1_100_011, 1_100_111, 1_100_111, 1_101_111, 1_101_111, 1_111_111, 1_111_111]
+    1_100_011,
+    1_100_011,
+    1_100_111,
+    1_100_111,
+    1_101_111,
+    1_101_111,
+    1_111_111,
+    1_111_111,
+  ]
   assert [up[0] for _, up in charged] == [
-      1_100_011, 1_100_011, 1_100_100, 1_100_100, 1_101_000, 1_101_000, 1_110_000, 1_110_000]
+    1_100_011,
+    1_100_011,
+    1_100_100,
+    1_100_100,
+    1_101_000,
+    1_101_000,
+    1_110_000,
+    1_110_000,
+  ]
 
 
 @pytest.mark.parametrize('method', ['end_to_end', 'layerwise', 'lw_fedssl', 'prog_fedssl'])
@@ -279,13 +317,14 @@ def test_full_participation_against_the_paper(method):
 
 
 @pytest.mark.parametrize(
-    ('ids', 'returned', 'message'),
-    [
-        ([1, 1], [True, True], 'sampled twice'),
-        ([0, 3], [True, True], 'from 0 to 2'),
-        ([-1, 0], [True, True], 'from 0 to 2'),
-        ([0, 1], [True], 'expected'),
-    ])
+  ('ids', 'returned', 'message'),
+  [
+    ([1, 1], [True, True], 'sampled twice'),
+    ([0, 3], [True, True], 'from 0 to 2'),
+    ([-1, 0], [True, True], 'from 0 to 2'),
+    ([0, 1], [True], 'expected'),
+  ],
+)
 def test_bad_participation(ids, returned, message):
   plan = stages.make_plans(configure(method='layerwise', **MICRO))[0]
   with pytest.raises(ValueError, match=message):
@@ -308,20 +347,42 @@ def test_expected_catch_up_by_hand():
   embedding, block, norm, projector = 16_640, 199_936, 512, 1_712_128
   first, second = (dict(zip(comm.component_params(config, 16), row)) for row in found.download_bytes)
   # Stage 1: either client is asked with probability 1/2 in each of two rounds, and everything has changed by then.
-  assert first == {'embedding': embedding, 'block_00': block, 'block_01': block, 'block_02': 0, 'block_03': 0,
-                   'norm': norm, 'projector': projector}
+  assert first == {
+    'embedding': embedding,
+    'block_00': block,
+    'block_01': block,
+    'block_02': 0,
+    'block_03': 0,
+    'norm': norm,
+    'projector': projector,
+  }
   # Stage 2: what is frozen by now is fetched once, if at all: 1/2 in its first round, 1/2 * 1/2 in its second.
-  assert second == {'embedding': 0.75 * embedding, 'block_00': 0.75 * block, 'block_01': 0.75 * block,
-                    'block_02': block, 'block_03': block, 'norm': norm, 'projector': projector}
+  assert second == {
+    'embedding': 0.75 * embedding,
+    'block_00': 0.75 * block,
+    'block_01': 0.75 * block,
+    'block_02': block,
+    'block_03': block,
+    'norm': norm,
+    'projector': projector,
+  }
   sent = dict(zip(comm.component_params(config, 16), found.upload_bytes[1]))
-  assert sent == {'embedding': 0, 'block_00': 0, 'block_01': 0, 'block_02': block, 'block_03': block, 'norm': norm,
-                  'projector': projector}
+  assert sent == {
+    'embedding': 0,
+    'block_00': 0,
+    'block_01': 0,
+    'block_02': block,
+    'block_03': block,
+    'norm': norm,
+    'projector': projector,
+  }
 
 
 @pytest.mark.parametrize('method', ['lw_fedssl', 'layerwise', 'prog_fedssl'])
 def test_expectation_is_the_mean_of_the_ledger_over_draws(method):
-  config = configure(method=method, num_clients=6, clients_per_round=2, client_dropout=0.5, encoder='vit_micro',
-                     rounds_per_stage=3)
+  config = configure(
+    method=method, num_clients=6, clients_per_round=2, client_dropout=0.5, encoder='vit_micro', rounds_per_stage=3
+  )
   plans, payload = stages.make_plans(config), comm.make_payload(config, 16)
   generator = np.random.default_rng(0)
   downloads, sent = [], []
@@ -341,7 +402,8 @@ def test_expectation_of_full_participation_is_exact(method):
   config = configure(method=method, **MICRO)
   payload = comm.make_payload(config, 16)
   exact = comm.charge_run(
-      payload, stages.make_plans(config), config.effective_num_clients, *comm.full_participation(config))
+    payload, stages.make_plans(config), config.effective_num_clients, *comm.full_participation(config)
+  )
   found = comm.expected_traffic(config, 16)
   np.testing.assert_array_equal(found.download_bytes.sum(axis=1), exact.download_bytes[:, 0])
   np.testing.assert_array_equal(found.upload_bytes.sum(axis=1), exact.upload_bytes[:, 0])

@@ -17,8 +17,9 @@ def config_of(method, **values):
   return configs.with_values(configs.Config(), {**PAPER, 'method': method, **values})
 
 
-@pytest.mark.parametrize(('method', 'gb', 'gflops'), [
-    ('end_to_end', 8.40, 586), ('layerwise', 1.66, 139), ('prog_fedssl', 5.04, 318)])
+@pytest.mark.parametrize(
+  ('method', 'gb', 'gflops'), [('end_to_end', 8.40, 586), ('layerwise', 1.66, 139), ('prog_fedssl', 5.04, 318)]
+)
 def test_published_totals(method, gb, gflops):
   cost = costs.method_cost(config_of(method), 32, 'paper_v4')
   found = costs.to_json(cost)
@@ -43,8 +44,12 @@ def test_parts_of_a_stage():
   """Stage 3 of lw_fedssl: all that exists comes down, the active block, norm and heads go up; 15 rounds of float32."""
   stage = costs.method_cost(config_of('lw_fedssl'), 32, 'paper_v4').stages[2]
   block, heads = 444_864, 493_568 + 263_168
-  assert stage.download_bytes == {'embedding': 60 * 21_696, 'blocks': 60 * 3 * block, 'norm': 60 * 384,
-                                  'heads': 60 * heads}
+  assert stage.download_bytes == {
+    'embedding': 60 * 21_696,
+    'blocks': 60 * 3 * block,
+    'norm': 60 * 384,
+    'heads': 60 * heads,
+  }
   assert stage.upload_bytes == {'embedding': 0, 'blocks': 60 * block, 'norm': 60 * 384, 'heads': 60 * heads}
   assert (stage.start, stage.stop, stage.num_rounds, stage.local_epochs) == (2, 3, 15, 45)
 
@@ -106,8 +111,10 @@ def test_actual_memory_is_compiled_once_for_all_stages_of_a_shape():
 
 def test_micro_batches_and_rematerialization_are_counted_as_flops():
   plan = make_plans(config_of('layerwise'))[3]
+
   def count(**values):
     return flops.executed_flops(config_of('layerwise', **values), 32, plan, 64)
+
   whole = count()
   assert whole.recomputed_flops == 0
   again = whole.online_forward_flops
@@ -141,8 +148,10 @@ def test_expected_bytes_are_at_most_the_worst_case_and_other_figures_those_of_ac
   config = config_of('layerwise', clients_per_round=2, client_dropout=0.1)
   expected, actual = (costs.method_cost(config, 32, name, with_memory=False) for name in ('expected', 'actual'))
   worst = costs.method_cost(config, 32, 'expected', worst_case_download=True, with_memory=False)
+
   def total(cost):
     return sum(sum(stage.download_bytes.values()) for stage in cost.stages)
+
   assert 0 < total(expected) < total(worst)
   assert total(expected) == pytest.approx(total(actual), rel=0.2)
   assert expected.total_flops == actual.total_flops

@@ -30,18 +30,19 @@ def paper_total(image_size=32, depth_dropout_keep=0, **values):
 
 
 @pytest.mark.parametrize(
-    ('method', 'objective', 'published', 'tolerance'),
-    [
-        ('end_to_end', 'moco_v3', 586, 1),
-        ('layerwise', 'moco_v3', 139, 1),
-        ('prog_fedssl', 'moco_v3', 318, 1),
-        ('end_to_end', 'byol', 586, 1),
-        ('layerwise', 'byol', 139, 1),
-        ('prog_fedssl', 'byol', 318, 1),
-        ('end_to_end', 'simclr', 1169, 2),
-        ('layerwise', 'simclr', 278, 2),
-        ('prog_fedssl', 'simclr', 635, 2),
-    ])
+  ('method', 'objective', 'published', 'tolerance'),
+  [
+    ('end_to_end', 'moco_v3', 586, 1),
+    ('layerwise', 'moco_v3', 139, 1),
+    ('prog_fedssl', 'moco_v3', 318, 1),
+    ('end_to_end', 'byol', 586, 1),
+    ('layerwise', 'byol', 139, 1),
+    ('prog_fedssl', 'byol', 318, 1),
+    ('end_to_end', 'simclr', 1169, 2),
+    ('layerwise', 'simclr', 278, 2),
+    ('prog_fedssl', 'simclr', 635, 2),
+  ],
+)
 def test_published_gflops(method, objective, published, tolerance):
   total = paper_total(method=method, objective=objective)
   assert isinstance(total, int)
@@ -73,17 +74,19 @@ def test_a_stage_by_hand():
 
 
 @pytest.mark.parametrize(
-    ('image_size', 'patch_size', 'forward'),
-    [
-        # 12 blocks of (linear + attention + norms), embedding, final norm, heads
-        (64, 4, 12 * (113_246_208 + 25_165_824 + 491_520) + 2_359_296 + 245_760 + 753_664),
-        (128, 8, 12 * (113_246_208 + 25_165_824 + 491_520) + 9_437_184 + 245_760 + 753_664),
-        (224, 16, 12 * (86_704_128 + 14_751_744 + 376_320) + 28_901_376 + 188_160 + 753_664),
-    ])
+  ('image_size', 'patch_size', 'forward'),
+  [
+    # 12 blocks of (linear + attention + norms), embedding, final norm, heads
+    (64, 4, 12 * (113_246_208 + 25_165_824 + 491_520) + 2_359_296 + 245_760 + 753_664),
+    (128, 8, 12 * (113_246_208 + 25_165_824 + 491_520) + 9_437_184 + 245_760 + 753_664),
+    (224, 16, 12 * (86_704_128 + 14_751_744 + 376_320) + 28_901_376 + 188_160 + 753_664),
+  ],
+)
 def test_image_sizes(image_size, patch_size, forward):
   assert paper_total(image_size, method='end_to_end', patch_size=patch_size) == 540 * 3 * forward
-  ordered = [paper_total(image_size, method=m, patch_size=patch_size)
-             for m in ('layerwise', 'prog_fedssl', 'end_to_end')]
+  ordered = [
+    paper_total(image_size, method=m, patch_size=patch_size) for m in ('layerwise', 'prog_fedssl', 'end_to_end')
+  ]
   assert ordered == sorted(ordered)
   assert all(big > paper_total(method=m) for big, m in zip(ordered, ('layerwise', 'prog_fedssl', 'end_to_end')))
 
@@ -151,8 +154,11 @@ def traced_flops(config, plan, shape, start, aligned):
       total += pair(q[0], k[1], mask) + pair(q[1], k[0], mask)
     if aligned:
       g = branch(received, tokens)
-      pair = losses.cosine_distance if config.objective.alignment_kind == 'cosine' else (
-          lambda a, b, m: losses.info_nce(a, b, 0.1, m))
+      pair = (
+        losses.cosine_distance
+        if config.objective.alignment_kind == 'cosine'
+        else (lambda a, b, m: losses.info_nce(a, b, 0.1, m))
+      )
       total += pair(z[0], g[0], mask) + pair(z[1], g[1], mask)
     return total
 
@@ -161,16 +167,20 @@ def traced_flops(config, plan, shape, start, aligned):
     tokens = images
     if not shape.trains_embedding:
       tokens = encoder.prefix(frozen['blocks'], encoder.embed(frozen['embedding'], images), start)
+
     def cut(tree):
       return stages.split(tree, shape, start)[0]
+
     return jax.grad(loss)(active, cut(target), cut(received), tokens)
 
   key = jax.random.key(0)
   params = jax.eval_shape(encoder.init, key)
   # A calibrated stage trains what exists: the absent blocks are cut off.
   params['blocks'] = jax.tree.map(lambda x: jax.ShapeDtypeStruct((plan.stop, *x.shape[1:]), x.dtype), params['blocks'])
+
   def init(head, width):
     return jax.eval_shape(head.init, key, jnp.zeros((2, width)), mask[:2])['params']
+
   params['projector'] = init(projector, config.model.traits.width)
   if name != 'simclr':
     params['predictor'] = init(predictor, PROJECTION_SIZE)
@@ -180,17 +190,18 @@ def traced_flops(config, plan, shape, start, aligned):
 
 @pytest.mark.parametrize('objective', ['moco_v3', 'byol', 'simclr'])
 @pytest.mark.parametrize(
-    ('method', 'stage', 'options'),
-    [
-        ('end_to_end', 0, {}),
-        ('layerwise', 0, {}),
-        ('layerwise', 2, {}),
-        ('layerwise', 1, {'blocks_per_stage': 2}),
-        ('prog_fedssl', 1, {}),
-        ('lw_fedssl', 0, {}),
-        ('lw_fedssl', 3, {}),
-        ('lw_fedssl', 1, {'alignment_kind': 'cosine'}),
-    ])
+  ('method', 'stage', 'options'),
+  [
+    ('end_to_end', 0, {}),
+    ('layerwise', 0, {}),
+    ('layerwise', 2, {}),
+    ('layerwise', 1, {'blocks_per_stage': 2}),
+    ('prog_fedssl', 1, {}),
+    ('lw_fedssl', 0, {}),
+    ('lw_fedssl', 3, {}),
+    ('lw_fedssl', 1, {'alignment_kind': 'cosine'}),
+  ],
+)
 def test_executed_flops_are_the_products_of_the_traced_step(objective, method, stage, options):
   config = configure(method=method, objective=objective, **options)
   plan = stages.make_plans(config)[stage]
@@ -216,20 +227,21 @@ def test_parts_of_a_step():
   block, embedding = 16 * 12 * 64**2 + 2 * 16 * 16 * 64, 16 * 48 * 64
   projector, predictor = 64 * 512 + 512 * 512 + 512 * 256, 2 * 256 * 512
   assert step == flops.StepFlops(
-      prefix_flops=images * (embedding + 2 * block),
-      online_forward_flops=images * block,
-      online_backward_flops=images * 2 * block,
-      target_forward_flops=images * block,
-      global_forward_flops=images * block,
-      heads_forward_flops=images * (3 * projector + predictor),
-      heads_backward_flops=images * 2 * (projector + predictor),
-      similarity_flops=2 * (2 + 2) * 2 * BATCH * BATCH * 256,
-      recomputed_flops=0,
+    prefix_flops=images * (embedding + 2 * block),
+    online_forward_flops=images * block,
+    online_backward_flops=images * 2 * block,
+    target_forward_flops=images * block,
+    global_forward_flops=images * block,
+    heads_forward_flops=images * (3 * projector + predictor),
+    heads_backward_flops=images * 2 * (projector + predictor),
+    similarity_flops=2 * (2 + 2) * 2 * BATCH * BATCH * 256,
+    recomputed_flops=0,
   )
 
 
 def test_the_saving_is_in_the_count():
   """At batch 512 a layer-wise step of ViT-Tiny executes less than a third of an end-to-end one in any stage."""
+
   def count(method, stage):
     config = configure(method=method, **TINY)
     return flops.executed_flops(config, 32, stages.make_plans(config)[stage], 512).total_flops

@@ -16,7 +16,8 @@ from lwfedssl_jax.workdir import run_dir
 
 def config_of(**values):
   return configs.with_values(
-      configs.Config(), {'encoder': 'vit_micro', 'method': 'layerwise', 'batch_size': 32, **values})
+    configs.Config(), {'encoder': 'vit_micro', 'method': 'layerwise', 'batch_size': 32, **values}
+  )
 
 
 @pytest.fixture(scope='module')
@@ -27,6 +28,7 @@ def whole():
 def test_demanding_stages_are_the_widest_of_each_shape():
   def shapes(method):
     return [(p.stage, p.shape) for p in planner.demanding_stages(make_plans(config_of(method=method)))]
+
   assert shapes('layerwise') == [(1, (1, False)), (0, (1, True))]
   assert shapes('prog_fedssl') == [(3, (4, True))]
   assert shapes('end_to_end') == [(0, (4, True))]
@@ -35,6 +37,7 @@ def test_demanding_stages_are_the_widest_of_each_shape():
 def test_as_many_clients_are_vmapped_as_fit(whole):
   def chosen(steps, **values):
     return planner.choose_chunk(config_of(**values), 16, int(steps * whole / 0.8) + 1)
+
   assert chosen(3.5) == 3
   assert chosen(0.5) == 1
   assert chosen(100) == 10  # clients a round
@@ -62,8 +65,10 @@ def test_memory_in_use_does_not_change_the_chunk(whole, monkeypatch, tmp_path):
 def test_a_resumed_run_keeps_its_chunk_on_another_device(monkeypatch, tmp_path):
   given = config_of(workdir=str(tmp_path), dataset='digits', image_size=16, resume=True)
   data = federated_dataset.load(given)
-  run_dir.write_json(str(tmp_path / 'config.json'), {
-      'format': run_dir.FORMAT, 'config': configs.flatten(configs.with_values(given, {'client_chunk': 7}))})
+  run_dir.write_json(
+    str(tmp_path / 'config.json'),
+    {'format': run_dir.FORMAT, 'config': configs.flatten(configs.with_values(given, {'client_chunk': 7}))},
+  )
   assert setup.with_chunk(given, data).client.client_chunk == 7
   new = configs.with_values(given, {'resume': False})  # refused later, because the folder holds a run
   assert setup.with_chunk(new, data).client.client_chunk == 1
@@ -100,6 +105,7 @@ def test_a_smaller_budget_is_met_by_the_largest_micro_batch_that_fits(whole):
 def test_operations_without_matrix_products_are_computed_again_before_any_product_is():
   def of(**values):
     return config_of(method='end_to_end', batch_size=64, **values)
+
   needed = {level: planner.peak_bytes(of(rematerialize=level), 16) for level in ('none', 'elementwise')}
   assert needed['elementwise'] < 0.8 * needed['none']  # under 0.6 with jax 0.10.2, 0.62 with 0.12.0.1
   plan = planner.fit(of(client_memory_budget_mb=needed['elementwise'] / 1e6), 16)
@@ -119,7 +125,8 @@ def test_impossible_budget_is_refused_with_the_smallest_that_works():
 
 @pytest.mark.usefixtures('fully_optimized')
 def test_a_batch_of_512_of_vit_tiny_fits_in_150_mb_of_scratch():
-  config = configs.with_values(configs.Config(), {
-      'encoder': 'vit_tiny', 'method': 'layerwise', 'batch_size': 512, 'micro_batch_size': 8})
+  config = configs.with_values(
+    configs.Config(), {'encoder': 'vit_tiny', 'method': 'layerwise', 'batch_size': 512, 'micro_batch_size': 8}
+  )
   for plan in planner.demanding_stages(make_plans(config)):
     assert memory.step_memory(config, 32, plan).scratch_bytes < 150e6

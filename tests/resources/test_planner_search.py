@@ -16,7 +16,8 @@ LEVELS = {'none': 4.0, 'elementwise': 3.0, 'all': 1.0}  # MB an image
 
 def config_of(**values):
   return configs.with_values(
-      configs.Config(), {'encoder': 'vit_micro', 'method': 'layerwise', 'batch_size': BATCH, **values})
+    configs.Config(), {'encoder': 'vit_micro', 'method': 'layerwise', 'batch_size': BATCH, **values}
+  )
 
 
 def made_up_peak(config, image_size):
@@ -32,17 +33,19 @@ def made_up(monkeypatch):
 def choices(config):
   """All choices in the order of what they cost, written out; results change with the type, so it comes last."""
   asked, levels = config.client.micro_batch_size or BATCH, list(LEVELS)
-  levels = levels[levels.index(config.client.rematerialize):]
+  levels = levels[levels.index(config.client.rematerialize) :]
   sizes = [size for size in reversed(SIZES) if size <= asked]
   for dtype in dict.fromkeys([config.model.compute_dtype, 'bfloat16']):
     in_pieces = [(level, size) for level in levels for size in sizes]
     for level, size in [(level, asked) for level in levels if level != 'all'] + in_pieces:
-      yield configs.with_values(config, {
-          'rematerialize': level, 'compute_dtype': dtype, 'micro_batch_size': 0 if size == BATCH else size})
+      yield configs.with_values(
+        config, {'rematerialize': level, 'compute_dtype': dtype, 'micro_batch_size': 0 if size == BATCH else size}
+      )
 
 
-@pytest.mark.parametrize('values', [{}, {'micro_batch_size': 8}, {'rematerialize': 'elementwise'},
-                                    {'compute_dtype': 'bfloat16'}], ids=str)
+@pytest.mark.parametrize(
+  'values', [{}, {'micro_batch_size': 8}, {'rematerialize': 'elementwise'}, {'compute_dtype': 'bfloat16'}], ids=str
+)
 def test_the_cheapest_choice_that_fits_is_taken_or_the_smallest_peak_named(made_up, values):
   for budget in (2.4, 2.5, 3, 4, 6, 7, 10, 17, 18, 30, 50, 73, 74, 97, 98, 200):
     config = config_of(client_memory_budget_mb=budget, **values)
@@ -60,8 +63,10 @@ def test_the_cheapest_choice_that_fits_is_taken_or_the_smallest_peak_named(made_
 
 def test_peak_is_that_of_the_most_demanding_stage(monkeypatch):
   sizes = {0: 5, 1: 7, 2: 1}
+
   def fake(config, image_size, plan):
     return memory.StepMemory(sizes[plan.stage], 0, 0, 0)
+
   monkeypatch.setattr(memory, 'step_memory', fake)
   assert planner.peak_bytes(config_of(), 16) == 7
   sizes[0] = 9
@@ -71,9 +76,10 @@ def test_peak_is_that_of_the_most_demanding_stage(monkeypatch):
 @pytest.mark.parametrize('method', ['layerwise', 'end_to_end'])
 def test_recomputed_share_is_relative_to_a_step_without_recomputation(method):
   plain, again = config_of(method=method), config_of(method=method, micro_batch_size=6)
+
   def total(config):
-    return sum(
-        flops.executed_flops(config, 16, plan, BATCH).total_flops for plan in make_plans(config))
+    return sum(flops.executed_flops(config, 16, plan, BATCH).total_flops for plan in make_plans(config))
+
   assert planner.recomputed_share(plain, 16) == 0
   assert planner.recomputed_share(again, 16) == pytest.approx(total(again) / total(plain) - 1)
   assert planner.recomputed_share(again, 16) > 0.1

@@ -1,6 +1,6 @@
 """Prints what the two views draw, by number, beside torchvision's rules in NumPy (docs/architecture.md).
 
-    python -m tests.tools.augment_distribution
+python -m tests.tools.augment_distribution
 """
 
 import argparse
@@ -27,41 +27,56 @@ def draw_ours(size: int, number: int, count: int) -> dict[str, np.ndarray]:
   draw = jax.jit(jax.vmap(lambda key: augment.draw_view(key, size, rule, CONFIG)))
   view = jax.tree.map(np.asarray, draw(jax.random.split(jax.random.key(size + number), count)))
   order = [ORDERS[tuple('BCSH'[i] for i in order)] for order in view.order]
-  return {'box': view.box, 'flip': view.flips, 'jitter': view.jitters, 'brightness': view.factors[:, 0],
-          'hue': view.factors[:, 3], 'order': np.array(order), 'gray': view.is_gray, 'blur': view.blurs,
-          'sigma': view.sigma, 'solarize': view.solarizes}
+  return {
+    'box': view.box,
+    'flip': view.flips,
+    'jitter': view.jitters,
+    'brightness': view.factors[:, 0],
+    'hue': view.factors[:, 3],
+    'order': np.array(order),
+    'gray': view.is_gray,
+    'blur': view.blurs,
+    'sigma': view.sigma,
+    'solarize': view.solarizes,
+  }
 
 
 def draw_rule(size: int, number: int, count: int) -> dict[str, np.ndarray]:
   """What torchvision's rules draw, from a NumPy generator."""
   generator = np.random.default_rng(size + number)
   views = [naive_augment.view_of(generator.random(naive_augment.NUM_DRAWS), size, number, CONFIG) for _ in range(count)]
-  own = {name: np.array([getattr(view, name) for view in views])
-         for name in ('box', 'flip', 'jitter', 'gray', 'blur', 'sigma', 'solarize')}
-  return own | {'brightness': np.array([view.factors['B'] for view in views]),
-                'hue': np.array([view.factors['H'] for view in views]),
-                'order': np.array([ORDERS[view.order] for view in views])}
+  own = {
+    name: np.array([getattr(view, name) for view in views])
+    for name in ('box', 'flip', 'jitter', 'gray', 'blur', 'sigma', 'solarize')
+  }
+  return own | {
+    'brightness': np.array([view.factors['B'] for view in views]),
+    'hue': np.array([view.factors['H'] for view in views]),
+    'order': np.array([ORDERS[view.order] for view in views]),
+  }
 
 
 def describe(drawn: dict[str, np.ndarray], size: int, number: int) -> dict[str, np.ndarray]:
   """Samples whose means are the table's numbers."""
   area = drawn['box'][:, 2] * drawn['box'][:, 3] / size**2
   crop = {
-      'crop: mean area': area,
-      'crop: share of areas above 0.8': area > 0.8,
-      'crop: share of sides that are whole': (drawn['box'][:, 2:] == size).mean(axis=1),
-      'crop: mean \\|log aspect ratio\\|': np.abs(np.log(drawn['box'][:, 3] / drawn['box'][:, 2]))}
+    'crop: mean area': area,
+    'crop: share of areas above 0.8': area > 0.8,
+    'crop: share of sides that are whole': (drawn['box'][:, 2:] == size).mean(axis=1),
+    'crop: mean \\|log aspect ratio\\|': np.abs(np.log(drawn['box'][:, 3] / drawn['box'][:, 2])),
+  }
   shares = np.bincount(drawn['order'], minlength=24)
   once = {
-      'flip: share': drawn['flip'],
-      'jitter: share': drawn['jitter'],
-      'jitter: rarest of the 24 orders': drawn['order'] == shares.argmin(),
-      'jitter: most frequent of the 24 orders': drawn['order'] == shares.argmax(),
-      'jitter: mean brightness factor': drawn['brightness'],
-      'jitter: mean distance of that factor from 1': np.abs(drawn['brightness'] - 1),
-      'jitter: mean \\|turn of the hue\\|': np.abs(drawn['hue']),
-      'grayscale: share': drawn['gray'],
-      'blur: mean sigma, pixels': drawn['sigma']}
+    'flip: share': drawn['flip'],
+    'jitter: share': drawn['jitter'],
+    'jitter: rarest of the 24 orders': drawn['order'] == shares.argmin(),
+    'jitter: most frequent of the 24 orders': drawn['order'] == shares.argmax(),
+    'jitter: mean brightness factor': drawn['brightness'],
+    'jitter: mean distance of that factor from 1': np.abs(drawn['brightness'] - 1),
+    'jitter: mean \\|turn of the hue\\|': np.abs(drawn['hue']),
+    'grayscale: share': drawn['gray'],
+    'blur: mean sigma, pixels': drawn['sigma'],
+  }
   views = {f'blur: share, view {number + 1}': drawn['blur'], f'solarize: share, view {number + 1}': drawn['solarize']}
   if number:
     return views
@@ -70,7 +85,7 @@ def describe(drawn: dict[str, np.ndarray], size: int, number: int) -> dict[str, 
 
 def photographs(size: int) -> np.ndarray:
   """Squares of scikit-learn's two photographs, (4, size, size, 3) uint8."""
-  tiles = [photo[:TILE, left:left + TILE] for photo in load_sample_images().images for left in (0, TILE)]
+  tiles = [photo[:TILE, left : left + TILE] for photo in load_sample_images().images for left in (0, TILE)]
   return np.stack([np.asarray(Image.fromarray(tile).resize((size, size), Image.Resampling.LANCZOS)) for tile in tiles])
 
 
@@ -87,8 +102,10 @@ def blur_changes(size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
 
   side = naive_augment.kernel_side(CONFIG, size)
   ours = jax.lax.map(lambda pair: one(*pair), (images, sigmas.astype(np.float32)))
-  rule = [255 * np.abs(naive_augment.blur(image, sigma, side) - image).mean()
-          for image, sigma in zip(images.astype(np.float64), sigmas)]
+  rule = [
+    255 * np.abs(naive_augment.blur(image, sigma, side) - image).mean()
+    for image, sigma in zip(images.astype(np.float64), sigmas)
+  ]
   return np.asarray(ours), np.array(rule)
 
 
@@ -104,7 +121,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--draws', type=int, default=100_000, help='of each quantity')
   count = parser.parse_args().draws
-  print('| quantity | side, pixels | here | torchvision\'s rule | difference, standard errors |\n|---|---|---|---|---|')
+  print("| quantity | side, pixels | here | torchvision's rule | difference, standard errors |\n|---|---|---|---|---|")
   for size in SIZES:
     for number in range(2 if size == SIZES[0] else 1):
       ours, rule = (describe(draw(size, number, count), size, number) for draw in (draw_ours, draw_rule))

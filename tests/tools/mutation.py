@@ -50,14 +50,24 @@ def make_copy(root: pathlib.Path, folder: pathlib.Path) -> None:
 
 def make_environment(folder: pathlib.Path, cache: str) -> dict[str, str]:
   """Makes the copy importable before anything installed; programs that are compiled are kept for the next copy."""
-  return os.environ | {'PYTHONPATH': str(folder), 'PYTHONDONTWRITEBYTECODE': '1', 'JAX_PLATFORMS': 'cpu',
-                       'JAX_COMPILATION_CACHE_DIR': cache}
+  return os.environ | {
+    'PYTHONPATH': str(folder),
+    'PYTHONDONTWRITEBYTECODE': '1',
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_COMPILATION_CACHE_DIR': cache,
+  }
 
 
 def check_import(folder: pathlib.Path, environment: dict[str, str]) -> None:
   """Raises SystemExit unless a process that starts in the copy imports the copy."""
-  found = subprocess.run([sys.executable, '-c', f'import {PACKAGE}; print({PACKAGE}.__file__)'], cwd=folder,
-                         env=environment, capture_output=True, text=True, check=True).stdout.strip()
+  found = subprocess.run(
+    [sys.executable, '-c', f'import {PACKAGE}; print({PACKAGE}.__file__)'],
+    cwd=folder,
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=True,
+  ).stdout.strip()
   if pathlib.Path(found).resolve() != (folder / PACKAGE / '__init__.py').resolve():
     raise SystemExit(f'expected the copy in {folder} to be imported, found {found}')
 
@@ -83,11 +93,27 @@ def read_outcome(code: int, report: pathlib.Path, said: str) -> Outcome:
 def run_tests(folder: pathlib.Path, tests: Sequence[str], timeout: float, cache: str) -> Outcome:
   """Runs tests (pytest arguments below tests/) in a copy, up to the first failure; timeout in seconds."""
   report = folder / 'report.xml'
-  command = [*PYTEST, '-x', '-q', '-p', 'no:cacheprovider', '--hypothesis-seed=0', '--tb=line', f'--junit-xml={report}',
-             *(f'tests/{test}' for test in tests)]
+  command = [
+    *PYTEST,
+    '-x',
+    '-q',
+    '-p',
+    'no:cacheprovider',
+    '--hypothesis-seed=0',
+    '--tb=line',
+    f'--junit-xml={report}',
+    *(f'tests/{test}' for test in tests),
+  ]
   try:
-    result = subprocess.run(command, cwd=folder, env=make_environment(folder, cache), capture_output=True, text=True,
-                            errors='replace', timeout=timeout)
+    result = subprocess.run(
+      command,
+      cwd=folder,
+      env=make_environment(folder, cache),
+      capture_output=True,
+      text=True,
+      errors='replace',
+      timeout=timeout,
+    )
   except subprocess.TimeoutExpired:
     return Outcome(TOO_SLOW, f'more than {timeout:.0f} seconds')
   return read_outcome(result.returncode, report, (result.stdout + result.stderr)[-2000:])

@@ -15,6 +15,11 @@ class Mutation(NamedTuple):
   tests: tuple[str, ...]
 
 
-ROWS = (mutations_training.ROWS + mutations_augment.ROWS + mutations_models.ROWS + mutations_evaluation.ROWS
-        + mutations_costs.ROWS)
+ROWS = (
+  mutations_training.ROWS
+  + mutations_augment.ROWS
+  + mutations_models.ROWS
+  + mutations_evaluation.ROWS
+  + mutations_costs.ROWS
+)
 MUTATIONS = tuple(Mutation(*row) for row in ROWS)

@@ -17,10 +17,23 @@ import sys
 import time
 
 RUN = [
-    '--dataset=digits', '--image_size=16', '--encoder=vit_micro', '--num_clients=3', '--max_train_images=300',
-    '--auxiliary_fraction=0.2', '--batch_size=16', '--rounds_per_stage=4', '--blocks_per_stage=2', '--local_epochs=2',
-    '--learning_rate=5e-3', '--temperature=0.2', '--blur_probability=0,0', '--method=lw_fedssl',
-    '--knn_bank_images=300', '--knn_test_images=100']
+  '--dataset=digits',
+  '--image_size=16',
+  '--encoder=vit_micro',
+  '--num_clients=3',
+  '--max_train_images=300',
+  '--auxiliary_fraction=0.2',
+  '--batch_size=16',
+  '--rounds_per_stage=4',
+  '--blocks_per_stage=2',
+  '--local_epochs=2',
+  '--learning_rate=5e-3',
+  '--temperature=0.2',
+  '--blur_probability=0,0',
+  '--method=lw_fedssl',
+  '--knn_bank_images=300',
+  '--knn_test_images=100',
+]
 UNTIMED = ('seconds', 'images_per_second')
 
 
@@ -107,8 +120,17 @@ def main():
   finish(start(folder / 'undisturbed'))
   moments = kill_until_done(folder / 'killed', options.kills, options.longest, random.Random(options.seed))
   compare(folder / 'killed', folder / 'undisturbed')
-  print(json.dumps({'kills': options.kills, 'identical': True, 'moments': moments,
-                    'rounds': len(read_rows(folder / 'killed')), 'seconds': round(time.time() - begin)}))
+  print(
+    json.dumps(
+      {
+        'kills': options.kills,
+        'identical': True,
+        'moments': moments,
+        'rounds': len(read_rows(folder / 'killed')),
+        'seconds': round(time.time() - begin),
+      }
+    )
+  )
 
 
 if __name__ == '__main__':
