@@ -17,7 +17,7 @@ from lwfedssl_jax.federated import calibration
 from lwfedssl_jax.federated import round as rounds
 from lwfedssl_jax.federated.client_update import make_step_options
 from lwfedssl_jax.federated.model import make_model
-from lwfedssl_jax.federated.round_inputs import ClientSlots, RoundInputs
+from lwfedssl_jax.federated.round_types import ClientSlots, RoundInputs
 from lwfedssl_jax.federated.training_step import Batch
 from lwfedssl_jax.resources import flops, memory
 from lwfedssl_jax.stages import StagePlan

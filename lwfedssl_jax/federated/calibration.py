@@ -16,7 +16,7 @@ from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
 from lwfedssl_jax.federated import client_update
 from lwfedssl_jax.federated.client_update import Batches, ClientKeys, Pipeline
-from lwfedssl_jax.federated.round_inputs import Placement
+from lwfedssl_jax.federated.placement import Placement
 from lwfedssl_jax.federated.training_step import Losses
 from lwfedssl_jax.stages import StageShape
 

@@ -13,31 +13,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
 from lwfedssl_jax import stages, trees
 from lwfedssl_jax.base import Array, Bool, FederatedRound, Float, Function, Integer, Params, Raveled
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
-from lwfedssl_jax.devices import AXIS
 from lwfedssl_jax.federated import aggregation, calibration, client_update, scheduling
 from lwfedssl_jax.federated.aggregation import Aggregator, Tally, Uploads
 from lwfedssl_jax.federated.client_update import ClientData, ClientKeys, ClientUpdate
-from lwfedssl_jax.federated.round_inputs import ClientSlots, Placement, RoundInputs, input_specs
+from lwfedssl_jax.federated.placement import Placement, shard_round
+from lwfedssl_jax.federated.round_types import ClientSlots, RoundInputs, RoundMetrics
 from lwfedssl_jax.federated.training_step import Losses
 from lwfedssl_jax.stages import StageParams, StageShape
-
-
-class RoundMetrics(NamedTuple):
-  """Losses of a round: mean over accepted clients, weighted by images; per client; of calibration.
-
-  A client is accepted if it returned and its update is valid (`aggregation.is_valid_update`).
-  """
-
-  client: Losses
-  client_losses: Float[Array, ' K']
-  accepted: Bool[Array, ' K']
-  calibration: Losses | None
 
 
 class RoundParts(NamedTuple):
@@ -95,7 +82,7 @@ def make_round(
     mean = Losses(*aggregation.mean_over_accepted(losses, weights, accepted, tally, axis))
     return params, RoundMetrics(mean, losses.total, accepted, calibrated)
 
-  run = functools.partial(jax.jit, static_argnums=0, donate_argnums=1)(_shard(body, placement))
+  run = functools.partial(jax.jit, static_argnums=0, donate_argnums=1)(shard_round(body, placement))
 
   def arguments(params, plan, inputs):
     return (plan.shape, params, np.int32(plan.start), np.int32(plan.stop), inputs)
@@ -158,25 +145,3 @@ def _calibrate(
   calibrated, losses = calibrate(params, stop, inputs.server_images, keys)
   valid = aggregation.is_valid_update(calibrated, losses.total, jnp.inf)
   return trees.select((tally.num_accepted > 0) & valid, calibrated, params), losses
-
-
-def _shard(body: Function, placement: Placement) -> Function:
-  """Wraps the body of a round so that each device runs it on its shard of clients; the identity for one device."""
-  if placement.mesh is None:
-    return body
-
-  def run(
-    shape: StageShape, params: Params, start: Integer, stop: Integer, inputs: RoundInputs
-  ) -> tuple[Params, RoundMetrics]:
-    replicated: Any = PartitionSpec()
-    sharded: Any = PartitionSpec(AXIS)
-    on_device = jax.shard_map(
-      functools.partial(body, shape),
-      mesh=placement.mesh,
-      in_specs=(replicated, replicated, replicated, input_specs(placement)),
-      out_specs=(replicated, RoundMetrics(replicated, sharded, sharded, replicated)),
-      check_vma=False,
-    )
-    return on_device(params, start, stop, inputs)
-
-  return run
