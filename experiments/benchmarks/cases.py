@@ -48,9 +48,9 @@ class Case(NamedTuple):
 
 
 def _compile(lower: Callable[[], Any]) -> tuple[Any, float]:
-  begin = time.perf_counter()
+  started = time.perf_counter()
   compiled = lower().compile()
-  return compiled, time.perf_counter() - begin
+  return compiled, time.perf_counter() - started
 
 
 def _step_case(config: Config, plan: StagePlan) -> Case:

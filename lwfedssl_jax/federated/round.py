@@ -71,10 +71,10 @@ def make_round(
     shape: StageShape, params: Params, start: Integer, stop: Integer, inputs: RoundInputs
   ) -> tuple[Params, RoundMetrics]:
     global_params = stages.split(params, shape, start)
-    received = raveler.ravel(global_params.active)
+    global_active = raveler.ravel(global_params.active)
     state, losses, accepted, weights = _train_clients(config, parts, placement, global_params, inputs, client_steps)
     tally = aggregation.tally_clients(weights, accepted, axis)
-    aggregated = aggregation.aggregate_or_keep(parts.aggregator, state, accepted, tally, received)
+    aggregated = aggregation.aggregate_or_keep(parts.aggregator, state, accepted, tally, global_active)
     params = stages.merge(params, raveler.unravel(aggregated, global_params.active), start)
     calibrated = None
     if parts.calibrate is not None:
@@ -108,14 +108,14 @@ def _train_clients(
     The aggregator's state; each client's losses, whether it is accepted, and its weight.
   """
   client, aggregator = config.client, parts.aggregator
-  received = parts.client_update.options.model.raveler.ravel(global_params.active)
+  global_active = parts.client_update.options.model.raveler.ravel(global_params.active)
   chunk = scheduling.run_layout(config, placement.num_devices).chunk
   weights = aggregation.client_weights(inputs.clients.num_images, inputs.clients.returned, placement.axis)
 
   def upload(slot: ClientSlots, keys: ClientKeys, num_steps: Integer) -> tuple[Raveled, Losses, Bool[Array, '']]:
     data = ClientData(inputs.images, slot.image_ids, slot.num_images)
     params, losses = parts.client_update.apply(global_params, data, keys, num_steps)
-    params = aggregation.clip_update(params, received, config.method.client_update_clip)
+    params = aggregation.clip_update(params, global_active, config.method.client_update_clip)
     valid = aggregation.is_valid_update(params, losses.total, inputs.loss_limit)
     return params, losses, slot.returned & valid
 
@@ -132,7 +132,7 @@ def _train_clients(
     )
     return (aggregator.add(state, Uploads(params, chunk_weights, accepted), first), first + chunk), (losses, accepted)
 
-  start = (aggregator.init(received, len(weights)), jnp.int32(0))
+  start = (aggregator.init(global_active, len(weights)), jnp.int32(0))
   (state, _), results = jax.lax.scan(add_chunk, start, scheduling.chunk_clients((inputs.clients, weights), chunk))
   return state, *jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results), weights
 

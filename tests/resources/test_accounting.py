@@ -121,7 +121,7 @@ def test_calibration_makes_a_client_download_everything_again():
 
 @pytest.mark.parametrize('method', ['end_to_end', 'layerwise', 'lw_fedssl', 'prog_fedssl'])
 def test_full_participation_against_the_paper(method):
-  """Only the hand-over of finished blocks, which the paper leaves out, is extra; and only `layerwise` has one."""
+  """Only the transfer of finished blocks, which the paper leaves out, is extra; and only `layerwise` has one."""
   config = configure(method=method, encoder='vit_tiny')
   payload = comm.make_payload(config, 32)
   run = accounting.charge_run(payload, stages.make_plans(config), 10, *accounting.full_participation(config))

@@ -75,7 +75,7 @@ ROWS = (
   (
     'objectives/alignment.py',
     'second view aligned with the first one received',
-    'pairwise(local[1], received[1], mask)',
+    'pairwise(local[1], global_projections[1], mask)',
     'pairwise(local[1], received[0], mask)',
     LOSSES,
   ),
