@@ -122,6 +122,9 @@ def main():
       'in_loops': [sum(op.num_bytes for op in run['collectives'] if op.in_loop) for run in (one, four)],
       'active_bytes': one['active_bytes'],
     }
+    if name == 'lw_fedssl':
+      pieces = _run(values | {'calibration_micro_batch_size': 1}, 4, 0.0)  # a device has two images of a batch
+      report[name]['pieces_differ'] = _difference(one, pieces, 0)
   print(json.dumps(report))
   return 0
 
