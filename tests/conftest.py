@@ -3,6 +3,10 @@
 import functools
 import os
 
+os.environ.setdefault(
+  'JAX_PLATFORMS', 'cpu'
+)  # beside the CUDA plugin, which compiles for GPUs in tests; for commands too
+
 import jax
 import jax.numpy as jnp
 import numpy as np

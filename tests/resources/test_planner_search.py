@@ -20,7 +20,7 @@ def config_of(**values):
   )
 
 
-def made_up_peak(config, image_size):
+def made_up_peak(config, image_size, target=None):
   per_image = LEVELS[config.client.rematerialize] * (0.5 if config.model.compute_dtype == 'bfloat16' else 1)
   return int(planner.MEGABYTE * (2 + per_image * (config.client.micro_batch_size or BATCH)))
 
