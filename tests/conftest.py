@@ -32,6 +32,7 @@ SLOW = (
   'test_cluster.py',
   'test_devices.py',
   'test_scaling.py',
+  'test_target_compile.py',
 )
 ROUNDS = ('test_contract.py', 'test_naive_round.py', 'test_by_hand.py')  # the same rounds: one worker compiles them
 
