@@ -72,6 +72,7 @@ def _evaluate(workdir: str, seeds: list[int]) -> dict[str, Any]:
     data_dir=_DATA_DIR.value or config.data.data_dir,
     cache_dir=_CACHE_DIR.value or config.data.cache_dir,
     image_size=config.model.image_size,
+    client_folders=config.partition.has_client_folders and not _DATASET.value,
   )
   return run_evaluation.evaluate_run(
     workdir,

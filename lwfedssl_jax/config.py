@@ -127,8 +127,11 @@ class PartitionConfig(Validated):
   partition: str = option(
     'iid',
     'partition of images over clients: iid; dirichlet (each class over the clients, sizes differ); '
-    'dirichlet_clients (class shares of each client, equal sizes); shards (few classes each)',
-    choices=('iid', 'dirichlet', 'dirichlet_clients', 'shards'),
+    'dirichlet_clients (class shares of each client, equal sizes); shards (few classes each); folders (a folder per '
+    'client, in --dataset=folder:PATH); file:PATH (the partition.json of a run, or one of your own, which decides the '
+    "server's images too)",
+    choices=('iid', 'dirichlet', 'dirichlet_clients', 'shards', 'folders'),
+    open_choice='file:PATH',
   )
   dirichlet_beta: float = option(
     0.5, 'concentration of the Dirichlet partitions; smaller is more heterogeneous', above=0
@@ -137,6 +140,16 @@ class PartitionConfig(Validated):
   client_size_sigma: float = option(
     0.0, 'log-normal sigma of client sizes with --partition=iid; 0: equal sizes', at_least=0, at_most=3
   )
+
+  @property
+  def file(self) -> str:
+    """Path of the file that holds the partition, or empty."""
+    kind, _, path = self.partition.partition(':')
+    return path if kind == 'file' else ''
+
+  @property
+  def has_client_folders(self) -> bool:
+    return self.partition == 'folders'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -266,7 +279,8 @@ class Config:
         f'--clients_per_round: expected at most --num_clients={self.effective_num_clients}, '
         f'got {self.client.clients_per_round}'
       )
-    if self.uses_calibration and not self.data.auxiliary_dataset and not self.data.auxiliary_fraction:
+    held_out = self.data.auxiliary_fraction or self.partition.file
+    if self.uses_calibration and not self.data.auxiliary_dataset and not held_out:
       raise UsageError('--auxiliary_fraction: expected more than 0 with --server_calibration, got 0')
 
   @property

@@ -58,10 +58,10 @@ def load(path: str) -> tuple[Decoded, tuple[str, ...]] | None:
   try:
     with open(os.path.join(path, 'entry.json'), encoding='utf-8') as f:
       entry = json.load(f)
-    train_images, train_labels, test_images, test_labels = (_load_array(path, name, entry) for name in Decoded._fields)
-    if train_images is None or test_images is None:
+    decoded = Decoded(*(_load_array(path, name, entry) for name in Decoded._fields))  # type: ignore[arg-type]
+    if decoded.train_images is None or decoded.test_images is None:
       raise ValueError('no images')
-    return Decoded(train_images, train_labels, test_images, test_labels), tuple(entry['class_names'])
+    return decoded, tuple(entry['class_names'])
   except FileNotFoundError:
     return None
   except Exception as e:  # a damaged entry is only a copy and is ignored

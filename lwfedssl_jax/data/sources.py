@@ -23,6 +23,8 @@ class ImageDataset(NamedTuple):
     test_images: uint8 (M, S, S, 3); M may be 0.
     test_labels: int32 (M,), or None.
     class_names: empty without labels.
+    train_clients: int32 (N,), the number of each training image's client folder, in the order of the folders' names;
+      None unless it was loaded with `client_folders`.
   """
 
   name: str
@@ -31,9 +33,12 @@ class ImageDataset(NamedTuple):
   test_images: np.ndarray
   test_labels: np.ndarray | None
   class_names: tuple[str, ...]
+  train_clients: np.ndarray | None = None
 
 
-def load(spec: str, *, data_dir: str = '', cache_dir: str = '', image_size: int = 0) -> ImageDataset:
+def load(
+  spec: str, *, data_dir: str = '', cache_dir: str = '', image_size: int = 0, client_folders: bool = False
+) -> ImageDataset:
   """Loads a data set, from the cache of decoded images if possible.
 
   Nothing is downloaded. Gray images have three equal channels; transparency becomes white.
@@ -44,6 +49,7 @@ def load(spec: str, *, data_dir: str = '', cache_dir: str = '', image_size: int 
     cache_dir: folder of the cache of decoded images; empty for the user's cache folder.
     image_size: side of the images, pixels: the shorter side is resized to it, then the center is cropped. 0: that of
       the data set, whose images must then have one square size.
+    client_folders: `folder:PATH` holds a folder for each client, which holds a folder for each class or images only.
 
   Raises:
     UsageError: one line that names the flag or the file and what was expected.
@@ -51,10 +57,12 @@ def load(spec: str, *, data_dir: str = '', cache_dir: str = '', image_size: int 
   kind, colon, argument = spec.partition(':')
   if kind not in READERS or (kind == 'digits') == bool(colon) or (colon and not argument):
     raise UsageError(f'--dataset: expected digits, tfds:NAME, folder:PATH or npz:PATH, got {spec!r}')
-  source = READERS[kind](argument, data_dir)
+  if client_folders and kind != 'folder':
+    raise UsageError(f'--partition=folders: expected --dataset=folder:PATH, got --dataset={spec}')
+  source = folder.open_client_folders(argument) if client_folders else READERS[kind](argument, data_dir)
   path = ''
   if source.files:
-    identity = (spec, data_dir and os.path.abspath(data_dir), image_size)
+    identity = (spec, data_dir and os.path.abspath(data_dir), image_size, client_folders)
     path = cache.entry_path(cache.cache_root(cache_dir), identity, source.files)
     if cached := cache.load(path):
       return _to_dataset(spec, *cached)
@@ -78,7 +86,7 @@ def _to_dataset(spec: str, decoded: images.Decoded, class_names: tuple[str, ...]
     if array is not None:
       array.flags.writeable = False
   labeled = decoded.train_labels is not None or decoded.test_labels is not None
-  return ImageDataset(spec, *decoded, class_names if labeled else ())
+  return ImageDataset(name=spec, class_names=class_names if labeled else (), **decoded._asdict())
 
 
 def describe(dataset: ImageDataset) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from lwfedssl_jax import devices, rng, stages, trees
 from lwfedssl_jax.base import Params
 from lwfedssl_jax.config import Config
-from lwfedssl_jax.data import federated_dataset, sources
+from lwfedssl_jax.data import federated_dataset, partition_file, sources
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
 from lwfedssl_jax.errors import LostPeerError, StorageError, TrainingError, UsageError
 from lwfedssl_jax.plots import run_plots
@@ -64,7 +64,9 @@ def train(
       checkpoint.Checkpoints(workdir, config.run.keep_checkpoints, sharding=run.sharding) as checkpoints,
     ):
       restored = checkpoints.restore_newest(jax.eval_shape(run.model.init_params, jax.random.key(0)))
-      if restored is None and first:
+      if restored is not None:
+        _check_partition(data, workdir)
+      elif first:
         _write_plots(run, workdir)
       params, rounds_done = restored or (run.init(), 0)
       log_type = metrics_writer.MetricsWriter if first else metrics_writer.MetricsReader
@@ -264,13 +266,23 @@ def _summarize(run: RunSetup, params: Params, rows: list[dict[str, Any]]) -> Sum
   }
 
 
+def _partition_json(data: FederatedDataset) -> dict[str, Any]:
+  partition = partition_file.Partition(data.client_images, data.server_ids)
+  return partition_file.to_json(partition, len(data.dataset.train_images))
+
+
+def _check_partition(data: FederatedDataset, workdir: str) -> None:
+  """Raises UsageError where a run that continues would train on another partition than it started with."""
+  path = os.path.join(workdir, partition_file.NAME)
+  if os.path.exists(path) and run_dir.read_json(path) != _partition_json(data):
+    raise UsageError(f'--resume: expected the partition in {path}; the data set or the file of --partition has changed')
+
+
 def _write_plots(run: RunSetup, workdir: str) -> None:
   """Plots augmented views and the partition, and saves the partition, before training starts."""
   run_plots.write_contact_sheet(
     os.path.join(workdir, 'views.png'), run.data, run.config, rng.key(run.config.run.seed, rng.Stream.CONTACT_SHEET)
   )
-  clients = [ids.tolist() for ids in run.data.client_images]
-  partition = {'clients': clients, 'server': run.data.server_ids.tolist()}
-  with open(os.path.join(workdir, 'partition.json'), 'w', encoding='utf-8') as file:
-    json.dump(partition, file)
+  with open(os.path.join(workdir, partition_file.NAME), 'w', encoding='utf-8') as file:
+    json.dump(_partition_json(run.data), file)
   run_plots.write_partition_plot(os.path.join(workdir, 'partition.png'), run.data)
