@@ -19,7 +19,7 @@ from absl import logging
 
 from lwfedssl_jax.data.images import Decoded, one_line
 
-FORMAT_VERSION = 1  # increment it when decoding gives other pixels
+FORMAT_VERSION = 2  # increment it when decoding gives other pixels or arrays
 MIN_BYTES = 4 << 20  # smaller data sets are decoded faster than cached
 _STALE_SECONDS = 24 * 3600  # a temporary folder this old was left by a writer that died
 _TEMPORARY = '.writing-'

@@ -62,6 +62,9 @@ class Split(NamedTuple):
   clients: tuple[int, ...] | None = None
 
 
+EMPTY_SPLIT = Split(0, lambda indices: [], lambda index: '', False)
+
+
 class Opened(NamedTuple):
   """Splits of a source, ready to be decoded."""
 
@@ -69,6 +72,7 @@ class Opened(NamedTuple):
   test: Split
   class_names: tuple[str, ...]
   unreadable_share: float = 0.0  # share of all images that may be skipped (at least one, if it is not 0)
+  val: Split = EMPTY_SPLIT
 
 
 class Source(NamedTuple):
@@ -79,16 +83,18 @@ class Source(NamedTuple):
 
 
 class Decoded(NamedTuple):
-  """uint8 images (N, S, S, 3) and int32 labels (N,) or None, per split; int32 client folders (N,) of the first."""
+  """uint8 images (N, S, S, 3) and int32 labels (N,) or None, per split; int32 client folders (N,) of the first.
+
+  `val_images` are None if there is no validation split.
+  """
 
   train_images: np.ndarray
   train_labels: np.ndarray | None
   test_images: np.ndarray
   test_labels: np.ndarray | None
+  val_images: np.ndarray | None = None
+  val_labels: np.ndarray | None = None
   train_clients: np.ndarray | None = None
-
-
-EMPTY_SPLIT = Split(0, lambda indices: [], lambda index: '', False)
 
 
 def one_line(error: BaseException) -> str:
@@ -284,7 +290,7 @@ def _decode_split(
 
 
 def decode_all(opened: Opened, side: int, resize: bool, allocate: Allocate) -> Decoded:
-  """Decodes both splits with threads.
+  """Decodes the splits with threads.
 
   Args:
     opened: the splits.
@@ -295,10 +301,14 @@ def decode_all(opened: Opened, side: int, resize: bool, allocate: Allocate) -> D
   Raises:
     UsageError: images of mixed sizes, or more unreadable ones than `opened` allows.
   """
-  skipped = _Skipped(opened.unreadable_share, opened.train.size + opened.test.size)
+  skipped = _Skipped(opened.unreadable_share, opened.train.size + opened.test.size + opened.val.size)
   with warnings.catch_warnings():
     warnings.filterwarnings('ignore', module='PIL')
     warnings.simplefilter('ignore', Image.DecompressionBombWarning)
     images, labels, clients = _decode_split('train', opened.train, side, resize, allocate, skipped)
     test_images, test_labels, _ = _decode_split('test', opened.test, side, resize, allocate, skipped)
-  return Decoded(images, labels, test_images, test_labels, clients)
+    decoded = Decoded(images, labels, test_images, test_labels, train_clients=clients)
+    if not opened.val.size:
+      return decoded
+    val_images, val_labels, _ = _decode_split('val', opened.val, side, resize, allocate, skipped)
+  return decoded._replace(val_images=val_images, val_labels=val_labels)

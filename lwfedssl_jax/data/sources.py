@@ -11,6 +11,7 @@ from lwfedssl_jax.errors import UsageError
 
 _DIGITS_TEST_IMAGES = 360
 _MAX_CLASSES = 1 << 16
+_SPLITS = ('train', 'test', 'val')
 
 
 class ImageDataset(NamedTuple):
@@ -20,9 +21,12 @@ class ImageDataset(NamedTuple):
     name: the specification it was loaded from, e.g. 'tfds:cifar10'.
     train_images: uint8 (N, S, S, 3), N at least 1.
     train_labels: int32 (N,), 0 .. len(class_names) - 1; None without labels.
-    test_images: uint8 (M, S, S, 3); M may be 0.
+    test_images: uint8 (M, S, S, 3); M may be 0. The validation images, if the data set has no test images, or if only
+      its validation images have labels.
     test_labels: int32 (M,), or None.
     class_names: empty without labels.
+    val_images: uint8 (V, S, S, 3), the validation split of the data set; None if it has none. Not used in training.
+    val_labels: int32 (V,), or None.
     train_clients: int32 (N,), the number of each training image's client folder, in the order of the folders' names;
       None unless it was loaded with `client_folders`.
   """
@@ -33,6 +37,8 @@ class ImageDataset(NamedTuple):
   test_images: np.ndarray
   test_labels: np.ndarray | None
   class_names: tuple[str, ...]
+  val_images: np.ndarray | None = None
+  val_labels: np.ndarray | None = None
   train_clients: np.ndarray | None = None
 
 
@@ -70,7 +76,7 @@ def load(
   side = image_size or images.image_side(opened.train)
   if not opened.train.size or not side:
     raise UsageError(f'--dataset={spec}: expected training images, found none')
-  num_bytes = (opened.train.size + opened.test.size) * side * side * 3
+  num_bytes = (opened.train.size + opened.test.size + opened.val.size) * side * side * 3
 
   def decode(allocate):
     return images.decode_all(opened, side, bool(image_size), allocate)
@@ -85,7 +91,11 @@ def _to_dataset(spec: str, decoded: images.Decoded, class_names: tuple[str, ...]
   for array in decoded:
     if array is not None:
       array.flags.writeable = False
-  labeled = decoded.train_labels is not None or decoded.test_labels is not None
+  if decoded.val_images is not None and (
+    not len(decoded.test_images) or (decoded.test_labels is None and decoded.val_labels is not None)
+  ):
+    decoded = decoded._replace(test_images=decoded.val_images, test_labels=decoded.val_labels)
+  labeled = any(labels is not None for labels in (decoded.train_labels, decoded.test_labels, decoded.val_labels))
   return ImageDataset(name=spec, class_names=class_names if labeled else (), **decoded._asdict())
 
 
@@ -93,8 +103,13 @@ def describe(dataset: ImageDataset) -> str:
   """Returns one plain line: name, numbers of images, size, classes."""
   side = dataset.train_images.shape[1]
   classes = f'{len(dataset.class_names)} classes' if dataset.class_names else 'no labels'
+  validation = ''
+  if dataset.val_images is dataset.test_images:
+    validation = ' (its validation split)'
+  elif dataset.val_images is not None:
+    validation = f', {len(dataset.val_images)} validation images'
   return (
-    f'{dataset.name}: {len(dataset.train_images)} training and {len(dataset.test_images)} test images, '
+    f'{dataset.name}: {len(dataset.train_images)} training and {len(dataset.test_images)} test images{validation}, '
     f'{side}x{side}, {classes}'
   )
 
@@ -128,7 +143,7 @@ def _open_digits(argument: str, data_dir: str) -> images.Source:
 
 
 def _open_npz(argument: str, data_dir: str) -> images.Source:
-  """Opens `npz:PATH` in MedMNIST's layout: train_images, train_labels, and the same for test (else for val)."""
+  """Opens `npz:PATH` in MedMNIST's layout: train_images, train_labels, and the same for val and test."""
   del data_dir
   path = os.path.abspath(os.path.expanduser(argument))
   if not os.path.isfile(path):
@@ -139,8 +154,7 @@ def _open_npz(argument: str, data_dir: str) -> images.Source:
 def _read_npz(path: str) -> images.Opened:
   try:
     with np.load(path, allow_pickle=False) as archive:
-      test = next((name for name in ('test', 'val') if f'{name}_images' in archive), 'test')
-      names = [f'{split}_{what}' for split in ('train', test) for what in ('images', 'labels')]
+      names = [f'{split}_{what}' for split in _SPLITS for what in ('images', 'labels')]
       arrays = {name: archive[name] for name in names if name in archive}
   except Exception as e:  # a damaged or malicious file raises many types of error
     why = images.one_line(e)
@@ -148,16 +162,19 @@ def _read_npz(path: str) -> images.Opened:
     raise UsageError(f'{path}: expected an .npz file of plain arrays: {why}') from e
   if 'train_images' not in arrays:
     raise UsageError(f'{path}: expected an array train_images, found none')
-  for split in ('train', test):
+  for split in _SPLITS:
     _check_npz_split(path, split, arrays)
   splits = {
     split: _array_split(arrays[f'{split}_images'], arrays.get(f'{split}_labels'), f'{path}: {split}_images')
-    for split in ('train', test)
+    for split in _SPLITS
     if f'{split}_images' in arrays
   }
   largest = max((int(v.max()) for k, v in arrays.items() if k.endswith('labels') and v.size), default=-1)
   return images.Opened(
-    splits['train'], splits.get(test, images.EMPTY_SPLIT), tuple(str(number) for number in range(largest + 1))
+    splits['train'],
+    splits.get('test', images.EMPTY_SPLIT),
+    tuple(str(number) for number in range(largest + 1)),
+    val=splits.get('val', images.EMPTY_SPLIT),
   )
 
 
