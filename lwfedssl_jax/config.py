@@ -107,7 +107,7 @@ class MethodConfig(Validated):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig(Validated):
-  dataset: str = option('digits', 'digits, tfds:NAME, folder:PATH or npz:PATH')
+  dataset: str = option('digits', 'digits, folder:PATH, npz:PATH, tfds:NAME or hf:NAME_OR_PATH')
   data_dir: str = option('', "folder of prepared TFDS data sets; empty: TFDS's default")
   cache_dir: str = option('', "folder of the cache of decoded images; empty: in the user's cache folder")
   max_train_images: int = option(0, 'number of training images to use, drawn by a fixed seed; 0: all', at_least=0)

@@ -1,4 +1,4 @@
-"""Data sets by name: `digits`, `tfds:NAME`, `folder:PATH` or `npz:PATH`, as uint8 images in one shape."""
+"""Data sets by name, `digits` or KIND:NAME (see READERS), as uint8 images in one shape."""
 
 import os
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lwfedssl_jax.data import cache, folder, images, tfds_source
+from lwfedssl_jax.data import cache, folder, hf_source, images, tfds_source
 from lwfedssl_jax.errors import UsageError
 
 _DIGITS_TEST_IMAGES = 360
@@ -47,10 +47,10 @@ def load(
 ) -> ImageDataset:
   """Loads a data set, from the cache of decoded images if possible.
 
-  Nothing is downloaded. Gray images have three equal channels; transparency becomes white.
+  Nothing is downloaded, except by `hf:NAME`. Gray images have three equal channels; transparency becomes white.
 
   Args:
-    spec: `digits`, `tfds:NAME`, `folder:PATH` or `npz:PATH`.
+    spec: `digits`, `folder:PATH`, `npz:PATH`, `tfds:NAME` or `hf:NAME_OR_PATH`.
     data_dir: folder of prepared TFDS data sets; empty for TFDS's default.
     cache_dir: folder of the cache of decoded images; empty for the user's cache folder.
     image_size: side of the images, pixels: the shorter side is resized to it, then the center is cropped. 0: that of
@@ -62,7 +62,7 @@ def load(
   """
   kind, colon, argument = spec.partition(':')
   if kind not in READERS or (kind == 'digits') == bool(colon) or (colon and not argument):
-    raise UsageError(f'--dataset: expected digits, tfds:NAME, folder:PATH or npz:PATH, got {spec!r}')
+    raise UsageError(f'--dataset: expected digits, folder:PATH, npz:PATH, tfds:NAME or hf:NAME_OR_PATH, got {spec!r}')
   if client_folders and kind != 'folder':
     raise UsageError(f'--partition=folders: expected --dataset=folder:PATH, got --dataset={spec}')
   source = folder.open_client_folders(argument) if client_folders else READERS[kind](argument, data_dir)
@@ -213,6 +213,7 @@ def _check_npz_split(path: str, split: str, arrays: dict[str, Any]) -> None:
 READERS: dict[str, Callable[[str, str], images.Source]] = {
   'digits': _open_digits,
   'tfds': tfds_source.open_tfds,
+  'hf': hf_source.open_hf,
   'folder': folder.open_folder,
   'npz': _open_npz,
 }

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lwfedssl_jax.data import images
+from lwfedssl_jax.data import columns, images
 from lwfedssl_jax.errors import UsageError
 
 _NAME = re.compile(r'(?P<name>[A-Za-z_]\w*)(?:/(?P<config>[\w.+-]+))?(?::(?P<version>\d+\.\d+\.\d+))?')
@@ -153,11 +153,9 @@ def _open(argument: str, folder: str) -> images.Opened:
     raise UsageError(f'{folder}: expected a TFDS data set: {images.one_line(e)}') from e
   if 'train' not in splits:
     raise UsageError(f'--dataset=tfds:{argument}: expected a split train, found {", ".join(splits) or "none"}')
-  image_key = 'image' if 'image' in features else next((k for k, t in feature_types.items() if t == 'Image'), None)
+  image_key, label_key = columns.find_image(feature_types), columns.find_label(feature_types)
   if image_key is None or feature_types[image_key] not in ('Image', 'Tensor'):
     raise UsageError(f'--dataset=tfds:{argument}: expected a feature "image", found {", ".join(features)}')
-  class_labels = [key for key, kind in feature_types.items() if kind == 'ClassLabel']
-  label_key = 'label' if 'label' in class_labels else class_labels[0] if len(class_labels) == 1 else None
   if feature_types[image_key] == 'Image' and np.dtype(features[image_key].np_dtype).kind != 'u':
     raise UsageError(f'--dataset=tfds:{argument}: expected integer images, found {features[image_key].np_dtype}')
   encoded = feature_types[image_key] == 'Image'
