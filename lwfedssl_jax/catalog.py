@@ -97,6 +97,7 @@ PAPER_CONVENTIONS = ('paper_v4', 'paper_v1')
 OWN_CONVENTIONS = ('actual', 'expected')
 CONVENTIONS = (*PAPER_CONVENTIONS, *OWN_CONVENTIONS)
 
+TRACKERS = ('tensorboard', 'wandb', 'mlflow', 'none')  # of a run's rows (workdir/trackers.py)
 PROTOCOLS = ('knn', 'knn_centered', 'linear', 'finetune')  # of evaluation
 # Of evaluation. val: the data set's own validation images; holdout: a fixed fifth of the images that are fitted on.
 SPLITS = ('test', 'val', 'holdout')

@@ -237,6 +237,12 @@ class RunConfig(Validated):
   stop_after_round: int = option(0, 'stop after this many rounds of the run; 0: at its end', at_least=0)
   checkpoint_every: int = option(1, "rounds between checkpoints; a stage's last round is always saved", at_least=1)
   keep_checkpoints: int = option(2, 'number of newest checkpoints to keep', at_least=1)
+  tracker: str = option(
+    'tensorboard',
+    "where a round's metrics go beside metrics.jsonl: the folder tensorboard of the workdir; Weights & Biases or "
+    'MLflow, as their environment variables say',
+    choices=catalog.TRACKERS,
+  )
   num_devices: int = option(0, "devices over which a round's clients are sharded; 0: all", at_least=0)
   device_data_budget_mb: float = option(
     0.0,
