@@ -6,7 +6,7 @@ PIP_INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 DEMO ?= runs/demo
 METHODS := lw_fedssl,layerwise,prog_fedssl,end_to_end
 
-.PHONY: demo test quick coverage lint dist try-wheel requirements clean
+.PHONY: demo test quick coverage lint docs dist try-wheel requirements clean
 
 # Installed once per change of the packaging files; an incomplete environment is created again.
 $(VENV)/installed: setup.cfg pyproject.toml
@@ -20,6 +20,10 @@ $(VENV)/installed-for-tests: $(VENV)/installed
 
 $(VENV)/installed-for-dist: $(VENV)/installed
 	$(PIP_INSTALL) -e '.[dist]'
+	touch $@
+
+$(VENV)/installed-for-docs: $(VENV)/installed
+	$(PIP_INSTALL) -e '.[docs]'
 	touch $@
 
 # Four methods on scikit-learn's digits, then a report. An interrupted demo is resumed.
@@ -46,6 +50,10 @@ quick: lint
 coverage: $(VENV)/installed-for-tests
 	$(PYTEST) --cov --cov-report=term:skip-covered
 
+# The site of the documents, in site/: a link that leads nowhere or a page outside the navigation is an error.
+docs: $(VENV)/installed-for-docs
+	$(RUN) -m mkdocs build --strict --quiet
+
 # The wheel and the source distribution, checked, in dist/.
 dist: $(VENV)/installed-for-dist
 	rm -rf build dist
@@ -63,4 +71,4 @@ requirements: $(VENV)/installed-for-tests
 	mv requirements.txt.new requirements.txt
 
 clean:
-	rm -rf .venv-* runs build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf .venv-* runs build dist site .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

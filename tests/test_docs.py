@@ -14,7 +14,7 @@ from experiments import command, flags, presets
 from lwfedssl_jax.config_fields import ConfigFields
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md')])
+PAGES = sorted([*ROOT.glob('*.md'), *(ROOT / 'docs').rglob('*.md')])
 COMMANDS = ('pretrain', 'sweep', 'evaluate', 'resources', 'report', 'export', 'benchmark')
 SEARCHED = ('', 'lwfedssl_jax', 'lwfedssl_jax/federated', 'lwfedssl_jax/evaluation', 'lwfedssl_jax/resources')
 REMOVED_FLAGS = {'num_seeds'}  # named by the changelog
@@ -142,6 +142,14 @@ def test_python_snippets_use_names_that_exist(page):
         assert node.attr in lwfedssl_jax.__all__ or importlib.import_module(f'lwfedssl_jax.{node.attr}'), node.attr
       if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == 'configure':
         assert {keyword.arg for keyword in node.keywords} <= set(ConfigFields.__annotations__)
+
+
+def test_every_page_is_in_the_navigation_of_the_site():
+  listed = set(re.findall(r': ([\w/]+\.(?:md|ipynb))$', (ROOT / 'mkdocs.yml').read_text(), flags=re.MULTILINE))
+  made = {'index.md', 'changelog.md', 'contributing.md', 'reference/commands.md'}  # by .ci/mkdocs_hooks.py
+  folder = ROOT / 'docs'
+  pages = {str(path.relative_to(folder)) for path in folder.rglob('*') if path.suffix in ('.md', '.ipynb')}
+  assert listed == pages | made
 
 
 def test_spelling_is_american():
