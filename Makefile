@@ -52,7 +52,7 @@ coverage: $(VENV)/installed-for-tests
 
 # The site of the documents, in site/: a link that leads nowhere or a page outside the navigation is an error.
 docs: $(VENV)/installed-for-docs
-	$(RUN) -m mkdocs build --strict --quiet
+	$(RUN) -m mkdocs build --strict
 
 # The wheel and the source distribution, checked, in dist/.
 dist: $(VENV)/installed-for-dist
@@ -71,4 +71,4 @@ requirements: $(VENV)/installed-for-tests
 	mv requirements.txt.new requirements.txt
 
 clean:
-	rm -rf .venv-* runs build dist site .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf .venv-* .cache runs build dist site .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
