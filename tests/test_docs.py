@@ -14,7 +14,7 @@ from experiments import command, flags, presets
 from lwfedssl_jax.config_fields import ConfigFields
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md')])
+PAGES = sorted([*ROOT.glob('*.md'), *(ROOT / 'docs').rglob('*.md')])
 COMMANDS = ('pretrain', 'sweep', 'evaluate', 'resources', 'report', 'export', 'benchmark')
 SEARCHED = ('', 'lwfedssl_jax', 'lwfedssl_jax/federated', 'lwfedssl_jax/evaluation', 'lwfedssl_jax/resources')
 REMOVED_FLAGS = {'num_seeds'}  # named by the changelog
@@ -171,6 +171,14 @@ def test_words_are_those_of_the_field():
     for private, instead in PRIVATE_WORDS.items():
       found = re.findall(rf'\b(?:{private})\b', path.read_text())
       assert not found, f'{path.relative_to(ROOT)}: {sorted(set(found))}, use {instead}'
+
+
+def test_every_page_is_in_the_navigation_of_the_site():
+  listed = set(re.findall(r': ([\w/]+\.(?:md|ipynb))$', (ROOT / 'mkdocs.yml').read_text(), flags=re.MULTILINE))
+  made = {'index.md', 'changelog.md', 'contributing.md', 'reference/commands.md'}  # by .ci/mkdocs_hooks.py
+  folder = ROOT / 'docs'
+  pages = {str(path.relative_to(folder)) for path in folder.rglob('*') if path.suffix in ('.md', '.ipynb')}
+  assert listed == pages | made
 
 
 def test_spelling_is_american():

@@ -14,7 +14,8 @@ from lwfedssl_jax.data import batching
 from lwfedssl_jax.federated import round as rounds
 from lwfedssl_jax.federated import scheduling
 from lwfedssl_jax.federated.model import make_model
-from lwfedssl_jax.federated.round_inputs import ClientSlots, Placement, RoundInputs, input_specs
+from lwfedssl_jax.federated.placement import Placement, input_specs
+from lwfedssl_jax.federated.round_types import ClientSlots, RoundInputs
 from lwfedssl_jax.resources import collectives, memory, planner, roofline, targets
 from lwfedssl_jax.resources.collectives import Collective
 from lwfedssl_jax.resources.memory import StepMemory
