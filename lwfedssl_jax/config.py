@@ -102,6 +102,12 @@ class MethodConfig(Validated):
     'to this number is taken; 0: the full batch',
     at_least=0,
   )
+  server_memory_budget_mb: float = option(
+    0.0,
+    'memory budget of a calibration step on the server, megabytes (10^6 bytes): calibration_micro_batch_size is chosen '
+    'so that the compiled step fits; 0: no limit',
+    at_least=0,
+  )
   calibration_learning_rate: float = option(
     0.0, 'base learning rate of calibration per 256 images; 0: learning_rate', at_least=0
   )

@@ -32,6 +32,7 @@ class ConfigFields(typing.TypedDict, total=False):
   calibration_epochs: int
   calibration_batch_size: int
   calibration_micro_batch_size: int
+  server_memory_budget_mb: float
   calibration_learning_rate: float
   # DataConfig
   dataset: str

@@ -20,6 +20,7 @@ _NOT_END_TO_END = _APART | {
   'calibration_epochs',
   'calibration_batch_size',
   'calibration_micro_batch_size',
+  'server_memory_budget_mb',
   'calibration_learning_rate',
   'alignment_kind',
   'alignment_weight',
