@@ -27,7 +27,8 @@ def build_vit(config: ModelConfig, image_size: int, rematerialize: str) -> Encod
     sincos=config.position_init == 'sincos',
     rematerialize=rematerialize,
   )
-  return encoder._replace(export=functools.partial(vit_export.export_timm, size, image_size, config.patch_size))
+  export = functools.partial(vit_export.export_timm, size, image_size, config.patch_size)
+  return encoder._replace(export=export, restore=vit_export.import_timm)
 
 
 # (configuration, side of the images in pixels, rematerialize as in `blocks.stack_blocks`) -> encoder
