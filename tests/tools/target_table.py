@@ -2,7 +2,7 @@
 
     python -m tests.tools.target_table --targets=gpu-h100,gpu-a100 --batches=128,512,1024 --dtypes=bfloat16,float32
 
-Each line is printed when it is known. Takes seconds a step for GPUs, a minute or two for TPUs. Needs the extras gpu-aot and
+Each line is printed when it is known: seconds a step for GPUs, a minute or two for TPUs. Needs the extras gpu-aot and
 tpu-aot.
 """
 
