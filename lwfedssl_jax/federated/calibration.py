@@ -14,8 +14,9 @@ from lwfedssl_jax import rng, stages
 from lwfedssl_jax.base import Images, Integer, Key, Params
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
-from lwfedssl_jax.federated import client_update
+from lwfedssl_jax.federated import client_update, execution
 from lwfedssl_jax.federated.client_update import Batches, ClientKeys, Pipeline
+from lwfedssl_jax.federated.model import make_model
 from lwfedssl_jax.federated.round_inputs import Placement
 from lwfedssl_jax.federated.training_step import Losses
 from lwfedssl_jax.stages import StageShape
@@ -62,7 +63,10 @@ def make_calibration(
   """
   method, client = config.method, config.client
   options = client_update.make_step_options(config, image_size, scale)._replace(
-    alignment=None, micro_batch_size=0, learning_rate=method.calibration_learning_rate or client.learning_rate
+    model=make_model(config.model, config.objective, image_size, execution.server_execution(config)),
+    alignment=None,
+    micro_batch_size=0,
+    learning_rate=method.calibration_learning_rate or client.learning_rate,
   )
   whole = StageShape(options.model.encoder.depth, trains_embedding=True)
 
