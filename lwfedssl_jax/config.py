@@ -111,6 +111,9 @@ class MethodConfig(Validated):
   calibration_learning_rate: float = option(
     0.0, 'base learning rate of calibration per 256 images; 0: learning_rate', at_least=0
   )
+  calibration_rematerialize: str = option(
+    catalog.AUTO, 'as rematerialize, for calibration', choices=(catalog.AUTO, *catalog.REMATERIALIZE)
+  )
 
   @property
   def traits(self) -> catalog.MethodTraits:
@@ -189,9 +192,15 @@ class ClientConfig(Validated):
     at_least=0,
   )
   rematerialize: str = option(
-    'none',
-    'activation checkpointing of active blocks: none, elementwise (recompute all but matrix products) or all',
-    choices=catalog.REMATERIALIZE,
+    catalog.AUTO,
+    'activation checkpointing of active blocks: none, elementwise (recompute all but matrix products) or all; auto: '
+    'elementwise where several blocks are trained at once, else none',
+    choices=(catalog.AUTO, *catalog.REMATERIALIZE),
+  )
+  unroll_blocks: bool | None = option(
+    None,
+    'one copy of the program per active block instead of a loop: less memory traffic, longer compilation; unset: on '
+    'accelerators, not on CPUs',
   )
   learning_rate: float = option(2e-3, 'base learning rate of AdamW per 256 images (times batch_size / 256)', above=0)
   weight_decay: float = option(

@@ -13,7 +13,7 @@ from lwfedssl_jax.config import Config, RunConfig
 from lwfedssl_jax.data import batching
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
 from lwfedssl_jax.evaluation.monitor import Monitor
-from lwfedssl_jax.federated import calibration, round_loader, sampling, scheduling
+from lwfedssl_jax.federated import calibration, execution, round_loader, sampling, scheduling
 from lwfedssl_jax.federated import round as rounds
 from lwfedssl_jax.federated.model import make_model
 from lwfedssl_jax.federated.round_loader import RoundBatch, RoundLoader
@@ -122,13 +122,20 @@ def with_chunk(config: Config, data: FederatedDataset) -> Config:
   return configs.with_values(config, {'client_chunk': chunk})
 
 
+def with_execution(config: Config) -> Config:
+  """Resolves how blocks are executed; a resumed run keeps it on any device, because it changes the last bits."""
+  if config.run.resume and config.client.unroll_blocks is None:
+    config = configs.with_values(config, {'unroll_blocks': run_dir.saved_value(config.run.workdir, 'unroll_blocks')})
+  return execution.resolve(config)
+
+
 def resolve(config: Config, data: FederatedDataset) -> tuple[Config, str]:
   """Resolves settings that depend on data, memory and devices; returns the configuration and the memory plan's text.
 
   Raises:
     UsageError: no step fits --client_memory_budget_mb or --server_memory_budget_mb.
   """
-  config, text = configs.with_values(config, {'image_size': data.image_size}), ''
+  config, text = with_execution(configs.with_values(config, {'image_size': data.image_size})), ''
   if config.client.client_memory_budget_mb:
     plan = planner.fit(config, data.image_size)
     config, text = plan.config, planner.describe(plan)

@@ -4,6 +4,7 @@ TPUs' compiler is too big for CI (684 MB): `make test-targets` runs those tests.
 """
 
 import importlib.util
+import warnings
 
 import pytest
 
@@ -24,7 +25,9 @@ def config_of(method, **values):
 def check_step(target, limit_gb):
   config = config_of('layerwise')
   plan = make_plans(config)[-1]
-  (step,) = predict.predict_steps(config, 32, target, [plan])
+  with warnings.catch_warnings():
+    warnings.filterwarnings('error', message='.*persistent compilation cache')
+    (step,) = predict.predict_steps(config, 32, target, [plan])
   assert step.fits and 0.05 * GIGABYTE < step.peak_bytes <= limit_gb * GIGABYTE
   line = step.roofline
   # The prefix loop is multiplied out: the compiled products are those that flops.py counts, to the last one.
