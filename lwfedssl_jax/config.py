@@ -96,6 +96,12 @@ class MethodConfig(Validated):
   )
   calibration_epochs: int = option(3, 'epochs over the auxiliary images per round', at_least=1)
   calibration_batch_size: int = option(0, 'images per calibration step; 0: batch_size', at_least=0)
+  calibration_micro_batch_size: int = option(
+    0,
+    'images whose activations the server stores at once in a calibration step; the largest divisor of the batch up '
+    'to this number is taken; 0: the full batch',
+    at_least=0,
+  )
   calibration_learning_rate: float = option(
     0.0, 'base learning rate of calibration per 256 images; 0: learning_rate', at_least=0
   )

@@ -31,6 +31,7 @@ class ConfigFields(typing.TypedDict, total=False):
   server_calibration: bool | None
   calibration_epochs: int
   calibration_batch_size: int
+  calibration_micro_batch_size: int
   calibration_learning_rate: float
   # DataConfig
   dataset: str

@@ -12,7 +12,7 @@ from lwfedssl_jax import catalog, models, objectives, stages
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.federated import aggregation
 from lwfedssl_jax.federated.model import make_model
-from lwfedssl_jax.federated.round_inputs import ClientSlots, RoundInputs
+from lwfedssl_jax.federated.round_types import ClientSlots, RoundInputs
 from tests import tiny
 
 # Files that train or compile for more than a few seconds, the longest first, so that two workers end together.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lwfedssl_jax import stages
 from lwfedssl_jax.config import Config
-from lwfedssl_jax.federated import training_step
+from lwfedssl_jax.federated import calibration, training_step
 from lwfedssl_jax.federated.client_update import make_step_options
 from lwfedssl_jax.federated.training_step import Batch, StepOptions, StepState
 from lwfedssl_jax.stages import StageParams, StagePlan
@@ -77,6 +77,21 @@ def make_steps(options: StepOptions, num_steps: int) -> Callable[..., Any]:
 def step_memory(config: Config, image_size: int, plan: StagePlan) -> StepMemory:
   """Compiles one client step of a stage for the default device and returns its memory."""
   return read_analysis(lower_client_step(config, image_size, plan).compile())
+
+
+def calibration_memory(config: Config, image_size: int, plan: StagePlan, batch_size: int) -> StepMemory:
+  """Compiles one step of the server's calibration on `batch_size` images and returns its memory.
+
+  All blocks, and the optimizer's state for them, are held in every stage; `plan` gives those that exist.
+  """
+  options = calibration.make_step_options(config, image_size, batch_size)
+  params = jax.eval_shape(options.model.init_params, jax.random.key(0))
+  shape, stop = calibration.stage_shape(options.model), jax.ShapeDtypeStruct((), jnp.int32)
+  global_params = jax.eval_shape(lambda params, stop: stages.split(params, shape, 0, stop), params, stop)
+  state = jax.eval_shape(lambda params: init_step_state(options, params), global_params)
+  struct: Any = jax.ShapeDtypeStruct
+  batch = Batch(struct((2, batch_size, image_size, image_size, 3), jnp.float32), struct((batch_size,), jnp.bool_))
+  return read_analysis(jax.jit(make_steps(options, 1), donate_argnums=0).lower(state, global_params, batch).compile())
 
 
 def read_analysis(compiled: Any) -> StepMemory:

@@ -16,9 +16,9 @@ from lwfedssl_jax.evaluation.monitor import Monitor
 from lwfedssl_jax.federated import round as rounds
 from lwfedssl_jax.federated import round_loader, sampling, scheduling
 from lwfedssl_jax.federated.model import make_model
-from lwfedssl_jax.federated.round_inputs import RoundInputs
 from lwfedssl_jax.federated.round_loader import RoundBatch, RoundLoader
-from lwfedssl_jax.resources import communication, planner
+from lwfedssl_jax.federated.round_types import RoundInputs
+from lwfedssl_jax.resources import accounting, communication, planner
 from lwfedssl_jax.stages import StagePlan
 from lwfedssl_jax.workdir import run_dir
 
@@ -92,10 +92,10 @@ class RunSetup:
     per_epoch = sum(min(n, batching.steps_per_epoch(n, client.batch_size) * client.batch_size) for n in sizes)
     return client.local_epochs * per_epoch
 
-  def ledger_after(self, rounds_done: int) -> communication.Ledger:
+  def ledger_after(self, rounds_done: int) -> accounting.Ledger:
     """Returns the ledger after some rounds."""
     done = slice(0, rounds_done)
-    return communication.charge_run(
+    return accounting.charge_run(
       self.payload,
       self.plans,
       self.config.effective_num_clients,
