@@ -6,7 +6,7 @@ PIP_INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 DEMO ?= runs/demo
 METHODS := lw_fedssl,layerwise,prog_fedssl,end_to_end
 
-.PHONY: demo test quick coverage lint docs dist try-wheel requirements clean
+.PHONY: demo test quick coverage lint test-targets docs dist try-wheel requirements clean
 
 # Installed once per change of the packaging files; an incomplete environment is created again.
 $(VENV)/installed: setup.cfg pyproject.toml
@@ -46,6 +46,11 @@ test: lint
 # Without the files that train and compile most.
 quick: lint
 	$(PYTEST) -m 'not slow'
+
+# Programs compiled for TPUs too; installs their compiler, 684 MB.
+test-targets: $(VENV)/installed-for-tests
+	$(PIP_INSTALL) -e '.[tpu-aot]'
+	$(RUN) -m pytest tests/resources/test_target_compile.py
 
 coverage: $(VENV)/installed-for-tests
 	$(PYTEST) --cov --cov-report=term:skip-covered

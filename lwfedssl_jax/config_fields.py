@@ -75,6 +75,7 @@ class ConfigFields(typing.TypedDict, total=False):
   stop_after_round: int
   checkpoint_every: int
   keep_checkpoints: int
+  tracker: str
   num_devices: int
   device_data_budget_mb: float
   knn_bank_images: int

@@ -3,6 +3,10 @@
 import functools
 import os
 
+os.environ.setdefault(
+  'JAX_PLATFORMS', 'cpu'
+)  # beside the CUDA plugin, which compiles for GPUs in tests; for commands too
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +32,7 @@ SLOW = (
   'test_cluster.py',
   'test_devices.py',
   'test_scaling.py',
+  'test_target_compile.py',
 )
 ROUNDS = ('test_contract.py', 'test_naive_round.py', 'test_by_hand.py')  # the same rounds: one worker compiles them
 

@@ -144,14 +144,6 @@ def test_python_snippets_use_names_that_exist(page):
         assert {keyword.arg for keyword in node.keywords} <= set(ConfigFields.__annotations__)
 
 
-def test_every_page_is_in_the_navigation_of_the_site():
-  listed = set(re.findall(r': ([\w/]+\.(?:md|ipynb))$', (ROOT / 'mkdocs.yml').read_text(), flags=re.MULTILINE))
-  made = {'index.md', 'changelog.md', 'contributing.md', 'reference/commands.md'}  # by .ci/mkdocs_hooks.py
-  folder = ROOT / 'docs'
-  pages = {str(path.relative_to(folder)) for path in folder.rglob('*') if path.suffix in ('.md', '.ipynb')}
-  assert listed == pages | made
-
-
 def written_files():
   """Returns the modules, documents and presets that a reader opens."""
   folders = (path for name in ('lwfedssl_jax', 'experiments', 'docs', '.ci') for path in (ROOT / name).rglob('*'))
@@ -179,6 +171,14 @@ def test_words_are_those_of_the_field():
     for private, instead in PRIVATE_WORDS.items():
       found = re.findall(rf'\b(?:{private})\b', path.read_text())
       assert not found, f'{path.relative_to(ROOT)}: {sorted(set(found))}, use {instead}'
+
+
+def test_every_page_is_in_the_navigation_of_the_site():
+  listed = set(re.findall(r': ([\w/]+\.(?:md|ipynb))$', (ROOT / 'mkdocs.yml').read_text(), flags=re.MULTILINE))
+  made = {'index.md', 'changelog.md', 'contributing.md', 'reference/commands.md'}  # by .ci/mkdocs_hooks.py
+  folder = ROOT / 'docs'
+  pages = {str(path.relative_to(folder)) for path in folder.rglob('*') if path.suffix in ('.md', '.ipynb')}
+  assert listed == pages | made
 
 
 def test_spelling_is_american():

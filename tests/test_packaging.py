@@ -112,6 +112,7 @@ def test_requirements_pin_every_direct_dependency(setup):
 def test_what_the_package_imports_is_declared(setup):
   distributions = {
     'absl': 'absl-py',
+    'mlflow': 'mlflow-skinny',
     'PIL': 'pillow',
     'sklearn': 'scikit-learn',
     'orbax': 'orbax-checkpoint',
@@ -126,5 +127,8 @@ def test_what_the_package_imports_is_declared(setup):
         imported.add(node.module.split('.')[0])
   found = {distributions.get(name, name) for name in imported - set(sys.stdlib_module_names) - {'lwfedssl_jax'}}
   extras = setup['options.extras_require']
-  declared = {*names(setup['options']['install_requires']), *names(extras['tfds']), *names(extras['torch'])}
+  declared = {
+    *names(setup['options']['install_requires']),
+    *(name for extra in ('tfds', 'hf', 'wandb', 'mlflow', 'torch') for name in names(extras[extra])),
+  }
   assert {'jax', 'tensorflow-datasets'} <= found <= declared

@@ -113,15 +113,22 @@ def plan(
 
 
 @functools.lru_cache(maxsize=2)
-def _dataset(data: configs.DataConfig, image_size: int) -> sources.ImageDataset:
-  return sources.load(data.dataset, image_size=image_size, data_dir=data.data_dir, cache_dir=data.cache_dir)
+def _dataset(data: configs.DataConfig, image_size: int, client_folders: bool) -> sources.ImageDataset:
+  return sources.load(
+    data.dataset,
+    image_size=image_size,
+    data_dir=data.data_dir,
+    cache_dir=data.cache_dir,
+    client_folders=client_folders,
+  )
 
 
 def load_data(config: Config) -> FederatedDataset:
   """Loads a run's data, once for all runs with the same images, and partitions it. Raises UsageError."""
   if config.data.auxiliary_dataset:
     return federated_dataset.load(config)
-  return federated_dataset.partition_dataset(_dataset(config.data, config.model.image_size), config)
+  dataset = _dataset(config.data, config.model.image_size, config.partition.has_client_folders)
+  return federated_dataset.partition_dataset(dataset, config)
 
 
 def count_flops(config: Config, data: FederatedDataset, first_round: int = 0) -> float:

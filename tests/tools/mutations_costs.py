@@ -103,8 +103,8 @@ ROWS = (
   (
     'resources/planner.py',
     'peak of the stage that needs least',
-    'return max(memory.step_memory',
-    'return min(memory.step_memory',
+    'return max(needed(plan)',
+    'return min(needed(plan)',
     PLANNER,
   ),
   (
