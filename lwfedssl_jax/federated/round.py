@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from lwfedssl_jax import stages, trees
+from lwfedssl_jax import stages
 from lwfedssl_jax.base import Array, Bool, FederatedRound, Float, Function, Integer, Params, Raveled
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
@@ -144,4 +145,4 @@ def _calibrate(
   keys = calibration.draw_keys(inputs.seed_key, inputs.round_num)
   calibrated, losses = calibrate(params, stop, inputs.server_images, keys)
   valid = aggregation.is_valid_update(calibrated, losses.total, jnp.inf)
-  return trees.select((tally.num_accepted > 0) & valid, calibrated, params), losses
+  return optax.tree.where((tally.num_accepted > 0) & valid, calibrated, params), losses
