@@ -31,7 +31,10 @@ class ConfigFields(typing.TypedDict, total=False):
   server_calibration: bool | None
   calibration_epochs: int
   calibration_batch_size: int
+  calibration_micro_batch_size: int
+  server_memory_budget_mb: float
   calibration_learning_rate: float
+  calibration_rematerialize: str
   # DataConfig
   dataset: str
   data_dir: str
@@ -54,6 +57,7 @@ class ConfigFields(typing.TypedDict, total=False):
   micro_batch_size: int
   client_memory_budget_mb: float
   rematerialize: str
+  unroll_blocks: bool | None
   learning_rate: float
   weight_decay: float
   block_learning_rate_decay: float

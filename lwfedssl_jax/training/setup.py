@@ -13,12 +13,12 @@ from lwfedssl_jax.config import Config, RunConfig
 from lwfedssl_jax.data import batching
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
 from lwfedssl_jax.evaluation.monitor import Monitor
+from lwfedssl_jax.federated import calibration, execution, round_loader, sampling, scheduling
 from lwfedssl_jax.federated import round as rounds
-from lwfedssl_jax.federated import round_loader, sampling, scheduling
 from lwfedssl_jax.federated.model import make_model
-from lwfedssl_jax.federated.round_inputs import RoundInputs
 from lwfedssl_jax.federated.round_loader import RoundBatch, RoundLoader
-from lwfedssl_jax.resources import communication, planner
+from lwfedssl_jax.federated.round_types import RoundInputs
+from lwfedssl_jax.resources import accounting, communication, planner, server_planner
 from lwfedssl_jax.stages import StagePlan
 from lwfedssl_jax.workdir import run_dir
 
@@ -92,10 +92,10 @@ class RunSetup:
     per_epoch = sum(min(n, batching.steps_per_epoch(n, client.batch_size) * client.batch_size) for n in sizes)
     return client.local_epochs * per_epoch
 
-  def ledger_after(self, rounds_done: int) -> communication.Ledger:
+  def ledger_after(self, rounds_done: int) -> accounting.Ledger:
     """Returns the ledger after some rounds."""
     done = slice(0, rounds_done)
-    return communication.charge_run(
+    return accounting.charge_run(
       self.payload,
       self.plans,
       self.config.effective_num_clients,
@@ -122,14 +122,25 @@ def with_chunk(config: Config, data: FederatedDataset) -> Config:
   return configs.with_values(config, {'client_chunk': chunk})
 
 
+def with_execution(config: Config) -> Config:
+  """Resolves how blocks are executed; a resumed run keeps it on any device, because it changes the last bits."""
+  if config.run.resume and config.client.unroll_blocks is None:
+    config = configs.with_values(config, {'unroll_blocks': run_dir.saved_value(config.run.workdir, 'unroll_blocks')})
+  return execution.resolve(config)
+
+
 def resolve(config: Config, data: FederatedDataset) -> tuple[Config, str]:
   """Resolves settings that depend on data, memory and devices; returns the configuration and the memory plan's text.
 
   Raises:
-    UsageError: no step fits --client_memory_budget_mb.
+    UsageError: no step fits --client_memory_budget_mb or --server_memory_budget_mb.
   """
-  config, text = configs.with_values(config, {'image_size': data.image_size}), ''
+  config, text = with_execution(configs.with_values(config, {'image_size': data.image_size})), ''
   if config.client.client_memory_budget_mb:
     plan = planner.fit(config, data.image_size)
     config, text = plan.config, planner.describe(plan)
+  if config.method.server_memory_budget_mb and config.uses_calibration:
+    batch_size = calibration.plan_batches(config, len(data.server_images)).batch_size
+    server = server_planner.fit(config, data.image_size, batch_size)
+    config, text = server.config, '\n'.join(filter(None, [text, server_planner.describe(server)]))
   return with_chunk(config, data), text

@@ -178,7 +178,7 @@ def run_all(runs: Sequence[SweepRun]) -> Outcome:
   done_flops, seconds = 0.0, 0.0
   for index, (run, work) in enumerate(waiting):
     print(f'== run {index + 1} of {len(waiting)}: {run.workdir}', flush=True)
-    begin = time.perf_counter()
+    started = time.perf_counter()
     try:
       summary = train.train(run.config, load_data(run.config))
       if summary.get('stopped_by'):
@@ -190,7 +190,7 @@ def run_all(runs: Sequence[SweepRun]) -> Outcome:
       traceback.print_exc()
       outcome.failed[run.workdir] = f'{type(error).__name__}: {error}'
     else:
-      done_flops, seconds = done_flops + work, seconds + time.perf_counter() - begin
+      done_flops, seconds = done_flops + work, seconds + time.perf_counter() - started
       left = sum(work for _, work in waiting[index + 1 :])
       if left:
         print(f'== {seconds / done_flops * left / 60:.0f} minutes left, by the runs so far', flush=True)

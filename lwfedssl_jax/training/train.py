@@ -17,7 +17,7 @@ from lwfedssl_jax.data import federated_dataset, partition_file, sources
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
 from lwfedssl_jax.errors import LostPeerError, StorageError, TrainingError, UsageError
 from lwfedssl_jax.plots import run_plots
-from lwfedssl_jax.resources import communication
+from lwfedssl_jax.resources import accounting
 from lwfedssl_jax.stages import StagePlan
 from lwfedssl_jax.training import signals
 from lwfedssl_jax.training.setup import RunSetup, resolve
@@ -160,7 +160,7 @@ def _train_rounds(
         f'round {round_num + 1}: no valid client update in two attempts (not finite, or its loss diverged); '
         'the state before it is saved. A smaller --learning_rate may help'
       )
-    ledger, traffic = communication.charge_round(
+    ledger, traffic = accounting.charge_round(
       ledger, run.payload, plan, run.participation.client_ids[round_num], run.participation.returned[round_num]
     )
     row |= _traffic_row(traffic, run.config.effective_num_clients)
@@ -236,7 +236,7 @@ def _wait_for(arrays: Any) -> Any:
   return arrays
 
 
-def _traffic_row(traffic: communication.RoundTraffic, num_clients: int) -> dict[str, Any]:
+def _traffic_row(traffic: accounting.RoundTraffic, num_clients: int) -> dict[str, Any]:
   """Returns the bytes of a round: per sampled client, their total, and the mean over all clients."""
   client_down, client_up = traffic.download_bytes.sum(axis=1), traffic.upload_bytes.sum(axis=1)
   down, up = int(client_down.sum()), int(client_up.sum())
