@@ -206,6 +206,11 @@ class ClientConfig(Validated):
   weight_decay: float = option(
     1e-5, 'AdamW weight decay of matrices; biases, norms and positions have none', at_least=0
   )
+  proximal_weight: float = option(
+    0.0,
+    "weight mu of FedProx's term (mu / 2) ||w - w_global||^2 over the parameters that a client trains; 0: none",
+    at_least=0,
+  )
   block_learning_rate_decay: float = option(
     1.0, 'factor on the learning rate per block below the newest active one', above=0, at_most=1
   )

@@ -60,6 +60,7 @@ class ConfigFields(typing.TypedDict, total=False):
   unroll_blocks: bool | None
   learning_rate: float
   weight_decay: float
+  proximal_weight: float
   block_learning_rate_decay: float
   # AugmentConfig
   crop_area: tuple[float, float]

@@ -58,6 +58,7 @@ def make_step_options(
   return client_update.make_step_options(config, image_size, scale)._replace(
     model=make_model(config.model, config.objective, image_size, execution.server_execution(config)),
     alignment=None,
+    proximal_weight=0.0,
     learning_rate=config.method.calibration_learning_rate or config.client.learning_rate,
     batch_size=batch_size,
     micro_batch_size=largest_divisor(on_device, config.method.calibration_micro_batch_size or on_device),

@@ -94,6 +94,7 @@ def make_step_options(
     weight_decay=client.weight_decay,
     block_learning_rate_decay=client.block_learning_rate_decay,
     micro_batch_size=client.micro_batch_size,
+    proximal_weight=client.proximal_weight,
     scale=scale,
   )
 

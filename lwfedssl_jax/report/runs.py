@@ -27,6 +27,10 @@ _NOT_END_TO_END = _APART | {
   'new_block_init',
   'blocks_per_stage',
   'rounds_per_stage',
+  # Chosen by the method; they change rounding only.
+  'rematerialize',
+  'calibration_rematerialize',
+  'unroll_blocks',
 }
 
 
