@@ -202,6 +202,12 @@ class ClientConfig(Validated):
     'one copy of the program per active block instead of a loop: less memory traffic, longer compilation; unset: on '
     'accelerators, not on CPUs',
   )
+  attention: str = option(
+    catalog.AUTO,
+    "attention of clients and server: plain, or cuDNN's fused kernel; auto: cudnn in bfloat16 on GPUs of compute "
+    'capability 8.0 and newer, else plain',
+    choices=(catalog.AUTO, *catalog.ATTENTION),
+  )
   learning_rate: float = option(2e-3, 'base learning rate of AdamW per 256 images (times batch_size / 256)', above=0)
   weight_decay: float = option(
     1e-5, 'AdamW weight decay of matrices; biases, norms and positions have none', at_least=0

@@ -58,6 +58,7 @@ class ConfigFields(typing.TypedDict, total=False):
   client_memory_budget_mb: float
   rematerialize: str
   unroll_blocks: bool | None
+  attention: str
   learning_rate: float
   weight_decay: float
   proximal_weight: float

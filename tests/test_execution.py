@@ -1,14 +1,19 @@
 """How active blocks are executed: what `auto` chooses, and that the choice changes rounding only."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lwfedssl_jax import catalog
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
 from lwfedssl_jax.data.sources import ImageDataset
+from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.federated import execution
+from lwfedssl_jax.models import vit
 from lwfedssl_jax.models.blocks import BlockExecution, stack_blocks
 from lwfedssl_jax.training import setup
 from lwfedssl_jax.workdir import run_dir
@@ -36,6 +41,77 @@ def test_the_server_and_the_clients_have_their_own_and_only_clients_unroll():
   config = configs.with_values(configs.Config(), {'method': 'lw_fedssl', 'unroll_blocks': True})
   assert execution.client_execution(config) == BlockExecution('none', True)
   assert execution.server_execution(config) == BlockExecution('elementwise', False)
+
+
+BFLOAT16 = {'encoder': 'vit_tiny', 'compute_dtype': 'bfloat16'}
+
+
+@pytest.mark.parametrize(
+  ('backend', 'capability', 'values', 'expected'),
+  [
+    ('gpu', '9.0', BFLOAT16, 'cudnn'),
+    ('gpu', '8.0', BFLOAT16, 'cudnn'),
+    ('gpu', '7.5', BFLOAT16, 'plain'),
+    ('gpu', 'gfx942', BFLOAT16, 'plain'),
+    ('gpu', '9.0', BFLOAT16 | {'compute_dtype': 'float32'}, 'plain'),
+    ('gpu', '9.0', BFLOAT16 | {'attention': 'plain'}, 'plain'),
+    ('cpu', None, BFLOAT16, 'plain'),
+    ('tpu', None, BFLOAT16, 'plain'),
+  ],
+  ids=str,
+)
+def test_attention_is_fused_where_cudnn_has_a_kernel(monkeypatch, backend, capability, values, expected):
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+  monkeypatch.setattr(jax, 'local_devices', lambda: [types.SimpleNamespace(compute_capability=capability)])
+  config = configs.with_values(configs.Config(), values)
+  assert execution.resolve(config).client.attention == expected
+  assert execution.client_execution(config).attention == execution.server_execution(config).attention == expected
+
+
+@pytest.mark.parametrize('platform', [None, 'tpu'])
+def test_cudnn_where_there_is_none_is_refused(platform):
+  config = configs.with_values(configs.Config(), BFLOAT16 | {'attention': 'cudnn'})
+  with pytest.raises(UsageError, match='--attention: expected plain or auto where there is no GPU'):
+    execution.resolve(config, platform)
+
+
+def test_what_was_resolved_for_a_target_is_kept_on_this_machine():
+  config = configs.with_values(configs.Config(), BFLOAT16 | {'attention': 'cudnn'})
+  assert execution.client_execution(config).attention == execution.server_execution(config).attention == 'cudnn'
+
+
+@pytest.mark.parametrize(('dtype', 'tolerance'), [('float32', 1e-5), ('bfloat16', 0.02)])
+def test_jax_s_attention_is_the_plain_one(dtype, tolerance):
+  """The same function of the same arguments, gradients included, by the implementation that runs on a CPU."""
+  draws = jax.random.normal(jax.random.key(0), (3, 2, 5, 2, 8)).astype(dtype)
+
+  def run(implementation):
+    def loss(arrays):
+      result = vit.attend(*arrays, implementation)
+      assert result.dtype == dtype
+      return jnp.square(result.astype(jnp.float32)).sum(), result
+
+    return jax.jit(jax.grad(loss, has_aux=True))(draws)
+
+  for found, expected in zip(run('xla'), run('plain')):
+    np.testing.assert_allclose(found.astype(jnp.float32), expected.astype(jnp.float32), atol=tolerance, rtol=tolerance)
+
+
+def test_every_block_uses_the_chosen_attention(monkeypatch):
+  asked = []
+
+  def attend(q, k, v, implementation):
+    asked.append(implementation)
+    return v
+
+  monkeypatch.setattr(vit, 'attend', attend)
+  size = catalog.VitTraits(width=8, depth=3, num_heads=2, mlp_ratio=1)
+  encoder = vit.make_vit(size, 8, 4, execution=BlockExecution(unrolled=True, attention='xla'))
+  params = jax.eval_shape(encoder.init, jax.random.key(0))
+  asked.clear()
+  tokens = jax.ShapeDtypeStruct((2, 4, 8), jnp.float32)
+  jax.eval_shape(lambda blocks, x: encoder.blocks(blocks, encoder.prefix(blocks, x, 1)), params['blocks'], tokens)
+  assert set(asked) == {'xla'} and len(asked) >= 4
 
 
 @pytest.mark.parametrize('rematerialize', ['none', 'elementwise', 'all'])

@@ -6,24 +6,39 @@ layer-wise stages, gains nothing: its peak is its own backward pass. Accelerator
 2 % of a step and multiplies the time to compile.
 """
 
+import importlib.util
+
 import jax
 
 from lwfedssl_jax import config as configs
-from lwfedssl_jax.catalog import AUTO
+from lwfedssl_jax.catalog import AUTO, VitTraits
 from lwfedssl_jax.config import Config
+from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.models.blocks import BlockExecution
 from lwfedssl_jax.stages import make_plans
 
 CPU = 'cpu'
+MOST_HEAD_SIZE = 128  # of cuDNN's kernel
+LEAST_CAPABILITY = 8.0
 
 
 def resolve(config: Config, platform: str | None = None) -> Config:
-  """Replaces what is left to choose: --rematerialize, --calibration_rematerialize, --unroll_blocks.
+  """Replaces what is left to choose: --rematerialize, --calibration_rematerialize, --unroll_blocks, --attention.
 
   Args:
     config: the run.
-    platform: `cpu`, `cuda`, `tpu`, ...; None: the default device's.
+    platform: of a target (`cuda`, `tpu`); None: the default device's.
+
+  Raises:
+    UsageError: --attention=cudnn where there is no such kernel.
   """
+  if config.client.attention == 'cudnn' and not has_fused_attention(config, platform):
+    raise UsageError('--attention: expected plain or auto where there is no GPU with cuDNN or no bfloat16, got cudnn')
+  return _choose(config, platform)
+
+
+def _choose(config: Config, platform: str | None = None) -> Config:
+  attention = config.client.attention
 
   def chosen(value: str, num_blocks: int) -> str:
     return value if value != AUTO else 'elementwise' if num_blocks > 1 else 'none'
@@ -35,17 +50,42 @@ def resolve(config: Config, platform: str | None = None) -> Config:
     {
       'rematerialize': chosen(config.client.rematerialize, most),
       'calibration_rematerialize': chosen(config.method.calibration_rematerialize, config.model.traits.depth),
+      'attention': attention if attention != AUTO else 'cudnn' if has_fused_attention(config, platform) else 'plain',
       'unroll_blocks': (platform or jax.default_backend()) != CPU if unroll is None else unroll,
     },
   )
 
 
+def has_fused_attention(config: Config, platform: str | None) -> bool:
+  """Whether cuDNN's kernel computes this attention: bfloat16, heads of a multiple of 8 up to 128, and a GPU for it.
+
+  A target's program is compiled with the cuDNN that is installed here, if any.
+  """
+  traits = config.model.traits
+  if not isinstance(traits, VitTraits) or config.model.compute_dtype != 'bfloat16':
+    return False
+  size = traits.width // traits.num_heads
+  if size % 8 or size > MOST_HEAD_SIZE:
+    return False
+  if platform is not None:
+    return (
+      platform == 'cuda'
+      and importlib.util.find_spec('nvidia') is not None
+      and bool(importlib.util.find_spec('nvidia.cudnn'))
+    )
+  if jax.default_backend() != 'gpu':
+    return False
+  capability = getattr(jax.local_devices()[0], 'compute_capability', None)  # NVIDIA's alone have it as a number
+  return str(capability).replace('.', '', 1).isdigit() and float(str(capability)) >= LEAST_CAPABILITY
+
+
 def client_execution(config: Config) -> BlockExecution:
   """Returns the execution of a client's active blocks."""
-  resolved = resolve(config)
-  return BlockExecution(resolved.client.rematerialize, bool(resolved.client.unroll_blocks))
+  client = _choose(config).client
+  return BlockExecution(client.rematerialize, bool(client.unroll_blocks), client.attention)
 
 
 def server_execution(config: Config) -> BlockExecution:
   """Returns the execution of calibration, whose loop has a traced end and is not unrolled."""
-  return BlockExecution(resolve(config).method.calibration_rematerialize)
+  resolved = _choose(config)
+  return BlockExecution(resolved.method.calibration_rematerialize, attention=resolved.client.attention)

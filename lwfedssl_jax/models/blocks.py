@@ -10,17 +10,19 @@ from lwfedssl_jax.base import Array, Key, Params
 
 
 class BlockExecution(NamedTuple):
-  """How blocks that are differentiated are executed; results differ by rounding only.
+  """How blocks are executed; results differ by rounding only.
 
   Attributes:
     rematerialize: what of a block is computed again when it is needed: 'none'; 'elementwise', all but the results of
       matrix products, which are kept; 'all', of which only the input is kept.
     unrolled: one copy of the program per block instead of a loop, which stacks what every block keeps in one array:
       writing and reading slices of it is a fifth of the memory traffic on a GPU (docs/accelerators.md).
+    attention: `plain` or an `implementation` of `jax.nn.dot_product_attention`; frozen blocks too.
   """
 
   rematerialize: str = 'none'
   unrolled: bool = False
+  attention: str = 'plain'
 
 
 class BlockStack(NamedTuple):

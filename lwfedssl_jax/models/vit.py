@@ -5,7 +5,7 @@ Dosovitskiy et al. 2021 (arXiv 2010.11929), pre-norm; sizes of DeiT-Tiny (arXiv 
 The position table is learned. Its initial values are random (timm) or 2-D sines and cosines (MoCo v3).
 """
 
-from typing import Any
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -75,11 +75,31 @@ class Embedding(nn.Module):
     return (tokens.astype(table.dtype) + table).astype(self.dtype)
 
 
+def attend(
+  q: Float[Array, 'B T H E'], k: Float[Array, 'B T H E'], v: Float[Array, 'B T H E'], implementation: str
+) -> Float[Array, 'B T H E']:
+  """Attends over tokens, H heads of size E; the softmax is float32.
+
+  Args:
+    q: queries.
+    k: keys.
+    v: values.
+    implementation: `plain`, or one of `jax.nn.dot_product_attention`: `cudnn` is a fused kernel that never writes the
+      (T, T) scores to memory, for GPUs in bfloat16.
+  """
+  if implementation != 'plain':
+    return jax.nn.dot_product_attention(q, k, v, implementation=cast(Literal['xla', 'cudnn'], implementation))
+  scores = jnp.einsum('bqhe,bkhe->bhqk', q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+  return jnp.einsum('bhqk,bkhe->bqhe', weights, v)
+
+
 class Attention(nn.Module):
-  """Multi-head self-attention, (B, T, D) -> (B, T, D); the softmax is float32."""
+  """Multi-head self-attention, (B, T, D) -> (B, T, D); see `attend`."""
 
   num_heads: int
   dtype: Any
+  implementation: str = 'plain'
 
   @nn.compact
   def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
@@ -89,10 +109,8 @@ class Attention(nn.Module):
       return Linear(width, self.dtype, name=name)
 
     qkv = linear(3 * d, 'qkv')(x).reshape(b, t, 3, self.num_heads, d // self.num_heads)
-    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    scores = jnp.einsum('bqhe,bkhe->bhqk', q * (d // self.num_heads) ** -0.5, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
-    return linear(d, 'projection')(jnp.einsum('bhqk,bkhe->bqhe', weights, v).reshape(b, t, d))
+    attended = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], self.implementation)
+    return linear(d, 'projection')(attended.reshape(b, t, d))
 
 
 @jax.custom_jvp
@@ -124,6 +142,7 @@ class Block(nn.Module):
   num_heads: int
   mlp_ratio: int
   dtype: Any
+  attention: str = 'plain'
 
   @nn.compact
   def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
@@ -133,7 +152,7 @@ class Block(nn.Module):
     def linear(width, name):
       return Linear(width, self.dtype, name=name)
 
-    x = x + Attention(self.num_heads, self.dtype, name='attention')(norm('norm1')(x))
+    x = x + Attention(self.num_heads, self.dtype, self.attention, name='attention')(norm('norm1')(x))
     hidden = gelu(linear(self.mlp_ratio * x.shape[-1], 'mlp1')(norm('norm2')(x)))
     return x + linear(x.shape[-1], 'mlp2')(hidden)
 
@@ -157,7 +176,7 @@ def make_vit(
     execution: of blocks that are differentiated.
   """
   embedding = Embedding(size.width, patch_size, dtype, sincos)
-  block = Block(size.num_heads, size.mlp_ratio, dtype)
+  block = Block(size.num_heads, size.mlp_ratio, dtype, execution.attention)
   norm = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=jnp.float32)
   apply_embedding: Function = embedding.apply
   apply_norm: Function = norm.apply

@@ -31,6 +31,7 @@ _NOT_END_TO_END = _APART | {
   'rematerialize',
   'calibration_rematerialize',
   'unroll_blocks',
+  'attention',
 }
 
 

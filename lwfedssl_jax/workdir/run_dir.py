@@ -37,6 +37,7 @@ FREE_FIELDS = frozenset(
     'data_dir',
     'cache_dir',
     'num_devices',
+    'attention',
     'device_data_budget_mb',
   }
 )

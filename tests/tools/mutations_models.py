@@ -22,8 +22,8 @@ ROWS = (
   (
     'models/vit.py',
     'blocks in float32 whatever is asked for',
-    'Block(size.num_heads, size.mlp_ratio, dtype)',
-    'Block(size.num_heads, size.mlp_ratio, jnp.float32)',
+    'Block(size.num_heads, size.mlp_ratio, dtype,',
+    'Block(size.num_heads, size.mlp_ratio, jnp.float32,',
     VIT,
   ),
   (
@@ -33,7 +33,7 @@ ROWS = (
     '0.5 * (1 + jnp.tanh((2 / np.pi) ** 0.5 * (wide + 0.044715 * wide**3)))',
     VIT,
   ),
-  ('models/vit.py', 'scores not scaled', ' * (d // self.num_heads) ** -0.5', '', VIT),
+  ('models/vit.py', 'scores not scaled', ' * q.shape[-1] ** -0.5', '', VIT),
   (
     'models/vit.py',
     'position table never added',
