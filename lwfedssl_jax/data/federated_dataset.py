@@ -36,6 +36,24 @@ class FederatedDataset(NamedTuple):
     return max(map(len, self.client_images))
 
 
+def _split_server(dataset: ImageDataset, config: Config, auxiliary: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the training image indices of the server and of the clients, sorted. Raises UsageError."""
+  size = dataset.train_images.shape[1]
+  config.model.check_image_size(size, f'the image size {size} of {dataset.name}')
+  count, limit = len(dataset.train_images), config.data.max_train_images
+  used = rng.host_generator(0, rng.Stream.TRAIN_SUBSET).permutation(count)[: limit or None]
+  num_server = 0 if auxiliary is not None else round(config.data.auxiliary_fraction * len(used))
+  used = rng.host_generator(config.run.seed, rng.Stream.SERVER_SPLIT).permutation(used)
+  return np.sort(used[:num_server]), np.sort(used[num_server:])
+
+
+def _check_server_images(config: Config, images: np.ndarray) -> None:
+  if config.uses_calibration and len(images) < MIN_CLIENT_IMAGES:
+    raise UsageError(
+      f'--auxiliary_fraction: expected at least {MIN_CLIENT_IMAGES} images for the server, got {len(images)}'
+    )
+
+
 def partition_dataset(dataset: ImageDataset, config: Config, auxiliary: np.ndarray | None = None) -> FederatedDataset:
   """Partitions a data set's training images over the server and the clients.
 
@@ -49,13 +67,7 @@ def partition_dataset(dataset: ImageDataset, config: Config, auxiliary: np.ndarr
   Raises:
     UsageError: the images cannot be partitioned, or do not fit the batch size or the encoder.
   """
-  size = dataset.train_images.shape[1]
-  config.model.check_image_size(size, f'the image size {size} of {dataset.name}')
-  count, limit = len(dataset.train_images), config.data.max_train_images
-  used = rng.host_generator(0, rng.Stream.TRAIN_SUBSET).permutation(count)[: limit or None]
-  num_server = 0 if auxiliary is not None else round(config.data.auxiliary_fraction * len(used))
-  used = rng.host_generator(config.run.seed, rng.Stream.SERVER_SPLIT).permutation(used)
-  server_ids, client_ids = np.sort(used[:num_server]), np.sort(used[num_server:])
+  server_ids, client_ids = _split_server(dataset, config, auxiliary)
   labels = None if dataset.train_labels is None else dataset.train_labels[client_ids]
   parts = partition_images(labels, len(client_ids), config.effective_num_clients, config.partition, config.run.seed)
   largest = max(map(len, parts))
@@ -64,19 +76,34 @@ def partition_dataset(dataset: ImageDataset, config: Config, auxiliary: np.ndarr
       f'--batch_size: expected at most {largest}, the images of the largest client, got {config.client.batch_size}'
     )
   server_images = dataset.train_images[server_ids] if auxiliary is None else auxiliary
-  if config.uses_calibration and len(server_images) < MIN_CLIENT_IMAGES:
-    raise UsageError(
-      f'--auxiliary_fraction: expected at least {MIN_CLIENT_IMAGES} images for the server, got {len(server_images)}'
-    )
+  _check_server_images(config, server_images)
   return FederatedDataset(dataset, [client_ids[part] for part in parts], server_ids, server_images)
+
+
+def load_for_server(config: Config) -> FederatedDataset:
+  """Loads the images of a server whose clients are elsewhere: as `load`, without the clients' parts. Raises UsageError.
+
+  The server holds the same images as in the simulation of the same configuration.
+  """
+  dataset, auxiliary = _load_images(config)
+  server_ids, _ = _split_server(dataset, config, auxiliary)
+  server_images = dataset.train_images[server_ids] if auxiliary is None else auxiliary
+  _check_server_images(config, server_images)
+  return FederatedDataset(dataset, [], server_ids, server_images)
 
 
 def load(config: Config) -> FederatedDataset:
   """Loads and partitions the configured data. Raises UsageError."""
+  dataset, auxiliary = _load_images(config)
+  return partition_dataset(dataset, config, auxiliary)
+
+
+def _load_images(config: Config) -> tuple[ImageDataset, np.ndarray | None]:
+  """Returns the configured data set, and the server's images where they are another one's. Raises UsageError."""
   folders = {'data_dir': config.data.data_dir, 'cache_dir': config.data.cache_dir}
   dataset = sources.load(config.data.dataset, image_size=config.model.image_size, **folders)
   auxiliary = None
   if config.data.auxiliary_dataset:
     size = dataset.train_images.shape[1]
     auxiliary = sources.load(config.data.auxiliary_dataset, image_size=size, **folders).train_images
-  return partition_dataset(dataset, config, auxiliary)
+  return dataset, auxiliary
