@@ -1,7 +1,7 @@
 """The messages of one attempt at a round: tasks go out, updates come in, and every byte of a component is counted."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -46,42 +46,50 @@ class Exchange:
     required = stages.required_components(plan, self._payload.head_names)
     data = {name: components.to_bytes(global_vectors[name]) for name in required}
     task = task._replace(digests={name: components.digest(data[name]) for name in required})
-    down = np.zeros((len(clients), len(self._column)), np.int64)
-    up, end, trained = np.zeros_like(down), time.monotonic() + seconds, {}
     there = {client: self._members.connected[client] for client in clients if client in self._members.connected}
     missing = {
       client: [name for name in required if each.held.get(name) != task.digests[name]] for client, each in there.items()
     }
+    down, up = (np.zeros((len(clients), len(self._column)), np.int64) for _ in range(2))
+    end, trained = time.monotonic() + seconds, dict[int, Trained]()
     for _ in range(2):  # a client that lacks what it is taken to hold is sent it
       requests = {}
       for client, names in missing.items():
-        for name in names:
-          down[clients.index(client), self._column[name]] += len(data[name])
+        self._charge(down[clients.index(client)], names)
         own = task._replace(client_id=client)
         requests[there[client].node_id] = messages.pack(own, {name: data[name] for name in names})
-      replies = self._transport.exchange(requests, max(end - time.monotonic(), LEAST_SECONDS)) if requests else {}
-      for client in missing:
         there[client].held.update(task.digests)
+      replies = self._transport.exchange(requests, max(end - time.monotonic(), LEAST_SECONDS)) if requests else {}
       answered = {client: replies[there[client].node_id] for client in missing if there[client].node_id in replies}
       missing = {}
-      for client, reply in answered.items():
-        try:
-          outcome = self._read(reply, task._replace(client_id=client), plan)
-        except MessageError as error:
-          self._log(f'round {task.round_num + 1}: client {client}: {error}')
-          continue
+      for client, outcome in self._read_all(answered, task, plan).items():
         if isinstance(outcome, list):
           missing[client] = outcome
         else:
           trained[client] = outcome
-          for name, vector in outcome[0].items():
-            up[clients.index(client), self._column[name]] += components.WIRE_DTYPE.itemsize * vector.size
-    lost = [client for client in clients if client not in trained]
+          self._charge(up[clients.index(client)], outcome[0])
+    self._forget([client for client in clients if client not in trained], task.round_num)
+    return trained, RoundTraffic(down, up)
+
+  def _charge(self, row: np.ndarray, names: Iterable[str]) -> None:
+    for name in names:
+      row[self._column[name]] += self._payload.sizes_bytes[name]
+
+  def _forget(self, lost: list[int], round_num: int) -> None:
     if lost:
-      self._log(f'round {task.round_num + 1}: no update of clients {lost}')
+      self._log(f'round {round_num + 1}: no update of clients {lost}')
     for client in lost:
       self._members.forget(client)
-    return trained, RoundTraffic(down, up)
+
+  def _read_all(self, answered: Mapping[int, Envelope], task: Task, plan: StagePlan) -> dict[int, Trained | list[str]]:
+    """Returns what the valid answers hold; the others are reported, one line each."""
+    outcomes: dict[int, Trained | list[str]] = {}
+    for client, reply in answered.items():
+      try:
+        outcomes[client] = self._read(reply, task._replace(client_id=client), plan)
+      except MessageError as error:
+        self._log(f'round {task.round_num + 1}: client {client}: {error}')
+    return outcomes
 
   def _read(self, reply: Envelope, task: Task, plan: StagePlan) -> Trained | list[str]:
     """Returns a client's update, or the components that it lacks. Raises MessageError."""
