@@ -5,9 +5,8 @@ from collections.abc import Callable
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import federated_dataset
 from lwfedssl_jax.deployment.network import Network
-from lwfedssl_jax.deployment.server_options import ServerOptions
+from lwfedssl_jax.deployment.server_options import ServerOptions, check
 from lwfedssl_jax.deployment.transport import Transport
-from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.training import train
 
 
@@ -32,15 +31,3 @@ def serve(
     on_start,
     make_runner=lambda setup: Network(setup, transport, options),
   )
-
-
-def check(config: Config, options: ServerOptions) -> None:
-  """Raises UsageError if a setting makes no sense with real clients."""
-  if not config.is_federated:
-    raise UsageError(f'--method: expected a federated method, got {config.method.method}')
-  if config.client.client_dropout:
-    raise UsageError('--client_dropout: expected 0, real clients are lost by themselves')
-  if options.min_clients > config.effective_num_clients:
-    raise UsageError(
-      f'--min_clients: expected at most --num_clients={config.effective_num_clients}, got {options.min_clients}'
-    )

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from lwfedssl_jax.config import Config
+from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.options import Validated, option
 
 
@@ -20,3 +22,15 @@ class ServerOptions(Validated):
   most_client_images: int = option(
     10**7, 'most images that a client may claim to have, on which its weight depends', at_least=1, at_most=2**31 - 1
   )
+
+
+def check(config: Config, options: ServerOptions) -> None:
+  """Raises UsageError if a setting makes no sense with real clients."""
+  if not config.is_federated:
+    raise UsageError(f'--method: expected a federated method, got {config.method.method}')
+  if config.client.client_dropout:
+    raise UsageError('--client_dropout: expected 0, real clients are lost by themselves')
+  if options.min_clients > config.effective_num_clients:
+    raise UsageError(
+      f'--min_clients: expected at most --num_clients={config.effective_num_clients}, got {options.min_clients}'
+    )

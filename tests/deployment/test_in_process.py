@@ -35,7 +35,7 @@ def cheap_views(tiny_library):
 
 CASES = {
   'lw_fedssl, unequal': {'method': 'lw_fedssl', 'client_size_sigma': 0.5},
-  'layerwise, partial, clipped, second attempt': {
+  'layerwise, partial, clipped, retried': {
     'method': 'layerwise',
     'clients_per_round': 2,
     'client_update_clip': 0.05,
