@@ -6,7 +6,7 @@ PIP_INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 DEMO ?= runs/demo
 METHODS := lw_fedssl,layerwise,prog_fedssl,end_to_end
 
-.PHONY: demo test quick coverage lint dist requirements clean
+.PHONY: demo test quick coverage lint test-targets docs dist try-wheel requirements clean
 
 # Installed once per change of the packaging files; an incomplete environment is created again.
 $(VENV)/installed: setup.cfg pyproject.toml
@@ -20,6 +20,10 @@ $(VENV)/installed-for-tests: $(VENV)/installed
 
 $(VENV)/installed-for-dist: $(VENV)/installed
 	$(PIP_INSTALL) -e '.[dist]'
+	touch $@
+
+$(VENV)/installed-for-docs: $(VENV)/installed
+	$(PIP_INSTALL) -e '.[docs]'
 	touch $@
 
 # Four methods on scikit-learn's digits, then a report. An interrupted demo is resumed.
@@ -43,8 +47,17 @@ test: lint
 quick: lint
 	$(PYTEST) -m 'not slow'
 
+# Programs compiled for TPUs too; installs their compiler, 684 MB.
+test-targets: $(VENV)/installed-for-tests
+	$(PIP_INSTALL) -e '.[tpu-aot]'
+	$(RUN) -m pytest tests/resources/test_target_compile.py
+
 coverage: $(VENV)/installed-for-tests
 	$(PYTEST) --cov --cov-report=term:skip-covered
+
+# The site of the documents, in site/: a link that leads nowhere or a page outside the navigation is an error.
+docs: $(VENV)/installed-for-docs
+	$(RUN) -m mkdocs build --strict
 
 # The wheel and the source distribution, checked, in dist/.
 dist: $(VENV)/installed-for-dist
@@ -53,10 +66,14 @@ dist: $(VENV)/installed-for-dist
 	$(RUN) -m twine check --strict dist/*
 	$(VENV)/bin/check-wheel-contents dist/*.whl
 
+# Installs the wheel in a new environment and runs every command outside the checkout: two minutes on one core.
+try-wheel:
+	$(PYTHON) .ci/try_wheel.py
+
 # Rewrites requirements.txt from the installed versions.
 requirements: $(VENV)/installed-for-tests
 	$(RUN) .ci/pin.py > requirements.txt.new
 	mv requirements.txt.new requirements.txt
 
 clean:
-	rm -rf .venv-* runs build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf .venv-* .cache runs build dist site .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

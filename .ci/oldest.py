@@ -4,7 +4,7 @@ import configparser
 import pathlib
 import re
 
-EXTRAS = ('tfds', 'lint', 'test')
+EXTRAS = ('tfds', 'hf', 'wandb', 'mlflow', 'lint', 'test')
 
 
 def constraints() -> list[str]:

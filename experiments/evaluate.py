@@ -31,7 +31,14 @@ _FRACTION = absl_flags.DEFINE_float(
 )
 _SEEDS = absl_flags.DEFINE_list('seeds', ['0'], 'seeds of label subset, probe and finetuning', flag_values=FLAGS)
 _SPLIT = absl_flags.DEFINE_enum(
-  'split', 'test', catalog.SPLITS, 'images to classify; validation: a fifth of the training images', flag_values=FLAGS
+  'split',
+  'test',
+  catalog.SPLITS,
+  "images to classify; val: the data set's own validation images; holdout: a fixed fifth of --train_split's images",
+  flag_values=FLAGS,
+)
+_TRAIN_SPLIT = absl_flags.DEFINE_enum(
+  'train_split', 'train', catalog.TRAIN_SPLITS, 'labeled images to fit on', flag_values=FLAGS
 )
 _MAX_TRAIN = absl_flags.DEFINE_integer(
   'max_train_images', 0, 'number of training images to use; 0: all', lower_bound=0, flag_values=FLAGS
@@ -72,6 +79,7 @@ def _evaluate(workdir: str, seeds: list[int]) -> dict[str, Any]:
     data_dir=_DATA_DIR.value or config.data.data_dir,
     cache_dir=_CACHE_DIR.value or config.data.cache_dir,
     image_size=config.model.image_size,
+    client_folders=config.partition.has_client_folders and not _DATASET.value,
   )
   return run_evaluation.evaluate_run(
     workdir,
@@ -80,6 +88,7 @@ def _evaluate(workdir: str, seeds: list[int]) -> dict[str, Any]:
     label_fraction=_FRACTION.value,
     seeds=seeds,
     split=_SPLIT.value,
+    train_split=_TRAIN_SPLIT.value,
     max_train_images=_MAX_TRAIN.value,
     from_scratch=_FROM_SCRATCH.value,
     options=options,

@@ -26,7 +26,7 @@ def _define(values: flags.FlagValues, name: str, default: Any, annotation: Any, 
   if length:
     shown = ','.join(map(str, default))
     flags.DEFINE_string(name, shown, f'{text} ({length} comma-separated values)', flag_values=values)
-  elif metadata['choices']:
+  elif metadata['choices'] and not metadata['open_choice']:
     flags.DEFINE_enum(name, default, list(metadata['choices']), text, flag_values=values)
   elif kind is bool:
     flags.DEFINE_boolean(name, default, text, flag_values=values)

@@ -3,10 +3,13 @@
     python -m experiments.resources --encoder=vit_tiny --image_size=32 --convention=paper_v4
     python -m experiments.resources --preset=paper_v1 --convention=actual --format=json
 
-Shows all methods, or the one of --method.
+    python -m experiments.resources --encoder=vit_tiny --image_size=32 --target=gpu-h100 --target_devices=8
+
+Shows all methods, or the one of --method. With --target, what that chip's compiler gives; the chip is not needed.
 """
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags as absl_flags
@@ -41,6 +44,29 @@ _MEASURE = absl_flags.DEFINE_boolean(
 _PLOTS = absl_flags.DEFINE_string(
   'plots', '', 'folder for plots of memory, FLOPs and bytes; empty: none', flag_values=FLAGS
 )
+_TARGET = absl_flags.DEFINE_string(
+  'target',
+  '',
+  'compile for this chip, which need not exist here, instead of counting costs: gpu-h100, gpu-a100, tpu-v5e:2x2, ..., '
+  'or file:PATH (docs/accelerators.md)',
+  flag_values=FLAGS,
+)
+_STAGES = absl_flags.DEFINE_list(
+  'stages', [], '--target: stages, from 1, whose steps are compiled; empty: one of each shape', flag_values=FLAGS
+)
+_DEVICES = absl_flags.DEFINE_integer(
+  'target_devices',
+  0,
+  "--target: compile a round of each method's last stage too, on so many devices; 0: none",
+  lower_bound=0,
+  flag_values=FLAGS,
+)
+_IMAGES = absl_flags.DEFINE_integer(
+  'target_images', 50_000, "--target: training images of that round, the server's among them", 1, flag_values=FLAGS
+)
+_LARGEST = absl_flags.DEFINE_boolean(
+  'largest_batch', False, '--target: find the largest batch whose steps fit, too', flag_values=FLAGS
+)
 
 
 def _measured(run: Config) -> list[dict[str, int]]:
@@ -57,15 +83,56 @@ def _measured(run: Config) -> list[dict[str, int]]:
   return stages
 
 
+def _predict(config: Config, methods: Sequence[str]) -> dict[str, Any]:
+  """Compiles the methods' steps and rounds for --target, prints tables, and returns the figures."""
+  import jax
+
+  jax.config.update('jax_platforms', 'cpu')  # tracing needs no accelerator, and must not take one
+  from lwfedssl_jax.resources import planner, predict, target_tables, targets
+  from lwfedssl_jax.stages import make_plans
+
+  target, image_size = targets.load(_TARGET.value, max(1, _DEVICES.value)), config.model.image_size
+  target.make_mesh(_DEVICES.value)  # an error before the first minute of compilation
+  wanted = flags.whole_numbers('stages', _STAGES.value)
+  steps, rounds, batches = [], [], {}
+  runs = [configs.with_values(config, {'method': method}) for method in methods]
+  plans = {run.method.method: make_plans(run) for run in runs}
+  most = max(map(len, plans.values()))
+  if not all(1 <= stage <= most for stage in wanted):
+    raise UsageError(f'--stages: expected 1 to {most}, got {",".join(_STAGES.value)}')
+  flags.print_config(config)
+  for run in runs:
+    method = run.method.method
+    if config.client.client_memory_budget_mb:
+      plan = planner.fit(run, image_size, target)
+      run = plan.config
+      print(f'{method}: {planner.describe(plan)}', flush=True)
+    chosen = [stage for stage in plans[method] if stage.stage + 1 in wanted]
+    found = predict.predict_steps(run, image_size, target, chosen) if chosen or not wanted else []
+    steps += found
+    if _DEVICES.value:
+      peak = None if wanted else max(step.peak_bytes for step in found)
+      run = predict.resolve_chunk(run, image_size, target, _IMAGES.value, peak)
+      rounds.append(predict.predict_round(run, image_size, plans[method][-1], target, _DEVICES.value, _IMAGES.value))
+    if _LARGEST.value:
+      batches[method] = planner.largest_batch(run, image_size, target.memory_bytes, target)
+      print(f'{method}: largest batch that fits {target.name}: {batches[method]} images', flush=True)
+  if _FORMAT.value == 'table':
+    print(target_tables.to_text(target, steps, rounds), flush=True)
+  return {**target_tables.to_json(target, steps, rounds), **({'largest_batch': batches} if batches else {})}
+
+
 def main() -> dict[str, Any]:
   """Prints the table and returns the figures."""
   config = flags.config_from_flags(FLAGS)
   convention, image_size = _CONVENTION.value, config.model.image_size
   if not image_size:
     raise UsageError('--image_size: expected the side of the images in pixels, got 0')
+  methods = (config.method.method,) if FLAGS['method'].present else tuple(catalog.METHODS)
+  if _TARGET.value:
+    return _predict(config, methods)
   if _MEASURE.value and convention not in catalog.OWN_CONVENTIONS:
     raise UsageError(f'--measure_memory: expected --convention=actual, got {convention}')
-  methods = (config.method.method,) if FLAGS['method'].present else tuple(catalog.METHODS)
   runs = [configs.with_values(config, {'method': method}) for method in methods]
 
   from lwfedssl_jax.plots import cost_plots

@@ -10,6 +10,7 @@ from typing import Any
 from absl import flags
 
 from lwfedssl_jax import config as configs
+from lwfedssl_jax import options
 
 WIDTH = 100
 _ASKS = frozenset({'--help', '-help', '-h', '--helpshort', '-helpshort', '--helpfull', '-helpfull'})
@@ -21,7 +22,9 @@ def asked(arguments: Sequence[str]) -> str | None:
 
 
 def _limits(metadata: Mapping[str, Any]) -> str:
-  """Returns the range of a configuration field in words; empty if it has none."""
+  """Returns the range of a configuration field, or choices that a flag's type does not know, in words."""
+  if metadata['open_choice']:
+    return ', '.join(options.shown_choices(metadata))
   words = {'at_least': 'at least', 'above': 'more than', 'at_most': 'at most'}
   return ', '.join(f'{words[name]} {metadata[name]:g}' for name in words if metadata[name] is not None)
 

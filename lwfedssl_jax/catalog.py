@@ -97,8 +97,11 @@ PAPER_CONVENTIONS = ('paper_v4', 'paper_v1')
 OWN_CONVENTIONS = ('actual', 'expected')
 CONVENTIONS = (*PAPER_CONVENTIONS, *OWN_CONVENTIONS)
 
+TRACKERS = ('tensorboard', 'wandb', 'mlflow', 'none')  # of a run's rows (workdir/trackers.py)
 PROTOCOLS = ('knn', 'knn_centered', 'linear', 'finetune')  # of evaluation
-SPLITS = ('test', 'validation')  # of evaluation
+# Of evaluation. val: the data set's own validation images; holdout: a fixed fifth of the images that are fitted on.
+SPLITS = ('test', 'val', 'holdout')
+TRAIN_SPLITS = ('train', 'val')
 
 # Widths of projector and predictor (192-512-512-256 and 256-512-256 for ViT-Tiny, as in MoCo v3's shape).
 HEAD_HIDDEN = 512

@@ -96,6 +96,12 @@ class MethodConfig(Validated):
   )
   calibration_epochs: int = option(3, 'epochs over the auxiliary images per round', at_least=1)
   calibration_batch_size: int = option(0, 'images per calibration step; 0: batch_size', at_least=0)
+  calibration_micro_batch_size: int = option(
+    0,
+    'images whose activations the server stores at once in a calibration step; the largest divisor of the batch up '
+    'to this number is taken; 0: the full batch',
+    at_least=0,
+  )
   calibration_learning_rate: float = option(
     0.0, 'base learning rate of calibration per 256 images; 0: learning_rate', at_least=0
   )
@@ -107,7 +113,7 @@ class MethodConfig(Validated):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig(Validated):
-  dataset: str = option('digits', 'digits, tfds:NAME, folder:PATH or npz:PATH')
+  dataset: str = option('digits', 'digits, folder:PATH, npz:PATH, tfds:NAME or hf:NAME_OR_PATH')
   data_dir: str = option('', "folder of prepared TFDS data sets; empty: TFDS's default")
   cache_dir: str = option('', "folder of the cache of decoded images; empty: in the user's cache folder")
   max_train_images: int = option(0, 'number of training images to use, drawn by a fixed seed; 0: all', at_least=0)
@@ -127,8 +133,11 @@ class PartitionConfig(Validated):
   partition: str = option(
     'iid',
     'partition of images over clients: iid; dirichlet (each class over the clients, sizes differ); '
-    'dirichlet_clients (class shares of each client, equal sizes); shards (few classes each)',
-    choices=('iid', 'dirichlet', 'dirichlet_clients', 'shards'),
+    'dirichlet_clients (class shares of each client, equal sizes); shards (few classes each); folders (a folder per '
+    'client, in --dataset=folder:PATH); file:PATH (the partition.json of a run, or one of your own, which decides the '
+    "server's images too)",
+    choices=('iid', 'dirichlet', 'dirichlet_clients', 'shards', 'folders'),
+    open_choice='file:PATH',
   )
   dirichlet_beta: float = option(
     0.5, 'concentration of the Dirichlet partitions; smaller is more heterogeneous', above=0
@@ -137,6 +146,16 @@ class PartitionConfig(Validated):
   client_size_sigma: float = option(
     0.0, 'log-normal sigma of client sizes with --partition=iid; 0: equal sizes', at_least=0, at_most=3
   )
+
+  @property
+  def file(self) -> str:
+    """Path of the file that holds the partition, or empty."""
+    kind, _, path = self.partition.partition(':')
+    return path if kind == 'file' else ''
+
+  @property
+  def has_client_folders(self) -> bool:
+    return self.partition == 'folders'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -224,6 +243,12 @@ class RunConfig(Validated):
   stop_after_round: int = option(0, 'stop after this many rounds of the run; 0: at its end', at_least=0)
   checkpoint_every: int = option(1, "rounds between checkpoints; a stage's last round is always saved", at_least=1)
   keep_checkpoints: int = option(2, 'number of newest checkpoints to keep', at_least=1)
+  tracker: str = option(
+    'tensorboard',
+    "where a round's metrics go beside metrics.jsonl: the folder tensorboard of the workdir; Weights & Biases or "
+    'MLflow, as their environment variables say',
+    choices=catalog.TRACKERS,
+  )
   num_devices: int = option(0, "devices over which a round's clients are sharded; 0: all", at_least=0)
   device_data_budget_mb: float = option(
     0.0,
@@ -266,7 +291,8 @@ class Config:
         f'--clients_per_round: expected at most --num_clients={self.effective_num_clients}, '
         f'got {self.client.clients_per_round}'
       )
-    if self.uses_calibration and not self.data.auxiliary_dataset and not self.data.auxiliary_fraction:
+    held_out = self.data.auxiliary_fraction or self.partition.file
+    if self.uses_calibration and not self.data.auxiliary_dataset and not held_out:
       raise UsageError('--auxiliary_fraction: expected more than 0 with --server_calibration, got 0')
 
   @property

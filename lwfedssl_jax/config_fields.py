@@ -31,6 +31,7 @@ class ConfigFields(typing.TypedDict, total=False):
   server_calibration: bool | None
   calibration_epochs: int
   calibration_batch_size: int
+  calibration_micro_batch_size: int
   calibration_learning_rate: float
   # DataConfig
   dataset: str
@@ -74,6 +75,7 @@ class ConfigFields(typing.TypedDict, total=False):
   stop_after_round: int
   checkpoint_every: int
   keep_checkpoints: int
+  tracker: str
   num_devices: int
   device_data_budget_mb: float
   knn_bank_images: int

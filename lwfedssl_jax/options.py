@@ -15,12 +15,23 @@ def option(
   help: str,
   *,
   choices: Collection[str] = (),
+  open_choice: str = '',
   at_least: float | None = None,
   above: float | None = None,
   at_most: float | None = None,
 ) -> Any:
-  """Declares one configuration field with its help text, choices and range."""
-  metadata = {'help': help, 'choices': choices, 'at_least': at_least, 'above': above, 'at_most': at_most}
+  """Declares one configuration field with its help text, choices and range.
+
+  `open_choice`, such as 'file:PATH', is one more choice: any value that starts with it up to the colon.
+  """
+  metadata = {
+    'help': help,
+    'choices': choices,
+    'open_choice': open_choice,
+    'at_least': at_least,
+    'above': above,
+    'at_most': at_most,
+  }
   return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -46,6 +57,16 @@ def _check_number(name: str, value: float, limits: Mapping[str, Any]) -> None:
     raise UsageError(f'--{name}: expected at most {at_most}, got {value}')
 
 
+def shown_choices(metadata: Mapping[str, Any]) -> list[str]:
+  """Returns the choices of a field as help and messages show them."""
+  return [*metadata['choices'], *filter(None, [metadata['open_choice']])]
+
+
+def _is_open_choice(item: str, metadata: Mapping[str, Any]) -> bool:
+  kind, colon, _ = metadata['open_choice'].partition(':')
+  return bool(colon) and item.startswith(kind + colon) and item != kind + colon
+
+
 def _check_value(name: str, value: Any, annotation: Any, metadata: Mapping[str, Any]) -> None:
   """Raises UsageError unless `value` has the annotated type, is among its choices and lies in its range."""
   kind, optional, length = value_type(annotation)
@@ -58,8 +79,8 @@ def _check_value(name: str, value: Any, annotation: Any, metadata: Mapping[str, 
     accepted: Any = (int, float) if kind is float else kind
     if not isinstance(item, accepted) or (is_number and isinstance(item, bool)):
       raise UsageError(f'--{name}: expected {kind.__name__}, got {item!r}')
-    if metadata['choices'] and item not in metadata['choices']:
-      raise UsageError(f'--{name}: expected one of {", ".join(metadata["choices"])}, got {item!r}')
+    if metadata['choices'] and item not in metadata['choices'] and not _is_open_choice(item, metadata):
+      raise UsageError(f'--{name}: expected one of {", ".join(shown_choices(metadata))}, got {item!r}')
     if is_number:
       _check_number(name, item, metadata)
 

@@ -23,6 +23,7 @@ def evaluate_run(
   label_fraction: float = 1.0,
   seeds: Sequence[int] = (0,),
   split: str = 'test',
+  train_split: str = 'train',
   max_train_images: int = 0,
   from_scratch: bool = False,
   options: finetune.FinetuneOptions = finetune.FinetuneOptions(),
@@ -35,13 +36,15 @@ def evaluate_run(
     dataset: labeled, images of the run's size.
     label_fraction: in (0, 1].
     seeds: at least one; one result each. With `from_scratch` they are also the seeds of the weights.
-    split: `test` or `validation`.
+    split: images to classify, see `protocols.make_task`.
+    train_split: images to fit on.
     max_train_images: see `protocols.make_task`.
     from_scratch: use random weights.
     options: of finetuning.
 
   Returns:
-    As `protocols.evaluate`, and `name`, `protocol`, `dataset`, `label_fraction`, `split`, `from_scratch`.
+    As `protocols.evaluate`, and `name`, `protocol`, `dataset`, `label_fraction`, `split`, `train_split`,
+    `from_scratch`.
 
   Raises:
     UsageError: no such run, no labels, or no seeds.
@@ -49,13 +52,19 @@ def evaluate_run(
   if not seeds:
     raise UsageError('--seeds: expected at least one whole number')
   loaded = pretrained.load_encoder(workdir)
-  task = protocols.make_task(dataset, split, max_train_images)
+  task = protocols.make_task(dataset, split, max_train_images, train_split)
 
   def get_params(seed):
     return pretrained.random_encoder(loaded.config, seed).params if from_scratch else loaded.params
 
   name = protocols.result_name(
-    protocol, dataset.name, label_fraction, split=split, from_scratch=from_scratch, max_train_images=max_train_images
+    protocol,
+    dataset.name,
+    label_fraction,
+    split=split,
+    train_split=train_split,
+    from_scratch=from_scratch,
+    max_train_images=max_train_images,
   )
   found = protocols.evaluate(
     loaded.apply, get_params, protocol, task, label_fraction=label_fraction, seeds=seeds, options=options
@@ -66,6 +75,7 @@ def evaluate_run(
     'dataset': dataset.name,
     'label_fraction': label_fraction,
     'split': split,
+    'train_split': train_split,
     'from_scratch': from_scratch,
     'rounds_done': loaded.rounds_done,
     'num_train_images': len(task.train.images),

@@ -3,6 +3,10 @@
 import functools
 import os
 
+os.environ.setdefault(
+  'JAX_PLATFORMS', 'cpu'
+)  # beside the CUDA plugin, which compiles for GPUs in tests; for commands too
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +16,7 @@ from lwfedssl_jax import catalog, models, objectives, stages
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.federated import aggregation
 from lwfedssl_jax.federated.model import make_model
-from lwfedssl_jax.federated.round_inputs import ClientSlots, RoundInputs
+from lwfedssl_jax.federated.round_types import ClientSlots, RoundInputs
 from tests import tiny
 
 # Files that train or compile for more than a few seconds, the longest first, so that two workers end together.
@@ -29,6 +33,7 @@ SLOW = (
   'test_cluster.py',
   'test_devices.py',
   'test_scaling.py',
+  'test_target_compile.py',
 )
 ROUNDS = ('test_contract.py', 'test_naive_round.py', 'test_by_hand.py')  # the same rounds: one worker compiles them
 

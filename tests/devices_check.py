@@ -15,8 +15,8 @@ from lwfedssl_jax.data import federated_dataset, sources
 from lwfedssl_jax.evaluation.embeddings import make_embedder
 from lwfedssl_jax.federated import round_loader, sampling
 from lwfedssl_jax.federated.model import make_model
-from lwfedssl_jax.federated.round_inputs import RoundInputs
 from lwfedssl_jax.federated.round_loader import RoundLoader
+from lwfedssl_jax.federated.round_types import RoundInputs
 from lwfedssl_jax.resources import collectives
 from tests import tiny
 
@@ -122,6 +122,9 @@ def main():
       'in_loops': [sum(op.num_bytes for op in run['collectives'] if op.in_loop) for run in (one, four)],
       'active_bytes': one['active_bytes'],
     }
+    if name == 'lw_fedssl':
+      pieces = _run(values | {'calibration_micro_batch_size': 1}, 4, 0.0)  # a device has two images of a batch
+      report[name]['pieces_differ'] = _difference(one, pieces, 0)
   print(json.dumps(report))
   return 0
 

@@ -9,7 +9,7 @@ from lwfedssl_jax import config as configs
 from lwfedssl_jax import rng, stages
 from lwfedssl_jax.data import federated_dataset, sources
 from lwfedssl_jax.federated.model import make_model
-from lwfedssl_jax.federated.round_inputs import ClientSlots
+from lwfedssl_jax.federated.round_types import ClientSlots
 
 # Part of the identity of all runs there are: a resumed run draws what it would have drawn.
 NUMBERS = {

@@ -44,6 +44,10 @@ def test_four_devices_give_one_device_s_result(report, case):
     np.testing.assert_allclose(*found['calibration'], rtol=1e-5)
 
 
+def test_calibration_in_micro_batches_on_four_devices_gives_one_device_s_result(report):
+  assert report['lw_fedssl']['pieces_differ'] < 1e-5
+
+
 def test_streaming_changes_no_bit_and_holds_only_a_round_s_images(report):
   found = report['lw_fedssl']
   assert found['streams'] == [False, True, True]

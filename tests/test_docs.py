@@ -14,7 +14,7 @@ from experiments import command, flags, presets
 from lwfedssl_jax.config_fields import ConfigFields
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md')])
+PAGES = sorted([*ROOT.glob('*.md'), *(ROOT / 'docs').rglob('*.md')])
 COMMANDS = ('pretrain', 'sweep', 'evaluate', 'resources', 'report', 'export', 'benchmark')
 SEARCHED = ('', 'lwfedssl_jax', 'lwfedssl_jax/federated', 'lwfedssl_jax/evaluation', 'lwfedssl_jax/resources')
 REMOVED_FLAGS = {'num_seeds'}  # named by the changelog
@@ -144,14 +144,45 @@ def test_python_snippets_use_names_that_exist(page):
         assert {keyword.arg for keyword in node.keywords} <= set(ConfigFields.__annotations__)
 
 
+def written_files():
+  """Returns the modules, documents and presets that a reader opens."""
+  folders = (path for name in ('lwfedssl_jax', 'experiments', 'docs', '.ci') for path in (ROOT / name).rglob('*'))
+  return [*(path for path in folders if path.suffix in ('.py', '.md', '.flags')), *ROOT.glob('*.md')]
+
+
+# Names that the field does not know, and what replaced them.
+PRIVATE_WORDS = {
+  r'seats?': 'client slot',
+  r'padded_share': 'padding_fraction',
+  r'gangs?': 'multi-seed run',
+  r'\w*federation\.deal|dealt': 'partitioned',
+  r'LocalRules|make_rules': 'ClientUpdate',
+  r'add_devices|join_devices': 'psum, all_gather',
+  r'is_sound|left_out': 'is_valid_update, rejected',
+  r'client_room|room_for': 'capacity',
+  r'branches_of|losses_of': 'a verb',
+  r'hand-over|once a round': 'block transfer, per round',
+  r'SECOND_ATTEMPT': 'RETRY',
+}
+
+
+def test_words_are_those_of_the_field():
+  for path in written_files():
+    for private, instead in PRIVATE_WORDS.items():
+      found = re.findall(rf'\b(?:{private})\b', path.read_text())
+      assert not found, f'{path.relative_to(ROOT)}: {sorted(set(found))}, use {instead}'
+
+
+def test_every_page_is_in_the_navigation_of_the_site():
+  listed = set(re.findall(r': ([\w/]+\.(?:md|ipynb))$', (ROOT / 'mkdocs.yml').read_text(), flags=re.MULTILINE))
+  made = {'index.md', 'changelog.md', 'contributing.md', 'reference/commands.md'}  # by .ci/mkdocs_hooks.py
+  folder = ROOT / 'docs'
+  pages = {str(path.relative_to(folder)) for path in folder.rglob('*') if path.suffix in ('.md', '.ipynb')}
+  assert listed == pages | made
+
+
 def test_spelling_is_american():
   british = r'\b\w*(?:normalis|colour|centre|neighbour|behaviour|labelled(?!by)|honour|initialis|regularis|optimis)\w*'
-  files = [
-    path
-    for folder in ('lwfedssl_jax', 'experiments', 'docs', '.ci')
-    for path in (ROOT / folder).rglob('*')
-    if path.suffix in ('.py', '.md', '.flags')
-  ]
-  for path in (*files, *ROOT.glob('*.md')):
+  for path in written_files():
     found = set(re.findall(british, path.read_text(), flags=re.IGNORECASE)) - {'knn_centred'}
     assert not found, f'{path.relative_to(ROOT)}: {sorted(found)}'

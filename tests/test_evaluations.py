@@ -63,7 +63,7 @@ def test_everything_asked_for_reaches_the_protocol_and_the_file(asked, tmp_path)
     DATASET,
     label_fraction=0.5,
     seeds=(1,),
-    split='validation',
+    split='holdout',
     max_train_images=10,
     options=options,
   )
@@ -75,17 +75,25 @@ def test_everything_asked_for_reaches_the_protocol_and_the_file(asked, tmp_path)
     == result
     == FOUND
     | {
-      'name': 'finetune, made, 50 % of labels, of 10 images, validation split',
+      'name': 'finetune, made, 50 % of labels, of 10 images, on holdout',
       'protocol': 'finetune',
       'dataset': 'made',
       'label_fraction': 0.5,
-      'split': 'validation',
+      'split': 'holdout',
+      'train_split': 'train',
       'from_scratch': False,
       'rounds_done': 7,
       'num_train_images': 10,
       'options': options._asdict(),
     }
   )
+
+
+def test_the_split_that_is_fitted_on_reaches_the_protocol_and_the_name(asked, tmp_path):
+  val = {'val_images': np.ones((8, 2, 2, 3), np.uint8), 'val_labels': np.arange(8, dtype=np.int32) % 2}
+  result = run_evaluation.evaluate_run(str(tmp_path), 'knn', DATASET._replace(**val), train_split='val')
+  assert asked['task'].train.images.min() == 1 and len(asked['task'].train.labels) == 8
+  assert (result['train_split'], result['name']) == ('val', 'knn, made, 100 % of labels, fitted on val')
 
 
 def test_another_protocol_keeps_no_options_of_finetuning(asked, tmp_path):

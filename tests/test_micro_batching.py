@@ -8,10 +8,12 @@ import pytest
 from lwfedssl_jax import config as configs
 from lwfedssl_jax import stages, trees
 from lwfedssl_jax.errors import UsageError
-from lwfedssl_jax.federated import training_step
+from lwfedssl_jax.federated import calibration, training_step
 from lwfedssl_jax.federated.client_update import make_step_options
 from lwfedssl_jax.federated.training_step import Batch, StepState
+from lwfedssl_jax.resources import memory
 from lwfedssl_jax.trees import without_online_only
+from tests import tiny
 
 BATCH = 6
 # (method, objective) -> 0-based stage: every combination of frozen prefix, trained embedding and number of active
@@ -109,3 +111,31 @@ def test_smaller_batches_would_give_another_gradient(case, whole):
 def test_micro_batch_must_divide_the_batch():
   with pytest.raises(UsageError, match='--micro_batch_size: expected a divisor of --batch_size=64, got 48'):
     configs.with_values(configs.Config(), {'batch_size': 64, 'micro_batch_size': 48})
+
+
+def test_calibration_in_micro_batches_is_that_of_the_full_batch(tiny_round):
+  """Seven images a batch, of which at most three are stored at once: pieces of one, the largest divisor."""
+  case = tiny_round('lw_fedssl', 'moco_v3')
+  images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (14, 8, 8, 3), np.uint8))
+  params = jax.device_get(case.init(0))
+
+  def calibrate(micro_batch_size):
+    config = configs.with_values(case.config, {'calibration_micro_batch_size': micro_batch_size})
+    return jax.jit(tiny.make_parts(config).calibrate)(params, 3, images, calibration.draw_keys(jax.random.key(0), 0))
+
+  (whole, losses), (pieces, found) = calibrate(0), calibrate(3)
+  np.testing.assert_allclose(found, losses, rtol=1e-5)
+  moved = max(float(np.abs(a - b).max()) for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(params)))
+  assert moved > 1e-3
+  for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(pieces)):
+    np.testing.assert_allclose(one, other, atol=1e-3 * moved)
+
+
+def test_micro_batches_shrink_the_compiled_calibration():
+  sizes = []
+  for size in (0, 2):
+    config = configs.configure(
+      method='lw_fedssl', encoder='vit_micro', batch_size=32, calibration_micro_batch_size=size
+    )
+    sizes.append(memory.calibration_memory(config, 16, stages.make_plans(config)[-1], 32).scratch_bytes)
+  assert sizes[1] < 0.5 * sizes[0]

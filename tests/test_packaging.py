@@ -77,6 +77,31 @@ def test_commands_run_under_their_installed_name(monkeypatch, capsys):
   assert pretrain.COMMAND.flags is not importlib.import_module('experiments.pretrain').COMMAND.flags
 
 
+@pytest.fixture(scope='module')
+def describe():
+  spec = importlib.util.spec_from_file_location('lwfedssl_setup', ROOT / 'setup.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.describe
+
+
+def test_an_index_shows_no_relative_links(describe):
+  readme = (ROOT / 'README.md').read_text()
+  relative = r'\]\((?!https://)'
+  assert re.search(relative, readme)
+  assert not re.search(relative, describe(readme, ''))
+  assert not re.search(relative, describe(readme, 'https://example.org/owner/name'))
+  assert '[arXiv 2401.11647](https://arxiv.org/abs/2401.11647)' in describe(readme, '')
+
+
+def test_an_index_links_to_the_repository(describe):
+  text = 'see [a](docs/a.md#b), ![c](docs/c.png) and [here](#here)'
+  assert describe(text, 'https://h/o/n') == (
+    'see [a](https://h/o/n/blob/HEAD/docs/a.md#b), ![c](https://h/o/n/raw/HEAD/docs/c.png) and [here](#here)'
+  )
+  assert describe(text, '') == 'see a, c and [here](#here)'
+
+
 def test_requirements_pin_every_direct_dependency(setup):
   wanted = names(setup['options']['install_requires']) + names(setup['options.extras_require']['tfds'])
   pinned = [line for line in lines((ROOT / 'requirements.txt').read_text()) if not line.startswith('#')]
@@ -87,6 +112,7 @@ def test_requirements_pin_every_direct_dependency(setup):
 def test_what_the_package_imports_is_declared(setup):
   distributions = {
     'absl': 'absl-py',
+    'mlflow': 'mlflow-skinny',
     'PIL': 'pillow',
     'sklearn': 'scikit-learn',
     'orbax': 'orbax-checkpoint',
@@ -101,5 +127,8 @@ def test_what_the_package_imports_is_declared(setup):
         imported.add(node.module.split('.')[0])
   found = {distributions.get(name, name) for name in imported - set(sys.stdlib_module_names) - {'lwfedssl_jax'}}
   extras = setup['options.extras_require']
-  declared = {*names(setup['options']['install_requires']), *names(extras['tfds']), *names(extras['torch'])}
+  declared = {
+    *names(setup['options']['install_requires']),
+    *(name for extra in ('tfds', 'hf', 'wandb', 'mlflow', 'torch') for name in names(extras[extra])),
+  }
   assert {'jax', 'tensorflow-datasets'} <= found <= declared

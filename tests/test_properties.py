@@ -16,7 +16,7 @@ from lwfedssl_jax.data import federated_dataset, sources
 from lwfedssl_jax.data.sources import ImageDataset
 from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.federated import sampling
-from lwfedssl_jax.resources import communication
+from lwfedssl_jax.resources import accounting, communication
 from lwfedssl_jax.stages import make_plans
 
 FIELDS = {
@@ -141,13 +141,13 @@ def test_payload_bytes_add_up(values, clients_per_round):
     config.effective_clients_per_round,
     config.client.client_dropout,
   )
-  whole = communication.charge_run(
+  whole = accounting.charge_run(
     payload, plans, config.effective_num_clients, participation.client_ids, participation.returned
   )
-  ledger, down, up = communication.start_ledger(payload, config.effective_num_clients), 0, 0
+  ledger, down, up = accounting.start_ledger(payload, config.effective_num_clients), 0, 0
   rounds = [plan for plan in plans for _ in range(plan.num_rounds)]
   for plan, ids, returned in zip(rounds, participation.client_ids, participation.returned):
-    ledger, traffic = communication.charge_round(ledger, payload, plan, ids, returned)
+    ledger, traffic = accounting.charge_round(ledger, payload, plan, ids, returned)
     down, up = down + traffic.download_bytes.sum(), up + traffic.upload_bytes.sum()
     assert traffic.download_bytes.shape[0] == len(ids)
     assert (traffic.upload_bytes[~returned] == 0).all()

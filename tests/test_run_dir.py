@@ -128,8 +128,7 @@ def test_a_file_that_cannot_be_written_is_one_line_and_the_old_one_stays(tmp_pat
       write()
   with pytest.raises(StorageError, match=f'^cannot write {tmp_path}/metrics.jsonl: {reason}{saved}$'):
     log.write({'round': 0, 'stage': 0, 'loss': None, 'participants': 0})
-  with pytest.raises(StorageError, match=f'^cannot write {tmp_path}: {reason}{saved}$'):  # TensorBoard's events
-    log.close()
+  log.close()
   assert run_dir.read_json(str(path)) == {'old': 1}
 
 

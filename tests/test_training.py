@@ -44,10 +44,13 @@ def tiny(workdir, **values) -> Config:
   return configs.with_values(Config(), TINY | {'workdir': str(workdir)} | values)
 
 
+PASSED = []  # rows that the finished run passed to its callback
+
+
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('finished')
-  return workdir, train.train(tiny(workdir))
+  return workdir, train.train(tiny(workdir), on_row=PASSED.append)
 
 
 def test_summary_and_rows_agree(finished):
@@ -55,6 +58,7 @@ def test_summary_and_rows_agree(finished):
   rows = metrics_writer.read_metrics(str(workdir))
   assert summary == json.loads((workdir / 'summary.json').read_text())
   assert [row['round'] for row in rows] == list(range(TOTAL_ROUNDS))
+  assert rows == PASSED
   assert [row['stage'] for row in rows] == [0, 0, 1, 1]
   assert [row.get('knn_accuracy') is not None for row in rows] == [False, True, False, True]
   assert summary['final_knn_accuracy'] == rows[-1]['knn_accuracy']

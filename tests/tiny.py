@@ -14,7 +14,7 @@ from lwfedssl_jax.data import augment
 from lwfedssl_jax.federated import aggregation, calibration, client_update
 from lwfedssl_jax.federated import round as rounds
 from lwfedssl_jax.federated.model import make_model
-from lwfedssl_jax.federated.round_inputs import Placement
+from lwfedssl_jax.federated.placement import Placement
 
 TINY = catalog.VitTraits(width=8, depth=4, num_heads=2, mlp_ratio=2)
 IMAGE_SIZE = 8

@@ -17,7 +17,7 @@ from lwfedssl_jax.federated import calibration
 from lwfedssl_jax.federated import round as rounds
 from lwfedssl_jax.federated.client_update import make_step_options
 from lwfedssl_jax.federated.model import make_model
-from lwfedssl_jax.federated.round_inputs import ClientSlots, RoundInputs
+from lwfedssl_jax.federated.round_types import ClientSlots, RoundInputs
 from lwfedssl_jax.federated.training_step import Batch
 from lwfedssl_jax.resources import flops, memory
 from lwfedssl_jax.stages import StagePlan
@@ -48,9 +48,9 @@ class Case(NamedTuple):
 
 
 def _compile(lower: Callable[[], Any]) -> tuple[Any, float]:
-  begin = time.perf_counter()
+  started = time.perf_counter()
   compiled = lower().compile()
-  return compiled, time.perf_counter() - begin
+  return compiled, time.perf_counter() - started
 
 
 def _step_case(config: Config, plan: StagePlan) -> Case:

@@ -15,8 +15,8 @@ from lwfedssl_jax.data.sources import ImageDataset
 from lwfedssl_jax.federated import round as rounds
 from lwfedssl_jax.federated import round_loader, sampling
 from lwfedssl_jax.federated.model import make_model
-from lwfedssl_jax.federated.round_inputs import RoundInputs
 from lwfedssl_jax.federated.round_loader import RoundLoader
+from lwfedssl_jax.federated.round_types import RoundInputs
 from lwfedssl_jax.resources import collectives, memory
 
 POPULATIONS = (10, 100, 1_000, 10_000)

@@ -9,9 +9,9 @@ def time_once(cases: Sequence[Any]) -> list[float]:
   """Calls `run` of every case once and returns the seconds of each."""
   seconds = []
   for case in cases:
-    begin = time.perf_counter()
+    start = time.perf_counter()
     case.run()
-    seconds.append(time.perf_counter() - begin)
+    seconds.append(time.perf_counter() - start)
   return seconds
 
 

@@ -91,7 +91,7 @@ def blend(image: Image, other: Float[Array, '...'], factor: Number) -> Image:
   return jnp.clip(image + (1 - factor) * (other - image), 0, 1)
 
 
-def shift_hue(image: Float[Array, 'H W 3'], turns: Number) -> Float[Array, 'H W 3']:
+def shift_hue(image: Float[Array, 'H W 3'], shift: Number) -> Float[Array, 'H W 3']:
   """Turns the hue by a share of a full circle, in HSV."""
   red, green, blue = image[..., 0], image[..., 1], image[..., 2]
   value, low = image.max(-1), image.min(-1)
@@ -100,7 +100,7 @@ def shift_hue(image: Float[Array, 'H W 3'], turns: Number) -> Float[Array, 'H W 
   sextant = jnp.where(
     value == red, (green - blue) / safe, jnp.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
   )
-  sextant = sextant + 6 * turns
+  sextant = sextant + 6 * shift
 
   def channel(n):
     return n + sextant - 6 * jnp.floor((n + sextant) / 6)  # a remainder, by cheaper operations than %

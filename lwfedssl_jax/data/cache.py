@@ -19,7 +19,7 @@ from absl import logging
 
 from lwfedssl_jax.data.images import Decoded, one_line
 
-FORMAT_VERSION = 1  # increment it when decoding gives other pixels
+FORMAT_VERSION = 2  # increment it when decoding gives other pixels or arrays
 MIN_BYTES = 4 << 20  # smaller data sets are decoded faster than cached
 _STALE_SECONDS = 24 * 3600  # a temporary folder this old was left by a writer that died
 _TEMPORARY = '.writing-'
@@ -58,10 +58,10 @@ def load(path: str) -> tuple[Decoded, tuple[str, ...]] | None:
   try:
     with open(os.path.join(path, 'entry.json'), encoding='utf-8') as f:
       entry = json.load(f)
-    train_images, train_labels, test_images, test_labels = (_load_array(path, name, entry) for name in Decoded._fields)
-    if train_images is None or test_images is None:
+    decoded = Decoded(*(_load_array(path, name, entry) for name in Decoded._fields))  # type: ignore[arg-type]
+    if decoded.train_images is None or decoded.test_images is None:
       raise ValueError('no images')
-    return Decoded(train_images, train_labels, test_images, test_labels), tuple(entry['class_names'])
+    return decoded, tuple(entry['class_names'])
   except FileNotFoundError:
     return None
   except Exception as e:  # a damaged entry is only a copy and is ignored

@@ -1,6 +1,7 @@
-"""Image folders: one sub-folder per class, or images only; with or without train and test folders."""
+"""Image folders: one sub-folder per class, or images only; with or without train and test, or client folders."""
 
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from lwfedssl_jax import rng
 from lwfedssl_jax.data import images
 from lwfedssl_jax.errors import UsageError
 
-TEST_FOLDERS = ('test', 'val', 'validation')
+VAL_FOLDERS = ('val', 'validation')
 HOLDOUT_SHARE = 0.1
 UNREADABLE_SHARE = 0.01
 
@@ -19,6 +20,7 @@ class _Listing(NamedTuple):
   paths: list[str]
   labels: list[int]  # all 0 without classes
   class_names: tuple[str, ...]  # empty without classes
+  clients: list[int] | None = None  # number of each image's client folder
 
 
 def stratified_holdout(labels: np.ndarray, count: int) -> np.ndarray:
@@ -89,17 +91,39 @@ def _list(folder: str) -> _Listing:
   return _Listing(paths, labels, tuple(by_class))
 
 
-def _split_folders(path: str) -> tuple[str, list[str]]:
-  """Returns (folder of the training images, candidate folders of the test images)."""
+def _list_clients(folder: str) -> _Listing:
+  """Lists a folder that holds a folder for each client; class folders of the same name are one class."""
+  folders, files = _scan(folder)
+  if files:
+    logging.warning('%s: ignored %d images beside the client folders', folder, len(files))
+  listed = [(path, found) for path in folders if (found := _list(path)).paths]
+  without = next((path for path, found in listed if not found.class_names), None)
+  if without and any(found.class_names for _, found in listed):
+    raise UsageError(f'{_shown(without)}: expected class folders, as the other client folders have')
+  class_names = tuple(sorted({name for _, found in listed for name in found.class_names}))
+  numbers = {name: number for number, name in enumerate(class_names)}
+  return _Listing(
+    [path for _, found in listed for path in found.paths],
+    [numbers[found.class_names[label]] if class_names else 0 for _, found in listed for label in found.labels],
+    class_names,
+    [client for client, (_, found) in enumerate(listed) for _ in found.paths],
+  )
+
+
+def _split_folders(path: str) -> tuple[str, str | None, str | None]:
+  """Returns the folders of the training, test and validation images."""
   names = {os.path.basename(folder): folder for folder in _scan(path)[0]}
-  tests = [names[name] for name in TEST_FOLDERS if name in names]
-  if 'train' in names and (tests or len(names) == 1):
-    return names['train'], tests
-  return path, []
+  test, val = names.get('test'), next((names[name] for name in VAL_FOLDERS if name in names), None)
+  if 'train' in names and (test or val or len(names) == 1):
+    return names['train'], test, val
+  return path, None, None
 
 
-def _match_classes(train: _Listing, test: _Listing, folder: str) -> _Listing:
-  """Returns the test listing with the training split's class numbers."""
+def _list_matched(folder: str | None, train: _Listing) -> _Listing:
+  """Lists a split other than the training split, with that one's class numbers; no folder: no images."""
+  if folder is None:
+    return _Listing([], [], ())
+  test = _list(folder)
   unknown = sorted(set(test.class_names) - set(train.class_names))
   if unknown and train.class_names:
     raise UsageError(f'{_shown(os.path.join(folder, unknown[0]))}: expected the class folders of the training images')
@@ -110,8 +134,9 @@ def _match_classes(train: _Listing, test: _Listing, folder: str) -> _Listing:
 
 def _to_split(listing: _Listing, labeled: bool) -> images.Split:
   paths, labels = listing.paths, listing.labels
+  clients = None if listing.clients is None else tuple(listing.clients)
   return images.Split(
-    len(paths), lambda indices: [(paths[i], labels[i]) for i in indices], lambda i: _shown(paths[i]), labeled
+    len(paths), lambda indices: [(paths[i], labels[i]) for i in indices], lambda i: _shown(paths[i]), labeled, clients
   )
 
 
@@ -123,43 +148,59 @@ def _shown(path: str) -> str:
 def open_folder(argument: str, data_dir: str) -> images.Source:
   """Lists the images of `folder:PATH`; `data_dir` is not used.
 
-  PATH holds a sub-folder per class (with images at any depth), or images only (no labels); or it holds `train` and one
-  of `test`, `val`, `validation`, each with either layout. Without a test folder a fixed tenth is held out. Hidden files
-  and files other than images are ignored.
+  PATH holds a sub-folder per class (with images at any depth), or images only (no labels); or it holds `train` and
+  `test`, `val` (or `validation`), or both, each with either layout. Without one of them a fixed tenth of the training
+  images is held out for testing. Hidden files and files other than images are ignored.
 
   Raises:
     UsageError: the folder does not exist or is empty, or has test classes that the training images lack.
   """
   del data_dir
+  return _open(argument, _list)
+
+
+def open_client_folders(argument: str) -> images.Source:
+  """As `open_folder`, but the training images lie in a folder for each client, which has either layout of a split.
+
+  Raises:
+    UsageError: as `open_folder`; or only some of the clients have class folders.
+  """
+  return _open(argument, _list_clients)
+
+
+def _open(argument: str, list_train: Callable[[str], _Listing]) -> images.Source:
   path = os.path.abspath(os.path.expanduser(argument))
   if not os.path.isdir(path):
     raise UsageError(f'--dataset=folder:{argument}: expected a folder of images, found none')
-  train_folder, test_folders = _split_folders(path)
-  train = _list(train_folder)
+  train_folder, test_folder, val_folder = _split_folders(path)
+  train = list_train(train_folder)
   if not train.paths:
     raise UsageError(f'--dataset=folder:{argument}: expected images (png, jpg, ...) in {train_folder}, found none')
-  listed = [(folder, _list(folder)) for folder in test_folders]
-  listed = sorted((item for item in listed if item[1].paths), key=lambda item: not item[1].class_names)
-  labeled = bool(train.class_names)
-  if listed:
-    folder, test = listed[0]
-    test = _match_classes(train, test, folder)
-    test_labeled = labeled and bool(test.class_names)
-  else:
+  test, val = _list_matched(test_folder, train), _list_matched(val_folder, train)
+  if not test.paths and not val.paths:
     train, test = _hold_out(train)
-    test_labeled = labeled
-  opened = images.Opened(_to_split(train, labeled), _to_split(test, test_labeled), train.class_names, UNREADABLE_SHARE)
-  return images.Source((*train.paths, *test.paths), lambda: opened)
+  train_split, test_split, val_split = (
+    _to_split(listing, bool(train.class_names and listing.class_names)) for listing in (train, test, val)
+  )
+  opened = images.Opened(train_split, test_split, train.class_names, UNREADABLE_SHARE, val_split)
+  return images.Source((*train.paths, *test.paths, *val.paths), lambda: opened)
 
 
 def _hold_out(listing: _Listing) -> tuple[_Listing, _Listing]:
-  """Splits a listing into (training, test)."""
+  """Splits a listing into (training, test), by class and by client."""
   number = len(listing.paths)
-  held = stratified_holdout(np.array(listing.labels), max(1, round(HOLDOUT_SHARE * number)))
+  strata = np.array(listing.labels)
+  if listing.clients is not None:
+    strata = strata + np.array(listing.clients) * (1 + strata.max())
+  held = stratified_holdout(strata, max(1, round(HOLDOUT_SHARE * number)))
 
   def pick(mask):
-    return listing._replace(
-      paths=[listing.paths[i] for i in np.flatnonzero(mask)], labels=[listing.labels[i] for i in np.flatnonzero(mask)]
+    kept = np.flatnonzero(mask)
+    return _Listing(
+      [listing.paths[i] for i in kept],
+      [listing.labels[i] for i in kept],
+      listing.class_names,
+      None if listing.clients is None else [listing.clients[i] for i in kept],
     )
 
   return pick(~held), pick(held)

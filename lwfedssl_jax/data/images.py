@@ -52,12 +52,17 @@ class Split(NamedTuple):
     read: consecutive indices -> [(raw image, label)]; any label where the split has none. Called from threads.
     where: index -> the file (or record) of that image, for messages.
     labeled: whether the split has labels. A negative label makes the whole split unlabeled.
+    clients: the number of each image's client folder, if there are such folders.
   """
 
   size: int
   read: Callable[[Sequence[int]], list[tuple[RawImage, int]]]
   where: Callable[[int], str]
   labeled: bool
+  clients: tuple[int, ...] | None = None
+
+
+EMPTY_SPLIT = Split(0, lambda indices: [], lambda index: '', False)
 
 
 class Opened(NamedTuple):
@@ -67,6 +72,7 @@ class Opened(NamedTuple):
   test: Split
   class_names: tuple[str, ...]
   unreadable_share: float = 0.0  # share of all images that may be skipped (at least one, if it is not 0)
+  val: Split = EMPTY_SPLIT
 
 
 class Source(NamedTuple):
@@ -77,15 +83,18 @@ class Source(NamedTuple):
 
 
 class Decoded(NamedTuple):
-  """uint8 images (N, S, S, 3) and int32 labels (N,) or None, per split."""
+  """uint8 images (N, S, S, 3) and int32 labels (N,) or None, per split; int32 client folders (N,) of the first.
+
+  `val_images` are None if there is no validation split.
+  """
 
   train_images: np.ndarray
   train_labels: np.ndarray | None
   test_images: np.ndarray
   test_labels: np.ndarray | None
-
-
-EMPTY_SPLIT = Split(0, lambda indices: [], lambda index: '', False)
+  val_images: np.ndarray | None = None
+  val_labels: np.ndarray | None = None
+  train_clients: np.ndarray | None = None
 
 
 def one_line(error: BaseException) -> str:
@@ -237,10 +246,11 @@ def _num_threads(split: Split) -> int:
 
 def _decode_split(
   name: str, split: Split, side: int, resize: bool, allocate: Allocate, skipped: _Skipped
-) -> tuple[np.ndarray, np.ndarray | None]:
-  """Returns (images, labels or None) of one split, in order, without the unreadable ones."""
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+  """Returns (images, labels or None, client folders or None) of one split, in order, without the unreadable ones."""
   images = allocate(f'{name}_images', (split.size, side, side, 3), np.uint8)
   labels = np.zeros(split.size, np.int32)
+  clients = None if split.clients is None else np.array(split.clients, np.int32)
 
   def work(start: int) -> list[tuple[int, str]]:
     failed = []
@@ -275,12 +285,12 @@ def _decode_split(
     kept = np.flatnonzero(keep)
     for to, source in enumerate(kept):  # in place: the array may be a file larger than memory
       images[to] = images[source]
-    images, labels = images[: len(kept)], labels[kept]
-  return images, (labels if split.labeled and not (labels < 0).any() else None)
+    images, labels, clients = images[: len(kept)], labels[kept], None if clients is None else clients[kept]
+  return images, (labels if split.labeled and not (labels < 0).any() else None), clients
 
 
 def decode_all(opened: Opened, side: int, resize: bool, allocate: Allocate) -> Decoded:
-  """Decodes both splits with threads.
+  """Decodes the splits with threads.
 
   Args:
     opened: the splits.
@@ -291,10 +301,14 @@ def decode_all(opened: Opened, side: int, resize: bool, allocate: Allocate) -> D
   Raises:
     UsageError: images of mixed sizes, or more unreadable ones than `opened` allows.
   """
-  skipped = _Skipped(opened.unreadable_share, opened.train.size + opened.test.size)
+  skipped = _Skipped(opened.unreadable_share, opened.train.size + opened.test.size + opened.val.size)
   with warnings.catch_warnings():
     warnings.filterwarnings('ignore', module='PIL')
     warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-    train = _decode_split('train', opened.train, side, resize, allocate, skipped)
-    test = _decode_split('test', opened.test, side, resize, allocate, skipped)
-  return Decoded(*train, *test)
+    images, labels, clients = _decode_split('train', opened.train, side, resize, allocate, skipped)
+    test_images, test_labels, _ = _decode_split('test', opened.test, side, resize, allocate, skipped)
+    decoded = Decoded(images, labels, test_images, test_labels, train_clients=clients)
+    if not opened.val.size:
+      return decoded
+    val_images, val_labels, _ = _decode_split('val', opened.val, side, resize, allocate, skipped)
+  return decoded._replace(val_images=val_images, val_labels=val_labels)

@@ -1,4 +1,4 @@
-"""Partition of images over clients: IID, two Dirichlet schemes over labels, shards.
+"""Partition of images over clients: IID, two Dirichlet schemes over labels, shards, client folders.
 
 Every scheme is seeded, terminates, and gives each client images. Results depend on the scheme:
 
@@ -7,6 +7,7 @@ Every scheme is seeded, terminates, and gives each client images. Results depend
 - `dirichlet_clients`: every client draws its class shares from Dir(beta * prior) and then equally many images (Hsu et
   al. 2019, arXiv 1909.06335). Client sizes are equal.
 - `shards`: label-sorted shards (McMahan et al. 2017, arXiv 1602.05629).
+- `folders`: as the images lie in a folder per client; no seed. partition_file.py reads any other partition.
 """
 
 from collections.abc import Callable, Sequence
@@ -113,11 +114,26 @@ def _shards(
   return _fill_small_clients([np.concatenate([shards[i] for i in row]) for row in assigned], generator)
 
 
+def _folders(
+  labels: Labels, num_images: int, num_clients: int, config: PartitionConfig, generator: np.random.Generator
+) -> list[Ids]:
+  """Returns the images of each client folder, whose number stands in for the label."""
+  del num_images, config, generator
+  counts = np.bincount(labels, minlength=num_clients)
+  if counts.min() < MIN_CLIENT_IMAGES:
+    raise UsageError(
+      f'--partition=folders: expected at least {MIN_CLIENT_IMAGES} images in each client folder, '
+      f'beside those held out; folder {counts.argmin() + 1} of {num_clients} has {counts.min()}'
+    )
+  return [np.flatnonzero(labels == number) for number in range(num_clients)]
+
+
 _PARTITIONS: dict[str, Callable[..., list[Ids]]] = {
   'iid': _iid,
   'dirichlet': _dirichlet,
   'dirichlet_clients': _dirichlet_clients,
   'shards': _shards,
+  'folders': _folders,
 }
 
 
@@ -127,7 +143,7 @@ def partition_images(
   """Partitions images 0 .. num_images-1 over clients, each image to exactly one.
 
   Args:
-    labels: of the images, or None where there are none.
+    labels: of the images, or None where there are none; for `folders` the number of each image's client folder.
     num_images: images to partition.
     num_clients: clients, each of which gets at least two images.
     config: kind of partition and its parameters.

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from lwfedssl_jax.data import images
+from lwfedssl_jax.data import columns, images
 from lwfedssl_jax.errors import UsageError
 
 _NAME = re.compile(r'(?P<name>[A-Za-z_]\w*)(?:/(?P<config>[\w.+-]+))?(?::(?P<version>\d+\.\d+\.\d+))?')
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
-_TEST_SPLITS = ('test', 'validation')
+_VAL_SPLITS = ('validation', 'val')
 
 
 def _tfds() -> Any:
@@ -132,8 +132,7 @@ def _find(argument: str, root: str) -> str:
 def open_tfds(argument: str, data_dir: str) -> images.Source:
   """Finds `tfds:NAME[/CONFIG][:VERSION]` in `data_dir` (empty: $TFDS_DATA_DIR or ~/tensorflow_datasets).
 
-  The training images are split `train`; the test images `test`, else `validation`, else none. Labels are the feature
-  `label`, or the only ClassLabel.
+  The splits are `train`, `test` and `validation` (or `val`). Labels are the feature `label`, or the only ClassLabel.
 
   Raises:
     UsageError: not prepared there as array_record; the message has the command that prepares it.
@@ -154,21 +153,19 @@ def _open(argument: str, folder: str) -> images.Opened:
     raise UsageError(f'{folder}: expected a TFDS data set: {images.one_line(e)}') from e
   if 'train' not in splits:
     raise UsageError(f'--dataset=tfds:{argument}: expected a split train, found {", ".join(splits) or "none"}')
-  image_key = 'image' if 'image' in features else next((k for k, t in feature_types.items() if t == 'Image'), None)
+  image_key, label_key = columns.find_image(feature_types), columns.find_label(feature_types)
   if image_key is None or feature_types[image_key] not in ('Image', 'Tensor'):
     raise UsageError(f'--dataset=tfds:{argument}: expected a feature "image", found {", ".join(features)}')
-  class_labels = [key for key, kind in feature_types.items() if kind == 'ClassLabel']
-  label_key = 'label' if 'label' in class_labels else class_labels[0] if len(class_labels) == 1 else None
   if feature_types[image_key] == 'Image' and np.dtype(features[image_key].np_dtype).kind != 'u':
     raise UsageError(f'--dataset=tfds:{argument}: expected integer images, found {features[image_key].np_dtype}')
   encoded = feature_types[image_key] == 'Image'
-  test_name = next((name for name in _TEST_SPLITS if name in splits), None)
 
-  def make(name):
-    return _to_split(tfds, builder, name, image_key, label_key, encoded)
+  def make(*names):
+    found = next((name for name in names if name in splits), None)
+    return _to_split(tfds, builder, found, image_key, label_key, encoded) if found else images.EMPTY_SPLIT
 
-  test = make(test_name) if test_name else images.EMPTY_SPLIT
-  return images.Opened(make('train'), test, tuple(features[label_key].names) if label_key else ())
+  class_names = tuple(features[label_key].names) if label_key else ()
+  return images.Opened(make('train'), make('test'), class_names, val=make(*_VAL_SPLITS))
 
 
 def _to_split(tfds: Any, builder: Any, name: str, image_key: str, label_key: str | None, encoded: bool) -> images.Split:

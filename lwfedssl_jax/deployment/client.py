@@ -115,6 +115,8 @@ class Client:
     )
     if options.images:
       return np.asarray(dataset.train_images)
+    if config.partition.file or config.partition.has_client_folders:
+      raise MessageError('partition: expected one that is drawn, of a client with --part_of')
     parts = federated_dataset.partition_dataset(dataset, config).client_images
     return np.asarray(dataset.train_images[parts[options.client_id]])
 

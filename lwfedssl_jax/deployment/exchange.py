@@ -10,7 +10,8 @@ from lwfedssl_jax.deployment import components, messages
 from lwfedssl_jax.deployment.members import Members
 from lwfedssl_jax.deployment.messages import Envelope, Lacking, MessageError, Refused, Task, Update
 from lwfedssl_jax.deployment.transport import Transport
-from lwfedssl_jax.resources.communication import Payload, RoundTraffic
+from lwfedssl_jax.resources.accounting import RoundTraffic
+from lwfedssl_jax.resources.communication import Payload
 from lwfedssl_jax.stages import StagePlan
 
 LEAST_SECONDS = 1.0  # of the time for a second message, to a client that lacks something

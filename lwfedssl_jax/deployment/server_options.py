@@ -30,6 +30,10 @@ def check(config: Config, options: ServerOptions) -> None:
     raise UsageError(f'--method: expected a federated method, got {config.method.method}')
   if config.client.client_dropout:
     raise UsageError('--client_dropout: expected 0, real clients are lost by themselves')
+  if config.partition.file or config.partition.has_client_folders:
+    raise UsageError(
+      f'--partition: expected one that is drawn, real clients hold their images, got {config.partition.partition}'
+    )
   if options.min_clients > config.effective_num_clients:
     raise UsageError(
       f'--min_clients: expected at most --num_clients={config.effective_num_clients}, got {options.min_clients}'

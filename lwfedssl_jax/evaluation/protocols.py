@@ -18,9 +18,7 @@ from lwfedssl_jax.data.sources import ImageDataset
 from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.evaluation import embeddings, finetune, knn, linear, metrics
 
-PROTOCOLS = ('knn', 'knn_centered', 'linear', 'finetune')
-SPLITS = ('test', 'validation')
-VALIDATION_SHARE = 0.2
+HOLDOUT_SHARE = 0.2
 
 
 class Labeled(NamedTuple):
@@ -43,36 +41,54 @@ class Task(NamedTuple):
     return len(self.class_names)
 
 
-def make_task(dataset: ImageDataset, split: str = 'test', max_train_images: int = 0) -> Task:
+def _get_split(dataset: ImageDataset, split: str) -> Labeled:
+  """Returns the labeled images of `train`, `val` or `test`. Raises UsageError."""
+  images, labels = {
+    'train': (dataset.train_images, dataset.train_labels),
+    'val': (dataset.val_images, dataset.val_labels),
+    'test': (dataset.test_images, dataset.test_labels),
+  }[split]
+  if images is None or labels is None or not len(labels):
+    kind = {'train': 'training', 'val': 'validation', 'test': 'test'}[split]
+    raise UsageError(f'--dataset={dataset.name}: expected labeled {kind} images')
+  return Labeled(images, labels)
+
+
+def make_task(
+  dataset: ImageDataset, split: str = 'test', max_train_images: int = 0, train_split: str = 'train'
+) -> Task:
   """Splits a data set for evaluation.
 
   Args:
     dataset: labeled.
-    split: `test`; or `validation`, a fixed, stratified fifth of the training images, for choosing settings.
+    split: images to classify: `test`; `val`, the data set's own validation images; or `holdout`, a fixed, stratified
+      fifth of the images of `train_split`, for choosing settings.
     max_train_images: number of training images to use, drawn by a fixed seed; 0: all.
+    train_split: images to fit on, `train` or `val`.
 
   Raises:
-    UsageError: no labels or no test images.
+    UsageError: the data set lacks one of the splits, or its labels; or both splits are the same images.
   """
-  has_test = dataset.test_labels is not None and len(dataset.test_labels) > 0
-  if dataset.train_labels is None or (split == 'test' and not has_test):
-    raise UsageError(f'--dataset={dataset.name}: expected labeled training and test images')
-  ids = np.arange(len(dataset.train_images))
-  if split == 'validation':
+  fitted = _get_split(dataset, train_split)
+  ids = np.arange(len(fitted.images))
+  if split == 'holdout':
     ids, held = model_selection.train_test_split(
       ids,
-      test_size=VALIDATION_SHARE,
-      stratify=dataset.train_labels,
+      test_size=HOLDOUT_SHARE,
+      stratify=fitted.labels,
       random_state=rng.host_seed(0, rng.Stream.VALIDATION_SPLIT),
     )
-    queries = Labeled(dataset.train_images[np.sort(held)], dataset.train_labels[np.sort(held)])
+    queries = Labeled(fitted.images[np.sort(held)], fitted.labels[np.sort(held)])
   else:
-    assert dataset.test_labels is not None
-    queries = Labeled(dataset.test_images, dataset.test_labels)
+    queries = _get_split(dataset, split)
+    if queries.images is fitted.images:
+      raise UsageError(
+        f'--split: expected other images than --train_split={train_split} of {dataset.name}, got {split}'
+      )
   if max_train_images:
     ids = rng.host_generator(0, rng.Stream.EVALUATION_SUBSET).permutation(ids)[:max_train_images]
   ids = np.sort(ids)
-  return Task(Labeled(dataset.train_images[ids], dataset.train_labels[ids]), queries, dataset.class_names, dataset.name)
+  return Task(Labeled(fitted.images[ids], fitted.labels[ids]), queries, dataset.class_names, dataset.name)
 
 
 def label_subset(labels: Int[np.ndarray, ' N'], fraction: float, seed: int) -> Int[np.ndarray, ' _']:
@@ -88,12 +104,20 @@ def label_subset(labels: Int[np.ndarray, ' N'], fraction: float, seed: int) -> I
 
 
 def result_name(
-  protocol: str, dataset: str, label_fraction: float, *, split: str, from_scratch: bool, max_train_images: int = 0
+  protocol: str,
+  dataset: str,
+  label_fraction: float,
+  *,
+  split: str = 'test',
+  train_split: str = 'train',
+  from_scratch: bool = False,
+  max_train_images: int = 0,
 ) -> str:
   """Returns the name of a result, which describes its protocol: 'linear, digits, 10 % of labels'."""
   parts = [protocol, dataset, f'{100 * label_fraction:g} % of labels']
   parts += [f'of {max_train_images} images'] * bool(max_train_images)
-  return ', '.join(parts + ['validation split'] * (split == 'validation') + ['from scratch'] * from_scratch)
+  parts += [f'fitted on {train_split}'] * (train_split != 'train') + [f'on {split}'] * (split != 'test')
+  return ', '.join(parts + ['from scratch'] * from_scratch)
 
 
 def evaluate(
@@ -111,7 +135,7 @@ def evaluate(
   Args:
     apply: (params, images) -> embeddings, as `LoadedEncoder.apply`.
     get_params: seed -> parameters; the same object for every seed if they are pretrained.
-    protocol: one of PROTOCOLS.
+    protocol: one of catalog.PROTOCOLS.
     task: see `make_task`.
     label_fraction: in (0, 1], of each class's training labels, drawn by the seed.
     seeds: of the label subset, the probe's held-out part, the finetuning; one result each.

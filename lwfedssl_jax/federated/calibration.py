@@ -16,8 +16,9 @@ from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
 from lwfedssl_jax.federated import aggregation, client_update
 from lwfedssl_jax.federated.client_update import Batches, ClientKeys, Pipeline
-from lwfedssl_jax.federated.round_inputs import Placement
-from lwfedssl_jax.federated.training_step import Losses
+from lwfedssl_jax.federated.model import Model
+from lwfedssl_jax.federated.placement import Placement
+from lwfedssl_jax.federated.training_step import Losses, StepOptions
 from lwfedssl_jax.stages import StageShape
 
 
@@ -32,6 +33,35 @@ def plan_batches(config: Config, num_images: int) -> CalibrationBatches:
   """Returns the batches of a calibration on `num_images` images, which may be fewer than the configured batch."""
   batch_size = min(config.method.calibration_batch_size or config.client.batch_size, num_images)
   return CalibrationBatches(batch_size, batching.steps_per_epoch(num_images, batch_size))
+
+
+def largest_divisor(count: int, limit: int) -> int:
+  """Returns the largest divisor of `count` that is at most `limit`."""
+  return next(size for size in range(min(count, limit), 0, -1) if count % size == 0)
+
+
+def stage_shape(model: Model) -> StageShape:
+  """Returns the shape of the trained part: all blocks and the embedding."""
+  return StageShape(model.encoder.depth, trains_embedding=True)
+
+
+def make_step_options(
+  config: Config,
+  image_size: int,
+  batch_size: int,
+  axis: str | None = None,
+  num_devices: int = 1,
+  scale: optax.GradientTransformation | None = None,
+) -> StepOptions:
+  """Builds the options of a calibration step on `batch_size` images, which `num_devices` share along `axis`, if any."""
+  on_device = batch_size // num_devices if axis else batch_size
+  return client_update.make_step_options(config, image_size, scale)._replace(
+    alignment=None,
+    learning_rate=config.method.calibration_learning_rate or config.client.learning_rate,
+    batch_size=batch_size,
+    micro_batch_size=largest_divisor(on_device, config.method.calibration_micro_batch_size or on_device),
+    axis=axis,
+  )
 
 
 def draw_keys(seed_key: Key, round_num: Integer) -> ClientKeys:
@@ -60,26 +90,19 @@ def make_calibration(
     (params, stop, images, keys) -> (params, mean losses). `stop` (may be traced) is the number of blocks that exist;
     the others are bit-identical. The learning rate is scaled by the actual batch size.
   """
-  method, client = config.method, config.client
-  options = client_update.make_step_options(config, image_size, scale)._replace(
-    alignment=None, micro_batch_size=0, learning_rate=method.calibration_learning_rate or client.learning_rate
-  )
-  whole = StageShape(options.model.encoder.depth, trains_embedding=True)
+  method = config.method
 
   def calibrate(params: Params, stop: Integer, images: Images, keys: ClientKeys) -> tuple[Params, Losses]:
     batch_size, steps = plan_batches(config, len(images))
+    shared_axis = placement.axis if batch_size % placement.num_devices == 0 else None
+    options = make_step_options(config, image_size, batch_size, shared_axis, placement.num_devices, scale)
     ids, mask = pipeline.plan_epochs(
       keys.shuffle, jnp.arange(len(images)), jnp.int32(len(images)), method.calibration_epochs, steps, batch_size
     )
-    shared_axis = placement.axis if batch_size % placement.num_devices == 0 else None
-    global_params = stages.split(params, whole, 0, stop)
+    global_params = stages.split(params, stage_shape(options.model), 0, stop)
     draw_views = client_update.make_view_drawer(pipeline, config.augment, shared_axis)
-    trained, losses = client_update.run_steps(
-      options._replace(batch_size=batch_size, axis=shared_axis),
-      global_params,
-      Batches(images, ids, mask, keys.augment),
-      draw_views,
-    )
+    batches = Batches(images, ids, mask, keys.augment)
+    trained, losses = client_update.run_steps(options, global_params, batches, draw_views)
     active = options.model.raveler.unravel(trained, global_params.active)
     return stages.merge(params, active, 0), losses
 

@@ -13,31 +13,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
 from lwfedssl_jax import stages
 from lwfedssl_jax.base import Array, Bool, FederatedRound, Float, Function, Integer, Params, Raveled
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
-from lwfedssl_jax.devices import AXIS
 from lwfedssl_jax.federated import aggregation, calibration, client_update, scheduling
 from lwfedssl_jax.federated.aggregation import Aggregator, Uploads
 from lwfedssl_jax.federated.client_update import ClientData, ClientKeys, ClientUpdate
-from lwfedssl_jax.federated.round_inputs import ClientSlots, Placement, RoundInputs, input_specs
+from lwfedssl_jax.federated.placement import Placement, shard_round
+from lwfedssl_jax.federated.round_types import ClientSlots, RoundInputs, RoundMetrics
 from lwfedssl_jax.federated.training_step import Losses
 from lwfedssl_jax.stages import StageParams, StageShape
-
-
-class RoundMetrics(NamedTuple):
-  """Losses of a round: mean over accepted clients, weighted by images; per client; of calibration.
-
-  A client is accepted if it returned and its update is valid (`aggregation.is_valid_update`).
-  """
-
-  client: Losses
-  client_losses: Float[Array, ' K']
-  accepted: Bool[Array, ' K']
-  calibration: Losses | None
 
 
 class RoundParts(NamedTuple):
@@ -84,10 +71,10 @@ def make_round(
     shape: StageShape, params: Params, start: Integer, stop: Integer, inputs: RoundInputs
   ) -> tuple[Params, RoundMetrics]:
     global_params = stages.split(params, shape, start)
-    received = raveler.ravel(global_params.active)
+    global_active = raveler.ravel(global_params.active)
     state, losses, accepted, weights = _train_clients(config, parts, placement, global_params, inputs, client_steps)
     tally = aggregation.tally_clients(weights, accepted, axis)
-    aggregated = aggregation.aggregate_or_keep(parts.aggregator, state, accepted, tally, received)
+    aggregated = aggregation.aggregate_or_keep(parts.aggregator, state, accepted, tally, global_active)
     params = stages.merge(params, raveler.unravel(aggregated, global_params.active), start)
     calibrated = None
     if parts.calibrate is not None:
@@ -98,7 +85,7 @@ def make_round(
     mean = Losses(*aggregation.mean_over_accepted(losses, weights, accepted, tally, axis))
     return params, RoundMetrics(mean, losses.total, accepted, calibrated)
 
-  run = functools.partial(jax.jit, static_argnums=0, donate_argnums=1)(_shard(body, placement))
+  run = functools.partial(jax.jit, static_argnums=0, donate_argnums=1)(shard_round(body, placement))
 
   def arguments(params, plan, inputs):
     return (plan.shape, params, np.int32(plan.start), np.int32(plan.stop), inputs)
@@ -124,14 +111,14 @@ def _train_clients(
     The aggregator's state; each client's losses, whether it is accepted, and its weight.
   """
   client, aggregator = config.client, parts.aggregator
-  received = parts.client_update.options.model.raveler.ravel(global_params.active)
+  global_active = parts.client_update.options.model.raveler.ravel(global_params.active)
   chunk = scheduling.run_layout(config, placement.num_devices).chunk
   weights = aggregation.client_weights(inputs.clients.num_images, inputs.clients.returned, placement.axis)
 
   def upload(slot: ClientSlots, keys: ClientKeys, num_steps: Integer) -> tuple[Raveled, Losses, Bool[Array, '']]:
     data = ClientData(inputs.images, slot.image_ids, slot.num_images)
     params, losses = parts.client_update.apply(global_params, data, keys, num_steps)
-    params = aggregation.clip_update(params, received, config.method.client_update_clip)
+    params = aggregation.clip_update(params, global_active, config.method.client_update_clip)
     valid = aggregation.is_valid_update(params, losses.total, inputs.loss_limit)
     return params, losses, slot.returned & valid
 
@@ -148,28 +135,6 @@ def _train_clients(
     )
     return (aggregator.add(state, Uploads(params, chunk_weights, accepted), first), first + chunk), (losses, accepted)
 
-  start = (aggregator.init(received, len(weights)), jnp.int32(0))
+  start = (aggregator.init(global_active, len(weights)), jnp.int32(0))
   (state, _), results = jax.lax.scan(add_chunk, start, scheduling.chunk_clients((inputs.clients, weights), chunk))
   return state, *jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results), weights
-
-
-def _shard(body: Function, placement: Placement) -> Function:
-  """Wraps the body of a round so that each device runs it on its shard of clients; the identity for one device."""
-  if placement.mesh is None:
-    return body
-
-  def run(
-    shape: StageShape, params: Params, start: Integer, stop: Integer, inputs: RoundInputs
-  ) -> tuple[Params, RoundMetrics]:
-    replicated: Any = PartitionSpec()
-    sharded: Any = PartitionSpec(AXIS)
-    on_device = jax.shard_map(
-      functools.partial(body, shape),
-      mesh=placement.mesh,
-      in_specs=(replicated, replicated, replicated, input_specs(placement)),
-      out_specs=(replicated, RoundMetrics(replicated, sharded, sharded, replicated)),
-      check_vma=False,
-    )
-    return on_device(params, start, stop, inputs)
-
-  return run

@@ -14,7 +14,8 @@ from lwfedssl_jax.data import batching
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
 from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.federated import scheduling
-from lwfedssl_jax.federated.round_inputs import ClientSlots, Placement, input_specs
+from lwfedssl_jax.federated.placement import Placement, input_specs
+from lwfedssl_jax.federated.round_types import ClientSlots
 from lwfedssl_jax.federated.sampling import Participation
 
 MEGABYTE = 10**6

@@ -195,8 +195,9 @@ def _gradient_in_pieces(
 
   First the embeddings of all pieces, then the loss and its gradient with respect to the full batch of embeddings, then
   each piece's embeddings again with their vjp (GradCache, arXiv 2101.06983). The prefix runs once; its tokens are kept.
+  With a mesh axis, each device takes its own images in pieces; the loss compares the embeddings of all.
   """
-  model, size, count = options.model, options.micro_batch_size, batch.views.shape[1]
+  model, size, count, axis = options.model, options.micro_batch_size, batch.views.shape[1], options.axis
   unravel, stop = (lambda vectors: model.raveler.unravel(vectors, global_params.active)), global_params.stop
 
   def branches_at(vectors):
@@ -220,9 +221,15 @@ def _gradient_in_pieces(
 
   inputs, embeddings = jax.lax.map(embed_piece, jnp.arange(count // size))
   whole = jax.tree.map(lambda pieces: jnp.moveaxis(pieces, 0, 1).reshape(2, count, -1), embeddings)
+  if axis is not None:
+    whole = jax.tree.map(lambda part: jax.lax.all_gather(part, axis, axis=1, tiled=True), whole)
   (of_heads, of_embeddings), losses = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, whole.online)
+  if axis is not None:  # D times its own images' share, as in `gradient`
+    own = jax.lax.dynamic_slice_in_dim(of_embeddings, jax.lax.axis_index(axis) * count, count, axis=1)
+    of_embeddings = jax.lax.axis_size(axis) * own
   cotangents = jnp.moveaxis(of_embeddings.reshape(2, count // size, size, -1), 1, 0)
-  return jax.lax.scan(pull_back, of_heads, (inputs, cotangents))[0], losses
+  total = jax.lax.scan(pull_back, of_heads, (inputs, cotangents))[0]
+  return (total if axis is None else jax.lax.pmean(total, axis)), losses
 
 
 def train_step(

@@ -10,7 +10,7 @@ from lwfedssl_jax.objectives import losses
 
 
 def make_alignment(kind: str, temperature: float) -> Callable[[Projections, Projections, Mask], Scalar]:
-  """Builds the regularizer (local, received, mask) -> scalar float32.
+  """Builds the regularizer (local, global_projections, mask) -> scalar float32.
 
   Mean over the two views, each compared with the same view: InfoNCE for `contrastive`, 1 - cos for `cosine`.
   The global projections have no gradient.
@@ -20,7 +20,7 @@ def make_alignment(kind: str, temperature: float) -> Callable[[Projections, Proj
     'cosine': losses.cosine_distance,
   }[kind]
 
-  def alignment(local: Projections, received: Projections, mask: Mask) -> Scalar:
-    return (pairwise(local[0], received[0], mask) + pairwise(local[1], received[1], mask)) / 2
+  def alignment(local: Projections, global_projections: Projections, mask: Mask) -> Scalar:
+    return (pairwise(local[0], global_projections[0], mask) + pairwise(local[1], global_projections[1], mask)) / 2
 
   return alignment

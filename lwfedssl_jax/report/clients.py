@@ -6,19 +6,19 @@ from typing import Any
 
 import numpy as np
 
+from lwfedssl_jax.data import partition_file
 from lwfedssl_jax.plots.charts import Axes, Series
 from lwfedssl_jax.report import curves
 from lwfedssl_jax.report.items import Folded, Section, Table
 from lwfedssl_jax.report.runs import FinishedRun, Group
 from lwfedssl_jax.workdir import run_dir
 
-PARTITION = 'partition.json'
 SHOWN_CLIENTS = 20  # tables of more are folded
 _HEADINGS = ['client', 'images', 'rounds', 'returned', 'rejected', 'last loss', 'down, MB', 'up, MB']
 
 
 def _num_images(run: FinishedRun) -> list[int] | None:
-  path = os.path.join(run.workdir, PARTITION)
+  path = os.path.join(run.workdir, partition_file.NAME)
   return [len(ids) for ids in run_dir.read_json(path)['clients']] if os.path.exists(path) else None
 
 

@@ -19,6 +19,7 @@ _APART = frozenset({'seed', 'method'}) | _MECHANISMS | run_dir.FREE_FIELDS
 _NOT_END_TO_END = _APART | {
   'calibration_epochs',
   'calibration_batch_size',
+  'calibration_micro_batch_size',
   'calibration_learning_rate',
   'alignment_kind',
   'alignment_weight',

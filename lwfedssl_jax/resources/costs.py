@@ -16,7 +16,7 @@ from lwfedssl_jax import tables
 from lwfedssl_jax.catalog import OWN_CONVENTIONS
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.federated import sampling
-from lwfedssl_jax.resources import communication, flops, memory
+from lwfedssl_jax.resources import accounting, communication, flops, memory
 from lwfedssl_jax.stages import StagePlan, make_plans, required_components
 
 PARTS = ('embedding', 'blocks', 'norm', 'heads')
@@ -111,9 +111,9 @@ def _actual_bytes(config: Config, image_size: int, plans: tuple[StagePlan, ...],
   )
   sizes = np.array(list(payload.sizes_bytes.values()), np.int64)
   down, up = np.zeros((2, len(plans), len(sizes)), np.int64)
-  ledger = communication.start_ledger(payload, config.effective_num_clients)
+  ledger = accounting.start_ledger(payload, config.effective_num_clients)
   for plan, ids, returned in zip(rounds, participation.client_ids, participation.returned):
-    ledger, traffic = communication.charge_round(ledger, payload, plan, ids, returned)
+    ledger, traffic = accounting.charge_round(ledger, payload, plan, ids, returned)
     everything = np.array([name in required_components(plan, payload.head_names) for name in payload.sizes_bytes])
     down[plan.stage] += len(ids) * everything * sizes if worst_case else traffic.download_bytes.sum(axis=0)
     up[plan.stage] += traffic.upload_bytes.sum(axis=0)
@@ -126,7 +126,7 @@ def _actual_bytes(config: Config, image_size: int, plans: tuple[StagePlan, ...],
 
 def _expected_bytes(config: Config, image_size: int, plans: tuple[StagePlan, ...], worst_case: bool) -> list[Traffic]:
   payload = communication.make_payload(config, image_size)
-  found = communication.expected_traffic(config, image_size)
+  found = accounting.expected_traffic(config, image_size)
 
   def named(row):
     return dict(zip(payload.sizes_bytes, row.tolist()))

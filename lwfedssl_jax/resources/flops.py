@@ -109,7 +109,7 @@ class StepFlops(NamedTuple):
     online_forward_flops: active blocks, pool, and the embedding where it is trained.
     online_backward_flops: of the same.
     target_forward_flops: the same of the target branch; 0 where the objective has none.
-    global_forward_flops: the same of the received global model; 0 without representation alignment.
+    global_forward_flops: the same of the global model; 0 without representation alignment.
     heads_forward_flops: the heads of all branches, and those of the online branch alone.
     heads_backward_flops: of the online branch.
     similarity_flops: similarity matrices of objective and alignment, forward and backward.

@@ -15,7 +15,7 @@ def matrix_product_rate() -> float:
   product, fastest = jax.jit(jnp.matmul), float('inf')
   jax.block_until_ready(product(matrix, matrix))
   for _ in range(PRODUCTS):
-    begin = time.perf_counter()
+    start = time.perf_counter()
     jax.block_until_ready(product(matrix, matrix))
-    fastest = min(fastest, time.perf_counter() - begin)
+    fastest = min(fastest, time.perf_counter() - start)
   return 2 * SIDE**3 / fastest

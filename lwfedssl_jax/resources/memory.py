@@ -8,9 +8,11 @@ import jax.numpy as jnp
 
 from lwfedssl_jax import stages
 from lwfedssl_jax.config import Config
-from lwfedssl_jax.federated import training_step
+from lwfedssl_jax.federated import calibration, training_step
 from lwfedssl_jax.federated.client_update import make_step_options
 from lwfedssl_jax.federated.training_step import Batch, StepOptions, StepState
+from lwfedssl_jax.resources import targets
+from lwfedssl_jax.resources.targets import Target
 from lwfedssl_jax.stages import StageParams, StagePlan
 
 
@@ -35,12 +37,15 @@ class StepMemory(NamedTuple):
     return self.argument_bytes + self.output_bytes - self.alias_bytes + self.scratch_bytes
 
 
-def lower_client_step(config: Config, image_size: int, plan: StagePlan, num_steps: int = 1) -> Any:
+def lower_client_step(
+  config: Config, image_size: int, plan: StagePlan, num_steps: int = 1, target: Target | None = None
+) -> Any:
   """Traces one client step of a stage on abstract arrays, state donated; returns jax's `Lowered`.
 
   The step is `federated.training_step.train_step`, the step of a round, on two views of `config.client.batch_size`
   images of `image_size` pixels. `num_steps` above 1 gives a program of several steps, as in a round, each on its own
-  batch (leading axis): with equal batches the compiler would run the frozen prefix once for all of them.
+  batch (leading axis): with equal batches the compiler would run the frozen prefix once for all of them. It is lowered
+  for the default device or for a target.
   """
   options, batch_size = make_step_options(config, image_size), config.client.batch_size
   params = jax.eval_shape(options.model.init_params, jax.random.key(0))
@@ -52,7 +57,10 @@ def lower_client_step(config: Config, image_size: int, plan: StagePlan, num_step
   batch = Batch(
     struct((*steps, 2, batch_size, image_size, image_size, 3), jnp.float32), struct((*steps, batch_size), jnp.bool_)
   )
-  return jax.jit(make_steps(options, num_steps), donate_argnums=0).lower(state, global_params, batch)
+  arguments: Any = (state, global_params, batch)
+  if target is not None:
+    arguments = targets.place(arguments, target.sharding)
+  return jax.jit(make_steps(options, num_steps), donate_argnums=0).lower(*arguments)
 
 
 def init_step_state(options: StepOptions, global_params: StageParams) -> StepState:
@@ -74,9 +82,34 @@ def make_steps(options: StepOptions, num_steps: int) -> Callable[..., Any]:
   return steps
 
 
-def step_memory(config: Config, image_size: int, plan: StagePlan) -> StepMemory:
-  """Compiles one client step of a stage for the default device and returns its memory."""
-  return read_analysis(lower_client_step(config, image_size, plan).compile())
+def compile_client_step(config: Config, image_size: int, plan: StagePlan, target: Target | None = None) -> Any:
+  """Compiles one client step of a stage for the default device or a target.
+
+  Raises:
+    OutOfMemoryError: see `targets.compile_program`.
+  """
+  lowered = lower_client_step(config, image_size, plan, target=target)
+  return lowered.compile() if target is None else targets.compile_program(lowered, target)
+
+
+def step_memory(config: Config, image_size: int, plan: StagePlan, target: Target | None = None) -> StepMemory:
+  """Returns the memory of one client step of a stage; see `compile_client_step`."""
+  return read_analysis(compile_client_step(config, image_size, plan, target))
+
+
+def calibration_memory(config: Config, image_size: int, plan: StagePlan, batch_size: int) -> StepMemory:
+  """Compiles one step of the server's calibration on `batch_size` images and returns its memory.
+
+  All blocks, and the optimizer's state for them, are held in every stage; `plan` gives those that exist.
+  """
+  options = calibration.make_step_options(config, image_size, batch_size)
+  params = jax.eval_shape(options.model.init_params, jax.random.key(0))
+  shape, stop = calibration.stage_shape(options.model), jax.ShapeDtypeStruct((), jnp.int32)
+  global_params = jax.eval_shape(lambda params, stop: stages.split(params, shape, 0, stop), params, stop)
+  state = jax.eval_shape(lambda params: init_step_state(options, params), global_params)
+  struct: Any = jax.ShapeDtypeStruct
+  batch = Batch(struct((2, batch_size, image_size, image_size, 3), jnp.float32), struct((batch_size,), jnp.bool_))
+  return read_analysis(jax.jit(make_steps(options, 1), donate_argnums=0).lower(state, global_params, batch).compile())
 
 
 def read_analysis(compiled: Any) -> StepMemory:

@@ -1,6 +1,7 @@
 """Fits a client's step into a memory budget: activation checkpointing, micro-batches, and bfloat16 last.
 
-Every choice is compiled, and its peak memory comes from the program; nothing is estimated.
+Every choice is compiled, for the default device or for a target (targets.py), and its peak memory comes from the
+program; nothing is estimated.
 """
 
 import bisect
@@ -13,11 +14,14 @@ from lwfedssl_jax import config as configs
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.resources import flops, memory
+from lwfedssl_jax.resources.targets import OutOfMemoryError, Target
 from lwfedssl_jax.stages import StagePlan, make_plans
 
 MEGABYTE = 10**6
 CHUNK_SHARE = 0.8  # of the memory, for vmapped clients; the rest is for fragmentation and the server
 MOST_CLIENTS = 32  # vmapped at a time; more do not increase a device's utilization
+BATCH_STEP = 32  # images; the resolution of `largest_batch`
+MOST_IMAGES = 2**16  # in a batch that `largest_batch` tries
 
 
 class MemoryPlan(NamedTuple):
@@ -40,10 +44,16 @@ def demanding_stages(plans: tuple[StagePlan, ...]) -> tuple[StagePlan, ...]:
   return tuple({plan.shape: plan for plan in reversed(plans) if plan.shape.num_active == most}.values())
 
 
-def peak_bytes(config: Config, image_size: int) -> int:
-  """Compiles the demanding stages' steps and returns the highest peak."""
-  stages = demanding_stages(make_plans(config))
-  return max(memory.step_memory(config, image_size, plan).peak_bytes for plan in stages)
+def peak_bytes(config: Config, image_size: int, target: Target | None = None) -> int:
+  """Compiles the demanding stages' steps ; returns the highest peak, of a refused program as its compiler states it."""
+
+  def needed(plan: StagePlan) -> int:
+    try:
+      return memory.step_memory(config, image_size, plan, target).peak_bytes
+    except OutOfMemoryError as error:
+      return error.needed_bytes
+
+  return max(needed(plan) for plan in demanding_stages(make_plans(config)))
 
 
 def recomputed_share(config: Config, image_size: int) -> float:
@@ -53,7 +63,7 @@ def recomputed_share(config: Config, image_size: int) -> float:
   return again / (sum(step.total_flops for step in steps) - again)
 
 
-def fit(config: Config, image_size: int) -> MemoryPlan:
+def fit(config: Config, image_size: int, target: Target | None = None) -> MemoryPlan:
   """Chooses the cheapest settings that keep a client's step within --client_memory_budget_mb (10^6 bytes).
 
   The order: as configured; recompute elementwise operations, which costs next to nothing; the largest micro-batch that
@@ -73,7 +83,7 @@ def fit(config: Config, image_size: int) -> MemoryPlan:
     chosen = configs.with_values(
       config, {'micro_batch_size': 0 if size == batch else size, 'rematerialize': rematerialize, 'compute_dtype': dtype}
     )
-    return chosen, peak_bytes(chosen, image_size)
+    return chosen, peak_bytes(chosen, image_size, target)
 
   dtypes = dict.fromkeys((config.model.compute_dtype, 'bfloat16'))
   levels = catalog.REMATERIALIZE[catalog.REMATERIALIZE.index(config.client.rematerialize) :]
@@ -101,15 +111,44 @@ def fit(config: Config, image_size: int) -> MemoryPlan:
 
 
 def choose_chunk(config: Config, image_size: int, memory_bytes: int) -> int:
-  """Returns the number of clients that a device vmaps: as many as fit, at least 1 and at most MOST_CLIENTS.
+  """Returns the number of clients that the default device vmaps, as `count_clients` does.
 
   Args:
     config: the run.
     image_size: pixels.
     memory_bytes: memory of the device besides its images.
   """
-  capacity = int(CHUNK_SHARE * memory_bytes // peak_bytes(config, image_size))
+  return count_clients(config, memory_bytes, peak_bytes(config, image_size))
+
+
+def count_clients(config: Config, memory_bytes: int, step_bytes: int) -> int:
+  """Returns the clients that fit a device's memory, at least 1 and at most MOST_CLIENTS or those of a round."""
+  capacity = int(CHUNK_SHARE * memory_bytes // step_bytes)
   return max(1, min(config.effective_clients_per_round, MOST_CLIENTS, capacity))
+
+
+def largest_batch(config: Config, image_size: int, memory_bytes: int, target: Target | None = None) -> int:
+  """Returns the largest batch, a multiple of BATCH_STEP images, whose step needs at most `memory_bytes`.
+
+  Memory grows nearly linearly with the batch, so a line through the two nearest measured batches proposes the next one;
+  the answer and the next larger batch have been compiled. 0: not even BATCH_STEP images fit.
+  """
+
+  @functools.cache
+  def peak(steps: int) -> int:
+    chosen = configs.with_values(config, {'batch_size': steps * BATCH_STEP, 'micro_batch_size': 0})
+    return peak_bytes(chosen, image_size, target)
+
+  if peak(1) > memory_bytes:
+    return 0
+  fits, refused = 1, MOST_IMAGES // BATCH_STEP + 1
+  known, proposed = 1, max(2, config.client.batch_size // BATCH_STEP)
+  while refused - fits > 1:
+    fits, refused = (proposed, refused) if peak(proposed) <= memory_bytes else (fits, proposed)
+    slope = (peak(proposed) - peak(known)) / (proposed - known)
+    line = proposed + int((memory_bytes - peak(proposed)) // slope) if slope > 0 else refused
+    known, proposed = proposed, min(max(line, fits + 1), refused - 1)
+  return fits * BATCH_STEP
 
 
 def describe(plan: MemoryPlan) -> str:

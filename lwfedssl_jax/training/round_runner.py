@@ -6,7 +6,7 @@ import numpy as np
 
 from lwfedssl_jax.base import Bool, Float, Int, Params
 from lwfedssl_jax.federated.training_step import Losses
-from lwfedssl_jax.resources.communication import RoundTraffic
+from lwfedssl_jax.resources.accounting import RoundTraffic
 from lwfedssl_jax.stages import StagePlan
 
 

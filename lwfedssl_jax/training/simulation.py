@@ -14,10 +14,10 @@ from lwfedssl_jax.config import RunConfig
 from lwfedssl_jax.data import batching
 from lwfedssl_jax.federated import round as rounds
 from lwfedssl_jax.federated import round_loader, sampling
-from lwfedssl_jax.federated.round_inputs import RoundInputs
 from lwfedssl_jax.federated.round_loader import RoundLoader
-from lwfedssl_jax.resources import communication
-from lwfedssl_jax.resources.communication import RoundTraffic
+from lwfedssl_jax.federated.round_types import RoundInputs
+from lwfedssl_jax.resources import accounting
+from lwfedssl_jax.resources.accounting import RoundTraffic
 from lwfedssl_jax.stages import StagePlan
 from lwfedssl_jax.training.round_runner import RoundResult
 from lwfedssl_jax.training.setup import RunSetup
@@ -49,12 +49,12 @@ class Simulation:
     self._seed_key = jax.jit(rng.attempt_key, static_argnums=1, out_shardings=setup.sharding)
     server_images = data.server_images if config.uses_calibration else data.server_images[:0]
     self._server_images = devices.replicate(setup.mesh, server_images)
-    self._ledger = communication.start_ledger(setup.payload, config.effective_num_clients)
+    self._ledger = accounting.start_ledger(setup.payload, config.effective_num_clients)
 
   def resume(self, rounds_done: int) -> None:
     """Charges the rounds that are done."""
     planned, done = self._participation, slice(0, rounds_done)
-    self._ledger = communication.charge_run(
+    self._ledger = accounting.charge_run(
       self._setup.payload,
       self._setup.plans,
       self._config.effective_num_clients,
@@ -103,8 +103,8 @@ class Simulation:
     """Accounts for an attempt; in a second one clients hold what they require, and upload again."""
     client_ids, returned = self._participation.client_ids[round_num], self._participation.returned[round_num]
     if attempt:
-      return communication.second_attempt(self._setup.payload, plan, returned)
-    self._ledger, traffic = communication.charge_round(self._ledger, self._setup.payload, plan, client_ids, returned)
+      return accounting.second_attempt(self._setup.payload, plan, returned)
+    self._ledger, traffic = accounting.charge_round(self._ledger, self._setup.payload, plan, client_ids, returned)
     return traffic
 
 

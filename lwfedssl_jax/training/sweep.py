@@ -113,15 +113,22 @@ def plan(
 
 
 @functools.lru_cache(maxsize=2)
-def _dataset(data: configs.DataConfig, image_size: int) -> sources.ImageDataset:
-  return sources.load(data.dataset, image_size=image_size, data_dir=data.data_dir, cache_dir=data.cache_dir)
+def _dataset(data: configs.DataConfig, image_size: int, client_folders: bool) -> sources.ImageDataset:
+  return sources.load(
+    data.dataset,
+    image_size=image_size,
+    data_dir=data.data_dir,
+    cache_dir=data.cache_dir,
+    client_folders=client_folders,
+  )
 
 
 def load_data(config: Config) -> FederatedDataset:
   """Loads a run's data, once for all runs with the same images, and partitions it. Raises UsageError."""
   if config.data.auxiliary_dataset:
     return federated_dataset.load(config)
-  return federated_dataset.partition_dataset(_dataset(config.data, config.model.image_size), config)
+  dataset = _dataset(config.data, config.model.image_size, config.partition.has_client_folders)
+  return federated_dataset.partition_dataset(dataset, config)
 
 
 def count_flops(config: Config, data: FederatedDataset, first_round: int = 0) -> float:
@@ -171,7 +178,7 @@ def run_all(runs: Sequence[SweepRun]) -> Outcome:
   done_flops, seconds = 0.0, 0.0
   for index, (run, work) in enumerate(waiting):
     print(f'== run {index + 1} of {len(waiting)}: {run.workdir}', flush=True)
-    begin = time.perf_counter()
+    started = time.perf_counter()
     try:
       summary = train.train(run.config, load_data(run.config))
       if summary.get('stopped_by'):
@@ -183,7 +190,7 @@ def run_all(runs: Sequence[SweepRun]) -> Outcome:
       traceback.print_exc()
       outcome.failed[run.workdir] = f'{type(error).__name__}: {error}'
     else:
-      done_flops, seconds = done_flops + work, seconds + time.perf_counter() - begin
+      done_flops, seconds = done_flops + work, seconds + time.perf_counter() - started
       left = sum(work for _, work in waiting[index + 1 :])
       if left:
         print(f'== {seconds / done_flops * left / 60:.0f} minutes left, by the runs so far', flush=True)

@@ -13,7 +13,7 @@ import numpy as np
 from lwfedssl_jax import devices, rng, stages, trees
 from lwfedssl_jax.base import Params
 from lwfedssl_jax.config import Config
-from lwfedssl_jax.data import federated_dataset, sources
+from lwfedssl_jax.data import federated_dataset, partition_file, sources
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
 from lwfedssl_jax.errors import LostPeerError, StorageError, TrainingError, UsageError
 from lwfedssl_jax.plots import run_plots
@@ -22,7 +22,7 @@ from lwfedssl_jax.training import signals
 from lwfedssl_jax.training.round_runner import RoundRunner
 from lwfedssl_jax.training.setup import RunSetup, resolve
 from lwfedssl_jax.training.simulation import Simulation
-from lwfedssl_jax.workdir import checkpoint, metrics_writer, run_dir
+from lwfedssl_jax.workdir import checkpoint, metrics_writer, run_dir, trackers
 
 Summary = dict[str, Any]
 
@@ -31,6 +31,7 @@ def train(
   config: Config,
   data: FederatedDataset | None = None,
   on_start: Callable[[Config], None] = lambda config: None,
+  on_row: metrics_writer.OnRow = lambda row: None,
   make_runner: Callable[[RunSetup], RoundRunner] = Simulation,
 ) -> Summary:
   """Runs a pretraining to its end or to `stop_after_round`, from the start or the newest checkpoint.
@@ -39,6 +40,8 @@ def train(
     config: the run; it writes to `config.run.workdir`.
     data: loaded and partitioned images; None loads the configured data set.
     on_start: called with the resolved configuration by the process that writes, after all validation.
+    on_row: called by that process with a copy of each row of metrics.jsonl, once it is on disk. What it raises ends the
+      run before the round is saved; `resume` repeats the round.
     make_runner: builds whoever trains: simulated clients, or real ones (`deployment`).
 
   Returns:
@@ -52,6 +55,7 @@ def train(
     LostPeerError: another process of the run is gone; checkpoints stay.
     Interrupted: a second signal; complete checkpoints stay.
   """
+  trackers.check_installed(config.run.tracker)
   data = data or federated_dataset.load(config)
   config, memory_plan = resolve(config, data)
   with _claim_workdir(config) as workdir:
@@ -68,11 +72,12 @@ def train(
       checkpoint.Checkpoints(workdir, config.run.keep_checkpoints, sharding=run.sharding) as checkpoints,
     ):
       restored = checkpoints.restore_newest(jax.eval_shape(run.model.init_params, jax.random.key(0)))
-      if restored is None and first:
+      if restored is not None:
+        _check_partition(data, workdir)
+      elif first:
         _write_plots(run, workdir)
       params, rounds_done = restored or (run.init(), 0)
-      log_type = metrics_writer.MetricsWriter if first else metrics_writer.MetricsReader
-      with log_type(workdir, rounds_done, run.num_rounds) as log, signals.handle() as stop, _naming_lost_peers():
+      with _open_log(run, rounds_done, on_row) as log, signals.handle() as stop, _naming_lost_peers():
         runner.resume(rounds_done)
         params, rounds_done = _train_rounds(run, runner, params, rounds_done, log, checkpoints, stop)
         rows = log.rows
@@ -105,6 +110,18 @@ def _claim_workdir(config: Config) -> Iterator[str]:
     if devices.any_process(refused is not None):
       raise refused or UsageError('--workdir: expected a folder that the first process can use, see its message')
     yield config.run.workdir
+
+
+@contextlib.contextmanager
+def _open_log(run: RunSetup, rounds_done: int, on_row: metrics_writer.OnRow) -> Iterator[metrics_writer.MetricsReader]:
+  """Opens metrics.jsonl and the tracker in the first process."""
+  workdir = run.config.run.workdir
+  if not devices.is_first_process():
+    yield metrics_writer.MetricsReader(workdir, rounds_done, run.num_rounds)
+    return
+  with trackers.TrackerThread(run.config, rounds_done) as tracker:
+    with metrics_writer.MetricsWriter(workdir, rounds_done, run.num_rounds, (tracker.log, on_row)) as log:
+      yield log
 
 
 @contextlib.contextmanager
@@ -263,6 +280,18 @@ def _summarize(run: RunSetup, params: Params, rows: list[dict[str, Any]]) -> Sum
   }
 
 
+def _partition_json(data: FederatedDataset) -> dict[str, Any]:
+  partition = partition_file.Partition(data.client_images, data.server_ids)
+  return partition_file.to_json(partition, len(data.dataset.train_images))
+
+
+def _check_partition(data: FederatedDataset, workdir: str) -> None:
+  """Raises UsageError where a run that continues would train on another partition than it started with."""
+  path = os.path.join(workdir, partition_file.NAME)
+  if os.path.exists(path) and run_dir.read_json(path) != _partition_json(data):
+    raise UsageError(f'--resume: expected the partition in {path}; the data set or the file of --partition has changed')
+
+
 def _write_plots(run: RunSetup, workdir: str) -> None:
   """Plots augmented views and the partition, and saves the partition, before training starts."""
   run_plots.write_contact_sheet(
@@ -270,8 +299,6 @@ def _write_plots(run: RunSetup, workdir: str) -> None:
   )
   if not run.data.client_images:  # they are elsewhere
     return
-  clients = [ids.tolist() for ids in run.data.client_images]
-  partition = {'clients': clients, 'server': run.data.server_ids.tolist()}
-  with open(os.path.join(workdir, 'partition.json'), 'w', encoding='utf-8') as file:
-    json.dump(partition, file)
+  with open(os.path.join(workdir, partition_file.NAME), 'w', encoding='utf-8') as file:
+    json.dump(_partition_json(run.data), file)
   run_plots.write_partition_plot(os.path.join(workdir, 'partition.png'), run.data)

@@ -1,17 +1,17 @@
-"""Metrics of a run: one JSON line per round in metrics.jsonl, TensorBoard events, and progress for the user."""
+"""Metrics of a run: one JSON line per round in metrics.jsonl, listeners, and progress for the user."""
 
 import contextlib
 import json
 import os
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
-
-from absl import logging
 
 from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.workdir import storage
 
 METRICS = 'metrics.jsonl'
+OnRow = Callable[[dict[str, Any]], None]
 
 
 def read_metrics(workdir: str) -> list[dict[str, Any]]:
@@ -67,10 +67,11 @@ class MetricsReader:
 
 
 class MetricsWriter(MetricsReader):
-  """Writes one row per round to metrics.jsonl and TensorBoard, and prints the progress of the run."""
+  """Writes one row per round to metrics.jsonl, passes it to listeners, and prints the progress of the run."""
 
-  def __init__(self, workdir: str, rounds_done: int, num_rounds: int):
+  def __init__(self, workdir: str, rounds_done: int, num_rounds: int, listeners: Sequence[OnRow] = ()):
     super().__init__(workdir, rounds_done, num_rounds)
+    self._listeners = listeners
     self._workdir, self._path = workdir, os.path.join(workdir, METRICS)
     temporary = f'{self._path}.tmp'
     with storage.writing(self._path, workdir):
@@ -78,21 +79,18 @@ class MetricsWriter(MetricsReader):
         file.writelines(json.dumps(row) + '\n' for row in self.rows)
       os.replace(temporary, self._path)
       self._file = open(self._path, 'a', encoding='utf-8')  # noqa: SIM115 (closed in close)
-      self._events = _event_writer(workdir, rounds_done)
     self._num_rounds = num_rounds
     self._bar = _progress_bar(rounds_done, num_rounds)
 
   def write(self, row: dict[str, Any]) -> None:
-    """Appends a round's row; it is on disk when this returns. Raises StorageError."""
+    """Appends a round's row; it is on disk before listeners see a copy of it. Raises StorageError."""
     super().write(row)
     with storage.writing(self._path, self._workdir):
       self._file.write(json.dumps(row) + '\n')
       self._file.flush()
       os.fsync(self._file.fileno())
-    if self._events is not None:
-      for name, value in row.items():
-        if isinstance(value, (int, float)) and name not in ('round', 'stage'):
-          self._events.add_scalar(name, value, row['round'])
+    for listener in self._listeners:
+      listener(dict(row))
     if self._bar is not None:
       self._bar.update(1)
       self._bar.set_postfix_str(_progress_text(row))
@@ -106,7 +104,7 @@ class MetricsWriter(MetricsReader):
   def close(self) -> None:
     """Closes the files and the bar. Raises StorageError."""
     with storage.writing(self._workdir, self._workdir), contextlib.ExitStack() as stack:
-      for opened in filter(None, (self._bar, self._events, self._file)):
+      for opened in filter(None, (self._bar, self._file)):
         stack.callback(opened.close)
 
 
@@ -117,15 +115,6 @@ def _progress_text(row: dict[str, Any]) -> str:
   if row.get('knn_accuracy') is not None:
     text += f', kNN {row["knn_accuracy"]:.3f} (random weights {row["random_knn_accuracy"]:.3f})'
   return text
-
-
-def _event_writer(workdir: str, rounds_done: int) -> Any:
-  try:
-    from tensorboardX import SummaryWriter
-  except ImportError:
-    logging.warning('tensorboardX is not installed: no TensorBoard events are written')
-    return None
-  return SummaryWriter(os.path.join(workdir, 'tensorboard'), purge_step=rounds_done or None)
 
 
 def _progress_bar(rounds_done: int, num_rounds: int) -> Any:

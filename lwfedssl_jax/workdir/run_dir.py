@@ -33,6 +33,7 @@ FREE_FIELDS = frozenset(
     'stop_after_round',
     'checkpoint_every',
     'keep_checkpoints',
+    'tracker',
     'data_dir',
     'cache_dir',
     'num_devices',

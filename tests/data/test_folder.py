@@ -67,6 +67,14 @@ def test_unlabeled_test_folder_gives_way_to_a_labeled_one(tmp_path):
   assert sources.load(f'folder:{tmp_path}').test_labels.tolist() == [0, 1]
 
 
+def test_validation_folder_beside_a_test_folder_is_kept(tmp_path):
+  for name, count in (('train', 3), ('val', 2), ('test', 1)):
+    make_classes(tmp_path / name, count)
+  data = sources.load(f'folder:{tmp_path}')
+  assert data.test_labels.tolist() == [0, 1] and data.val_labels.tolist() == [0, 0, 1, 1]
+  assert len(data.train_images) == 6  # no further images are held out
+
+
 def test_unknown_test_class_is_refused(tmp_path):
   make_classes(tmp_path / 'train', 2)
   make_classes(tmp_path / 'val', 1, names=('images',))

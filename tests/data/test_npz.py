@@ -24,10 +24,22 @@ def test_npz_of_any_channels(tmp_path, shape):
 
 def test_npz_test_falls_back_to_val_and_to_nothing(tmp_path):
   spec = save_npz(tmp_path, **arrays(test_images=None, test_labels=None))
-  assert len(sources.load(spec).test_images) == 4
+  data = sources.load(spec)
+  assert len(data.test_images) == 4 and data.val_images is data.test_images
+  assert sources.describe(data).endswith('12 training and 4 test images (its validation split), 8x8, 3 classes')
   spec = save_npz(tmp_path, train_images=np.zeros((6, 4, 4), np.uint8))
   data = sources.load(spec)
   assert data.test_images.shape == (0, 4, 4, 3) and data.train_labels is None and data.class_names == ()
+
+
+@pytest.mark.parametrize('labeled', [True, False])
+def test_npz_keeps_val_beside_test(tmp_path, labeled):
+  """Test images without labels give way to labeled validation images."""
+  made = arrays(**({} if labeled else {'test_labels': None}))
+  data = sources.load(save_npz(tmp_path, **made))
+  np.testing.assert_array_equal(data.val_images[..., 0], made['val_images'])
+  assert data.val_labels.tolist() == [0, 1, 2, 0] and len(data.test_labels) == (5 if labeled else 4)
+  assert labeled == ('12 training and 5 test images, 4 validation images, 8x8' in sources.describe(data))
 
 
 def test_npz_floats_and_resizing(tmp_path):
@@ -52,6 +64,8 @@ def test_npz_floats_and_resizing(tmp_path):
     ({'train_labels': np.zeros((12, 14), int)}, 'one label'),
     ({'train_labels': np.zeros(11, int)}, '12 labels'),
     ({'test_labels': np.zeros(4, int)}, '5 labels'),
+    ({'val_labels': np.zeros(5, int)}, '4 labels'),
+    ({'val_images': np.full((4, 8, 8), np.nan)}, 'val_images'),
     ({'train_labels': np.full(12, 0.5)}, 'whole numbers'),
     ({'train_labels': np.full(12, -1)}, 'whole numbers'),
     ({'train_labels': np.full(12, 2**31)}, 'whole numbers'),

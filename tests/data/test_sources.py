@@ -9,7 +9,9 @@ from lwfedssl_jax.data import folder, sources
 
 @pytest.mark.parametrize('spec', ['', 'foo', 'foo:bar', 'tfds', 'tfds:', 'folder:', 'digits:x', 'Digits'])
 def test_bad_specification_names_the_flag_and_the_choices(spec):
-  assert refusal(spec) == f'--dataset: expected digits, tfds:NAME, folder:PATH or npz:PATH, got {spec!r}'
+  assert (
+    refusal(spec) == f'--dataset: expected digits, folder:PATH, npz:PATH, tfds:NAME or hf:NAME_OR_PATH, got {spec!r}'
+  )
 
 
 def test_digits_split_is_fixed_stratified_and_complete():

@@ -25,8 +25,15 @@ def test_tfds_read(tmp_path, tensor):
 
 def test_tfds_finds_its_default_folder_and_the_validation_split(tmp_path):
   prepare_tfds(tmp_path / 'tfds_default', splits=('train', 'validation'))
-  assert len(sources.load('tfds:toy:1.0.0').test_images) == 6
+  data = sources.load('tfds:toy:1.0.0')
+  assert len(data.test_images) == 6 and data.val_images is data.test_images
   assert 'versions 1.0.0' in refusal('tfds:toy:2.0.0')
+
+
+def test_tfds_keeps_validation_beside_test(tmp_path):
+  prepare_tfds(tmp_path, splits=('train', 'validation', 'test'))
+  data = sources.load('tfds:toy', data_dir=str(tmp_path))
+  assert len(data.val_images) == len(data.test_images) == 6 and data.val_images is not data.test_images
 
 
 def test_tfds_without_a_train_split(tmp_path):

@@ -34,14 +34,15 @@ def cheap_views(tiny_library):
 
 
 CASES = {
-  'lw_fedssl, unequal': {'method': 'lw_fedssl', 'client_size_sigma': 0.5},
-  'layerwise, partial, clipped, retried': {
-    'method': 'layerwise',
-    'clients_per_round': 2,
-    'client_update_clip': 0.05,
+  'lw_fedssl': {'method': 'lw_fedssl'},
+  'layerwise, partial, clipped, retried': {'method': 'layerwise', 'clients_per_round': 2, 'client_update_clip': 0.05},
+  'prog_fedssl, simclr, lost, retried': {'method': 'prog_fedssl', 'objective': 'simclr', 'client_dropout': 0.3},
+  'end_to_end, byol, median, unequal': {
+    'method': 'end_to_end',
+    'objective': 'byol',
+    'aggregation': 'median',
+    'client_size_sigma': 0.5,
   },
-  'prog_fedssl, simclr, lost': {'method': 'prog_fedssl', 'objective': 'simclr', 'client_dropout': 0.3},
-  'end_to_end, byol, median': {'method': 'end_to_end', 'objective': 'byol', 'aggregation': 'median'},
 }
 
 

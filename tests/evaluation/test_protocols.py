@@ -99,8 +99,8 @@ def test_seeds_draw_other_labels_and_the_deviation_is_the_sample_s(dataset):
   assert evaluate(dataset, 'linear', label_fraction=0.02, seeds=(1,))['std']['accuracy'] == 0
 
 
-def test_validation_split_never_shows_test_images(dataset):
-  task = protocols.make_task(dataset, 'validation')
+def test_holdout_never_shows_test_images(dataset):
+  task = protocols.make_task(dataset, 'holdout')
   assert (len(task.train.labels), len(task.queries.labels)) == (240, 60)
   known = {image.tobytes() for image in dataset.train_images}
   parts = [{image.tobytes() for image in part.images} for part in (task.train, task.queries)]
@@ -117,10 +117,10 @@ def test_a_limit_takes_a_fixed_sample_not_the_first_images(dataset):
   np.testing.assert_array_equal(protocols.make_task(dataset, max_train_images=50).train.images, train.images)
 
 
-def test_validation_split_is_a_fifth_of_each_class():
+def test_holdout_is_a_fifth_of_each_class():
   labels = np.random.default_rng(0).permutation(np.repeat(np.arange(3, dtype=np.int32), [200, 40, 10]))
   made = ImageDataset('made', np.zeros((250, 1, 1, 3), np.uint8), labels, np.zeros((0, 1, 1, 3), np.uint8), None, 'abc')
-  task = protocols.make_task(made, 'validation')
+  task = protocols.make_task(made, 'holdout')
   assert np.bincount(task.queries.labels).tolist() == [40, 8, 2]
   assert np.bincount(task.train.labels).tolist() == [160, 32, 8]
 
@@ -178,6 +178,43 @@ def test_images_without_labels_cannot_be_evaluated(dataset):
     protocols.make_task(dataset._replace(test_labels=None))
 
 
+def with_validation(dataset, count=40):
+  """The first training images as validation images too, brighter, so that they are told apart."""
+  brighter = np.maximum(dataset.train_images[:count], 255)
+  return dataset._replace(val_images=brighter, val_labels=dataset.train_labels[:count])
+
+
+@pytest.mark.parametrize(
+  ('split', 'train_split', 'sizes'),
+  [
+    ('val', 'train', (300, 40)),
+    ('test', 'val', (40, None)),
+    ('holdout', 'val', (32, 8)),
+    ('test', 'train', (300, None)),
+  ],
+)
+def test_named_splits_are_fitted_on_and_classified(dataset, split, train_split, sizes):
+  task = protocols.make_task(with_validation(dataset), split, train_split=train_split)
+  assert (len(task.train.images), len(task.queries.images)) == (sizes[0], sizes[1] or len(dataset.test_images))
+  assert [bool((part.images == 255).all()) for part in (task.train, task.queries)] == [
+    train_split == 'val',
+    split == 'val' or (split, train_split) == ('holdout', 'val'),
+  ]
+
+
+def test_splits_that_are_missing_or_the_same_are_refused(dataset):
+  with pytest.raises(UsageError, match='--dataset=colored: expected labeled validation images'):
+    protocols.make_task(dataset, 'val')
+  with pytest.raises(UsageError, match='--dataset=colored: expected labeled validation images'):
+    protocols.make_task(dataset, train_split='val')
+  has_val = with_validation(dataset)
+  with pytest.raises(UsageError, match='--split: expected other images than --train_split=val of colored, got val'):
+    protocols.make_task(has_val, 'val', train_split='val')
+  only_val = has_val._replace(test_images=has_val.val_images, test_labels=has_val.val_labels)  # as sources.load does
+  with pytest.raises(UsageError, match='--split: expected other images than --train_split=val of colored, got test'):
+    protocols.make_task(only_val, train_split='val')
+
+
 def test_metrics_are_scikit_learn_s_with_documented_rules_for_absent_classes():
   generator = np.random.default_rng(0)
   labels, predicted = generator.integers(0, 4, 200), generator.integers(0, 4, 200)
@@ -192,7 +229,7 @@ def test_metrics_are_scikit_learn_s_with_documented_rules_for_absent_classes():
 
 
 def test_name_of_a_result_describes_its_protocol():
-  name = protocols.result_name('linear', 'digits', 0.1, split='validation', from_scratch=True)
-  assert name == 'linear, digits, 10 % of labels, validation split, from scratch'
+  name = protocols.result_name('linear', 'digits', 0.1, split='holdout', train_split='val', from_scratch=True)
+  assert name == 'linear, digits, 10 % of labels, fitted on val, on holdout, from scratch'
   name = protocols.result_name('knn', 'digits', 1, split='test', from_scratch=False, max_train_images=500)
   assert name == 'knn, digits, 100 % of labels, of 500 images'

@@ -7,7 +7,7 @@ import pytest
 from lwfedssl_jax import UsageError, catalog
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.plots import cost_plots
-from lwfedssl_jax.resources import communication, costs, flops
+from lwfedssl_jax.resources import accounting, communication, costs, flops
 from lwfedssl_jax.stages import make_plans
 
 PAPER = {'encoder': 'vit_tiny', 'rounds_per_stage': 15, 'local_epochs': 3, 'num_clients': 10}
@@ -84,7 +84,7 @@ def test_actual_under_partial_participation_is_what_the_ledger_charges():
 
   plans = make_plans(config)
   participation = sampling.plan_participation(5, 24, 7, 3, 0.3)
-  charged = communication.charge_run(communication.make_payload(config, 32), plans, 7, *participation)
+  charged = accounting.charge_run(communication.make_payload(config, 32), plans, 7, *participation)
   for index, stage in enumerate(found.stages):
     assert sum(stage.download_bytes.values()) * 7 == pytest.approx(charged.download_bytes[index].sum(), rel=1e-12)
     assert sum(stage.upload_bytes.values()) * 7 == pytest.approx(charged.upload_bytes[index].sum(), rel=1e-12)

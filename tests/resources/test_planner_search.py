@@ -20,7 +20,7 @@ def config_of(**values):
   )
 
 
-def made_up_peak(config, image_size):
+def made_up_peak(config, image_size, target=None):
   per_image = LEVELS[config.client.rematerialize] * (0.5 if config.model.compute_dtype == 'bfloat16' else 1)
   return int(planner.MEGABYTE * (2 + per_image * (config.client.micro_batch_size or BATCH)))
 
@@ -64,7 +64,7 @@ def test_the_cheapest_choice_that_fits_is_taken_or_the_smallest_peak_named(made_
 def test_peak_is_that_of_the_most_demanding_stage(monkeypatch):
   sizes = {0: 5, 1: 7, 2: 1}
 
-  def fake(config, image_size, plan):
+  def fake(config, image_size, plan, target):
     return memory.StepMemory(sizes[plan.stage], 0, 0, 0)
 
   monkeypatch.setattr(memory, 'step_memory', fake)

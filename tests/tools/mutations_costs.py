@@ -1,32 +1,33 @@
 """Mistakes in what training costs, sweeps and reports: path, what, old, new, tests."""
 
-COMMUNICATION, FLOPS = ('resources/test_communication.py',), ('resources/test_flops.py',)
+COMMUNICATION, ACCOUNTING = ('resources/test_communication.py',), ('resources/test_accounting.py',)
+FLOPS = ('resources/test_flops.py',)
 COSTS, PLANNER = ('resources/test_costs.py',), ('resources/test_planner_search.py',)
 ENCODERS = ('test_encoders.py',)
 SWEEPS, REPORT = ('test_sweeps.py',), ('report/test_numbers.py',)
 
 ROWS = (
   (
-    'resources/communication.py',
+    'resources/accounting.py',
     'what was held is forgotten in expectation',
     '(current + missing) * kept',
     'missing * kept',
-    COMMUNICATION,
+    ACCOUNTING,
   ),
   (
-    'resources/communication.py',
+    'resources/accounting.py',
     'a dropped client forgets its download',
     'np.where(stale, ledger.version',
     'np.where(stale & returned[:, None], ledger.version',
-    COMMUNICATION,
+    ACCOUNTING,
   ),
-  ('resources/communication.py', 'a round without returns makes new versions', ' & returned.any()', '', COMMUNICATION),
+  ('resources/accounting.py', 'a round without returns makes new versions', ' & returned.any()', '', ACCOUNTING),
   (
-    'resources/communication.py',
+    'resources/accounting.py',
     'dropped clients upload',
     '(returned[:, None] & active) * sizes',
     'np.tile(active, (len(returned), 1)) * sizes',
-    COMMUNICATION,
+    ACCOUNTING,
   ),
   ('resources/parameters.py', 'every block pays for all', "count('blocks') // depth", "count('blocks')", COMMUNICATION),
   ('resources/parameters.py', 'scales of a batch norm have products', 'if leaf.ndim == 2', 'if leaf.ndim', FLOPS),
@@ -102,8 +103,8 @@ ROWS = (
   (
     'resources/planner.py',
     'peak of the stage that needs least',
-    'return max(memory.step_memory',
-    'return min(memory.step_memory',
+    'return max(needed(plan)',
+    'return min(needed(plan)',
     PLANNER,
   ),
   (

@@ -179,8 +179,8 @@ ROWS = (
   ('evaluation/protocols.py', 'probe ignores the seed', 'labels, queries, seed)', 'labels, queries, 0)', PROTOCOLS),
   (
     'evaluation/protocols.py',
-    'validation split not by class',
-    'stratify=dataset.train_labels',
+    'held-out images not by class',
+    'stratify=fitted.labels',
     'stratify=None',
     PROTOCOLS,
   ),

@@ -75,7 +75,7 @@ ROWS = (
   (
     'objectives/alignment.py',
     'second view aligned with the first one received',
-    'pairwise(local[1], received[1], mask)',
+    'pairwise(local[1], global_projections[1], mask)',
     'pairwise(local[1], received[0], mask)',
     LOSSES,
   ),
@@ -229,8 +229,8 @@ ROWS = (
   (
     'federated/calibration.py',
     'rate of the batch that was asked for',
-    'options._replace(batch_size=batch_size, axis',
-    'options._replace(axis',
+    '    batch_size=batch_size,\n    micro',
+    '    micro',
     ('reference/test_naive_round.py::test_calibration_rate_follows_the_batch_that_the_images_allow',),
   ),
   (
@@ -279,6 +279,20 @@ ROWS = (
     'jax.lax.pmean(gradients',
     'jax.lax.psum(gradients',
     ('test_devices.py',),
+  ),
+  (
+    'federated/training_step.py',
+    "a device's pieces have its own share of the gradient only",
+    'jax.lax.axis_size(axis) * own',
+    'own',
+    ('test_devices.py',),
+  ),
+  (
+    'federated/calibration.py',
+    'calibration stores all activations of a batch',
+    'config.method.calibration_micro_batch_size or on_device',
+    'on_device',
+    ('test_micro_batching.py',),
   ),
   (
     'data/batching.py',

@@ -1,0 +1,54 @@
+"""What a round receives and returns besides the parameters."""
+
+from typing import NamedTuple
+
+from lwfedssl_jax.base import Array, Bool, Float, Images, Int, Integer, Key, Number
+from lwfedssl_jax.federated.training_step import Losses
+
+
+class ClientSlots(NamedTuple):
+  """The sampled clients of a round in K client slots (see scheduling.py), at most M images each.
+
+  Attributes:
+    client_ids: any id in an empty slot.
+    image_ids: into the images; a client's own first, padding after.
+    num_images: 0 in an empty slot.
+    returned: False for a client that dropped out; it is not aggregated.
+  """
+
+  client_ids: Int[Array, ' K']
+  image_ids: Int[Array, 'K M']
+  num_images: Int[Array, ' K']
+  returned: Bool[Array, ' K']
+
+
+class RoundInputs(NamedTuple):
+  """All inputs of a round besides the parameters.
+
+  Attributes:
+    seed_key: typed key of the run's seed.
+    round_num: int32, 0-based over the whole run.
+    images: the training images; with a placement that streams, those of this round's clients, sharded.
+    clients: who trains.
+    server_images: the server's images; (0, ...) without calibration.
+    loss_limit: float32; a client whose mean loss is above it is rejected.
+  """
+
+  seed_key: Key
+  round_num: Integer
+  images: Images
+  clients: ClientSlots
+  server_images: Images
+  loss_limit: Number
+
+
+class RoundMetrics(NamedTuple):
+  """Losses of a round: mean over accepted clients, weighted by images; per client; of calibration.
+
+  A client is accepted if it returned and its update is valid (`aggregation.is_valid_update`).
+  """
+
+  client: Losses
+  client_losses: Float[Array, ' K']
+  accepted: Bool[Array, ' K']
+  calibration: Losses | None

@@ -1,0 +1,73 @@
+"""Programs compiled for an H100 that is not there (extra gpu-aot): bounds on memory, exact products, exchanges.
+
+TPUs' compiler is too big for CI (684 MB): `make test-targets` runs those tests.
+"""
+
+import importlib.util
+
+import pytest
+
+from lwfedssl_jax import config as configs
+from lwfedssl_jax.resources import collectives, flops, predict, targets
+from lwfedssl_jax.stages import make_plans
+
+pytestmark = pytest.mark.usefixtures('fully_optimized')
+needs_tpu = pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='libtpu (extra tpu-aot), 684 MB')
+GIGABYTE = 10**9
+
+
+def config_of(method, **values):
+  defaults = {'encoder': 'vit_tiny', 'image_size': 32, 'batch_size': 512, 'compute_dtype': 'bfloat16'}
+  return configs.with_values(configs.Config(), {'method': method, **defaults, **values})
+
+
+def check_step(target, limit_gb):
+  config = config_of('layerwise')
+  plan = make_plans(config)[-1]
+  (step,) = predict.predict_steps(config, 32, target, [plan])
+  assert step.fits and 0.05 * GIGABYTE < step.peak_bytes <= limit_gb * GIGABYTE
+  line = step.roofline
+  # The prefix loop is multiplied out: the compiled products are those that flops.py counts, to the last one.
+  assert line.flops == flops.executed_flops(config, 32, plan, 512).total_flops
+  assert line.bound == 'memory' and sum(line.shares.values()) == pytest.approx(1)
+  return line
+
+
+def check_round(target, num_devices, limit_gb):
+  config = config_of('lw_fedssl', num_clients=10 * num_devices, client_chunk=1)
+  plan = make_plans(config)[-1]
+  found = predict.predict_round(config, 32, plan, target, num_devices, 50_000)
+  assert found.fits and found.peak_bytes <= limit_gb * GIGABYTE
+  active, everything = 4 * 1_201_984, 4 * 6_117_184  # parameters of the last stage, and of the calibrated model
+  assert active < collectives.bytes_per_round(found.exchanged) < active + 1000
+  gradients = [part for part in found.exchanged if part.in_loop and part.kind == 'all-reduce']
+  assert sum(part.num_bytes for part in gradients) == pytest.approx(everything, rel=1e-3)
+  embeddings = [part for part in found.exchanged if part.in_loop and part.kind == 'all-gather']
+  assert 0 < sum(part.num_bytes for part in embeddings) <= 2 * 2 * 2 * 512 * 192 * 4
+
+
+def test_a_layerwise_step_on_an_h100():
+  line = check_step(targets.load('gpu-h100'), 0.62)
+  assert line.num_bytes <= 22 * GIGABYTE and line.num_kernels < 600
+
+
+def test_a_round_on_eight_h100s():
+  check_round(targets.load('gpu-h100', 8), 8, 1.8)
+
+
+@needs_tpu
+def test_a_layerwise_step_on_a_tpu():
+  line = check_step(targets.load('tpu-v5e'), 1.0)
+  assert line.num_bytes <= 20 * GIGABYTE
+
+
+@needs_tpu
+def test_a_round_on_four_tpus():
+  check_round(targets.load('tpu-v5e:2x2'), 4, 4.5)
+
+
+@needs_tpu
+def test_a_step_that_does_not_fit_a_tpu_is_an_answer():
+  config = config_of('end_to_end', compute_dtype='float32', batch_size=4096)
+  (step,) = predict.predict_steps(config, 32, targets.load('tpu-v5e'))
+  assert not step.fits and step.peak_bytes > 15.75 * 2**30 and step.roofline is None
