@@ -12,12 +12,14 @@ import hashlib
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import traceback
+from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client as Connect
 from multiprocessing.connection import Connection, Listener
 from typing import Any
@@ -58,6 +60,12 @@ def ask(options: NodeOptions, request: Envelope) -> Envelope:
   with _connect(options) as connection:
     _send(connection, request)
     return _receive(connection)
+
+
+def stop(options: NodeOptions) -> None:
+  """Ends the worker, if there is one."""
+  with contextlib.suppress(OSError), open(_pid_path(options), encoding='ascii') as file:
+    os.kill(int(file.read()), signal.SIGTERM)
 
 
 def _connect(options: NodeOptions) -> Connection:
@@ -107,6 +115,10 @@ def _key(options: NodeOptions) -> bytes:
     return file.read()
 
 
+def _pid_path(options: NodeOptions) -> str:
+  return os.path.join(options.state_dir, 'worker.pid')
+
+
 def _log_path(options: NodeOptions) -> str:
   return os.path.join(options.state_dir, 'worker.log')
 
@@ -147,11 +159,14 @@ def serve(options: NodeOptions) -> None:
 
   with contextlib.suppress(FileNotFoundError):
     os.unlink(address)  # of a worker that was killed
+  with open(_pid_path(options), 'w', encoding='ascii') as file:
+    file.write(str(os.getpid()))
   with Listener(address, 'AF_UNIX', authkey=_key(options)) as listener:
     threading.Thread(target=end_when_idle, daemon=True).start()
     while True:
-      with contextlib.suppress(OSError, EOFError, ValueError), listener.accept() as connection, busy:
-        _send(connection, _answer(client, _receive(connection)))
+      with contextlib.suppress(OSError, EOFError, ValueError, AuthenticationError):
+        with listener.accept() as connection, busy:
+          _send(connection, _answer(client, _receive(connection)))
       last[0] = time.monotonic()
 
 
