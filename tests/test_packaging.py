@@ -14,7 +14,7 @@ import experiments
 from experiments import presets
 
 ROOT = pathlib.Path(__file__).parents[1]
-COMMANDS = ('pretrain', 'sweep', 'evaluate', 'resources', 'report', 'export', 'benchmark')
+COMMANDS = ('pretrain', 'sweep', 'evaluate', 'resources', 'report', 'export', 'benchmark', 'server', 'node')
 
 
 @pytest.fixture(scope='module')

@@ -174,3 +174,48 @@ def test_a_client_with_a_wrong_digest_keeps_nothing(client):
   reply = messages.unpack(answers.handle(messages.pack(task, {'norm': bytes(sizes['norm'])})))
   assert isinstance(reply, Refused) and 'digest' in reply.reason
   assert files_below(folder) == before
+
+
+class Forgetful:
+  """A node that holds nothing although the server takes it to hold all; then it trains."""
+
+  def __init__(self, data):
+    self.data, self.requests = data, []
+
+  def handle(self, request):
+    self.requests.append(set(request.vectors))
+    task = messages.unpack(request)
+    lacking = tuple(name for name in task.digests if not any(name in names for names in self.requests))
+    if lacking:
+      return messages.pack(Lacking(lacking))
+    return messages.pack(Update(1, 0, 0, (1.0, 1.0, 0.0)), self.data)
+
+
+def test_what_a_client_turns_out_to_lack_is_sent_and_charged_once():
+  config, payload, log, transport, members, exchange = make_exchange()
+  plan = stages.make_plans(config)[0]
+  required = stages.required_components(plan, payload.head_names)
+  uploaded = stages.uploaded_components(plan, payload.head_names)
+  whole = {name: np.full(size // 4, 0.5, np.float32) for name, size in payload.sizes_bytes.items()}
+  held = {name: components.digest(components.to_bytes(whole[name])) for name in required}
+  node = Forgetful({name: bytes(payload.sizes_bytes[name]) for name in uploaded})
+  transport.clients[7], members.connected = node, {1: Connected(7, 9, dict(held))}
+  trained, traffic = exchange.run(Task('r', {}, 0, 0, 0, {}), plan, whole, [1], 5)
+  assert list(trained) == [1] and node.requests == [set(), set(required)] and log == []
+  assert traffic.download_bytes.sum() == sum(payload.sizes_bytes[name] for name in required)
+
+
+def test_a_silent_client_is_lost_pays_its_download_and_is_greeted_again():
+  config, payload, log, transport, members, exchange = make_exchange()
+  plan = stages.make_plans(config)[0]
+  whole = {name: np.zeros(size // 4, np.float32) for name, size in payload.sizes_bytes.items()}
+  transport.clients[7] = Answering(messages.pack(Member(1, 9, {})))
+  transport.lose = lambda client, request: True
+  members.connected = {1: Connected(7, 9, {})}
+  trained, traffic = exchange.run(Task('r', {}, 0, 0, 0, {}), plan, whole, [1], 5)
+  assert trained == {} and log == ['round 1: no update of clients [1]'] and members.connected == {}
+  required = stages.required_components(plan, payload.head_names)
+  assert traffic.download_bytes.sum() == sum(payload.sizes_bytes[name] for name in required)
+  transport.lose = lambda client, request: False
+  members.gather(1)
+  assert set(members.connected) == {1}
