@@ -45,9 +45,12 @@ def main() -> dict[str, Any]:
   workdir = os.path.abspath(config.run.workdir) if config.run.workdir else ''
   config = configs.with_values(config, {'workdir': workdir, 'num_devices': 1})
 
-  from lwfedssl_jax.workdir import run_dir
+  from lwfedssl_jax.workdir import metrics_writer, run_dir
 
   run_dir.check_workdir(config)
+  summary = os.path.join(workdir, run_dir.SUMMARY)
+  if os.path.exists(summary):
+    return run_dir.read_json(summary)
   registrations = flower_app.register_arguments(tls.node_keys) if tls.node_keys else []
   folder = os.path.join(workdir, 'flower')
   home = os.path.join(folder, 'home')
@@ -61,8 +64,10 @@ def main() -> dict[str, Any]:
     for registration in registrations:
       subprocess.run(registration, env=environment, check=False, stdout=subprocess.DEVNULL)
     subprocess.run(flower_app.run_arguments(app), env=environment, check=False)
-  summary = os.path.join(workdir, run_dir.SUMMARY)
   if not os.path.exists(summary):
+    rounds_done = len(metrics_writer.read_metrics(workdir))
+    if config.run.stop_after_round and rounds_done >= config.run.stop_after_round:
+      return {'finished': False, 'rounds_done': rounds_done}
     raise TrainingError(f'the run has not finished, see above and {folder}/superlink.log; --resume continues')
   return run_dir.read_json(summary)
 

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import secrets
-import signal
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ IDLE_SECONDS = 600.0
 START_SECONDS = 120.0
 MOST_LOG_BYTES = 1 << 20
 _MOST_BYTES = 1 << 31
+_STOP = Envelope('stop', {})
 
 
 def read_options(path: str) -> NodeOptions:
@@ -48,11 +48,14 @@ def options_path(state_dir: str) -> str:
 
 
 def write_options(options: NodeOptions) -> None:
-  """Writes a client's options to its folder; from then on its paths are absolute."""
-  folder = os.path.abspath(options.state_dir)
-  os.makedirs(folder, mode=0o700, exist_ok=True)
-  with open(options_path(folder), 'w', encoding='utf-8') as file:
-    json.dump(dataclasses.asdict(dataclasses.replace(options, state_dir=folder)), file, indent=2)
+  """Writes a client's options to its folder, whose path is absolute there; a worker with other ones ends."""
+  options = dataclasses.replace(options, state_dir=os.path.abspath(options.state_dir))
+  os.makedirs(options.state_dir, mode=0o700, exist_ok=True)
+  path = options_path(options.state_dir)
+  if os.path.exists(path) and read_options(path) != options:
+    stop(options)
+  with open(path, 'w', encoding='utf-8') as file:
+    json.dump(dataclasses.asdict(options), file, indent=2)
 
 
 def ask(options: NodeOptions, request: Envelope) -> Envelope:
@@ -63,9 +66,11 @@ def ask(options: NodeOptions, request: Envelope) -> Envelope:
 
 
 def stop(options: NodeOptions) -> None:
-  """Ends the worker, if there is one."""
-  with contextlib.suppress(OSError), open(_pid_path(options), encoding='ascii') as file:
-    os.kill(int(file.read()), signal.SIGTERM)
+  """Ends the worker, if there is one, after the message at which it is."""
+  with contextlib.suppress(OSError, EOFError, AuthenticationError):
+    with Connect(_address(options), 'AF_UNIX', authkey=_key(options)) as connection:
+      _send(connection, _STOP)
+      _receive(connection)
 
 
 def _connect(options: NodeOptions) -> Connection:
@@ -166,7 +171,10 @@ def serve(options: NodeOptions) -> None:
     while True:
       with contextlib.suppress(OSError, EOFError, ValueError, AuthenticationError):
         with listener.accept() as connection, busy:
-          _send(connection, _answer(client, _receive(connection)))
+          request = _receive(connection)
+          _send(connection, _STOP if request == _STOP else _answer(client, request))
+          if request == _STOP:
+            return
       last[0] = time.monotonic()
 
 

@@ -4,6 +4,7 @@ Needs flwr, which brings some fifty packages; CI runs it in a job of its own.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -151,12 +152,16 @@ def test_a_worker_stays_between_messages_and_takes_only_who_has_the_key(tmp_path
   monkeypatch.setattr(worker, '_start', lambda options: pytest.fail('a second worker was started'))
   assert worker.ask(options, Envelope('nonsense', {'x': b'0' * 10**6})) == first
   assert os.stat(tmp_path / 'state' / 'worker.key').st_mode & 0o077 == 0
-  (tmp_path / 'state' / 'worker.key').write_bytes(b'another')
   from multiprocessing import AuthenticationError
 
+  key = (tmp_path / 'state' / 'worker.key').read_bytes()
+  (tmp_path / 'state' / 'worker.key').write_bytes(b'another')
   with pytest.raises(AuthenticationError):
     worker.ask(options, Envelope('nonsense', {}))
-  worker.stop(options)
+  (tmp_path / 'state' / 'worker.key').write_bytes(key)
+  worker.write_options(dataclasses.replace(options, client_id=1))  # the worker with other options ends
+  with pytest.raises(pytest.fail.Exception, match='second worker'):
+    worker.ask(options, Envelope('nonsense', {}))
 
 
 def test_configurations_reach_the_app_as_they_are(tmp_path):
