@@ -1,7 +1,9 @@
 """The Flower ServerApp: the driver over Flower's grid."""
 
 import json
+import os
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -58,8 +60,21 @@ class FlowerTransport:
       print(f'node {node}: {one_line(error)}', flush=True)
 
 
+def _end_with_parent() -> None:
+  """Ends this process when the one that started it is gone: it would hold the workdir, and no client answers it."""
+  parent = os.getppid()
+
+  def watch() -> None:
+    while os.getppid() == parent:
+      time.sleep(1)
+    os._exit(1)  # checkpoints are whole or absent
+
+  threading.Thread(target=watch, daemon=True).start()
+
+
 def main(grid: Grid, context: Context) -> None:
   """Runs the configured pretraining; its summary is in the workdir."""
+  _end_with_parent()
   values: Mapping[str, Any] = context.run_config
   try:
     config = configs.from_flat(json.loads(str(values[CONFIG_KEY])))
