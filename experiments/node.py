@@ -8,6 +8,10 @@ The images stay on this machine (docs/federation.md).
 """
 
 import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags as absl_flags
@@ -18,6 +22,7 @@ from lwfedssl_jax.errors import UsageError
 
 from . import command, flags
 
+AGAIN_SECONDS = 10.0
 FLAGS = absl_flags.FlagValues()
 _SUPERLINK = absl_flags.DEFINE_string('superlink', '', 'HOST:PORT of the server', flag_values=FLAGS)
 _CA = absl_flags.DEFINE_string(
@@ -34,7 +39,7 @@ flags.define_group_flags(FLAGS, NodeOptions)
 
 
 def main() -> dict[str, Any]:
-  """Becomes the SuperNode; returns only if that fails."""
+  """Keeps a SuperNode running until a signal; returns its name."""
   options = flags.group_from_flags(FLAGS, NodeOptions)
   if not _SUPERLINK.value:
     raise UsageError('--superlink: expected HOST:PORT of the server')
@@ -52,7 +57,29 @@ def main() -> dict[str, Any]:
   )
   worker.write_options(options)
   os.makedirs(home, mode=0o700, exist_ok=True)
-  os.execve(arguments[0], arguments, dict(flower_app.environment(home)))
+  try:
+    while True:
+      code = _run(arguments, flower_app.environment(home))
+      print(f'the SuperNode ended with exit code {code}; it starts again in {AGAIN_SECONDS:g} s', flush=True)
+      time.sleep(AGAIN_SECONDS)
+  except KeyboardInterrupt as signal_name:
+    worker.stop(options)
+    return {'ended_by': str(signal_name) or 'SIGINT'}
+
+
+def _run(arguments: list[str], environment: Mapping[str, str]) -> int:
+  """Runs the SuperNode; an unknown key, or one whose node was killed a minute ago, makes it end."""
+  process = subprocess.Popen(arguments, env=environment)
+  try:
+    return process.wait()
+  finally:
+    process.terminate()
+    process.wait()
+
+
+def _stop(number: int, frame: Any) -> None:
+  del frame
+  raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 COMMAND = command.Command(__doc__, FLAGS, main)
@@ -60,6 +87,7 @@ COMMAND = command.Command(__doc__, FLAGS, main)
 
 def run() -> None:
   """Runs this command line."""
+  signal.signal(signal.SIGTERM, _stop)
   command.run(COMMAND)
 
 

@@ -119,9 +119,11 @@ def run_arguments(app: str) -> list[str]:
 
 
 def environment(home: str) -> Mapping[str, str]:
-  """Returns the environment of Flower's commands: its own home, no telemetry, this Python's programs first."""
-  path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get('PATH', '')])
-  return {**os.environ, 'FLWR_HOME': home, 'FLWR_TELEMETRY_ENABLED': '0', 'PATH': path}
+  """Returns the environment of Flower's commands: its own home, no telemetry, this Python and this package first."""
+  package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+  first = {'PATH': os.path.dirname(sys.executable), 'PYTHONPATH': package}
+  paths = {name: os.pathsep.join(filter(None, [path, os.environ.get(name)])) for name, path in first.items()}
+  return {**os.environ, **paths, 'FLWR_HOME': home, 'FLWR_TELEMETRY_ENABLED': '0'}
 
 
 def existing_file(flag: str, path: str) -> str:
