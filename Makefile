@@ -66,7 +66,8 @@ dist: $(VENV)/installed-for-dist
 	$(RUN) -m twine check --strict dist/*
 	$(VENV)/bin/check-wheel-contents dist/*.whl
 
-# Installs the wheel in a new environment and runs every command outside the checkout: two minutes on one core.
+# Installs the wheel in a new environment; runs every command and the notebook outside the checkout. Six minutes on one
+# busy core.
 try-wheel:
 	$(PYTHON) .ci/try_wheel.py
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
   from lwfedssl_jax.data.sources import load as load_dataset
   from lwfedssl_jax.export import export_encoder
   from lwfedssl_jax.federated.aggregation import register_aggregator
+  from lwfedssl_jax.hub import write_folder as publish_encoder
   from lwfedssl_jax.models import register_encoder
   from lwfedssl_jax.objectives import register_objective
   from lwfedssl_jax.pretrained import LoadedEncoder, load_encoder
@@ -41,6 +42,7 @@ _LAZY = {
   'partition_dataset': ('data.federated_dataset', 'partition_dataset'),
   'evaluate_run': ('run_evaluation', 'evaluate_run'),
   'export_encoder': ('export', 'export_encoder'),
+  'publish_encoder': ('hub', 'write_folder'),
   'write_report': ('report.files', 'write_report'),
   'register_aggregator': ('federated.aggregation', 'register_aggregator'),
   'register_encoder': ('models', 'register_encoder'),
@@ -62,6 +64,7 @@ __all__ = [
   'load_encoder',
   'method_cost',
   'partition_dataset',
+  'publish_encoder',
   'register_aggregator',
   'register_encoder',
   'register_method',

@@ -87,7 +87,8 @@ class ExportedEncoder(NamedTuple):
 
   Attributes:
     tensors: {that library's name: float32 array}.
-    description: what builds the model there: at least `model` and `arguments`; JSON.
+    description: what builds the model there: at least `model` and `arguments`; JSON. `timm_architecture`, if there is
+      one, names a registered model of timm that takes these arguments.
   """
 
   tensors: dict[str, np.ndarray]
@@ -113,6 +114,7 @@ class Encoder(NamedTuple):
     flops: what each part computes, for images of the side that the encoder is built for.
     export: parameters, of which `blocks` may hold the first few -> ExportedEncoder. None: parameters are exported
       under the names of this tree.
+    restore: the tensors of `export` -> parameters.
   """
 
   init: Callable[[Key], Params]
@@ -124,6 +126,7 @@ class Encoder(NamedTuple):
   width: int
   flops: EncoderFlops
   export: Callable[[Params], ExportedEncoder] | None = None
+  restore: Callable[[dict[str, np.ndarray]], Params] | None = None
 
 
 class Objective(NamedTuple):

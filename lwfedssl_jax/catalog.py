@@ -61,6 +61,7 @@ OBJECTIVES = {
 }
 AGGREGATIONS = ['mean', 'median', 'trimmed_mean']  # federated.aggregation.register_aggregator adds to them
 REMATERIALIZE = ('none', 'elementwise', 'all')  # ever less is kept
+AUTO = 'auto'  # chosen by federated/execution.py
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

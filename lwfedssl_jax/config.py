@@ -102,8 +102,17 @@ class MethodConfig(Validated):
     'to this number is taken; 0: the full batch',
     at_least=0,
   )
+  server_memory_budget_mb: float = option(
+    0.0,
+    'memory budget of a calibration step on the server, megabytes (10^6 bytes): calibration_micro_batch_size is chosen '
+    'so that the compiled step fits; 0: no limit',
+    at_least=0,
+  )
   calibration_learning_rate: float = option(
     0.0, 'base learning rate of calibration per 256 images; 0: learning_rate', at_least=0
+  )
+  calibration_rematerialize: str = option(
+    catalog.AUTO, 'as rematerialize, for calibration', choices=(catalog.AUTO, *catalog.REMATERIALIZE)
   )
 
   @property
@@ -183,13 +192,24 @@ class ClientConfig(Validated):
     at_least=0,
   )
   rematerialize: str = option(
-    'none',
-    'activation checkpointing of active blocks: none, elementwise (recompute all but matrix products) or all',
-    choices=catalog.REMATERIALIZE,
+    catalog.AUTO,
+    'activation checkpointing of active blocks: none, elementwise (recompute all but matrix products) or all; auto: '
+    'elementwise where several blocks are trained at once, else none',
+    choices=(catalog.AUTO, *catalog.REMATERIALIZE),
+  )
+  unroll_blocks: bool | None = option(
+    None,
+    'one copy of the program per active block instead of a loop: less memory traffic, longer compilation; unset: on '
+    'accelerators, not on CPUs',
   )
   learning_rate: float = option(2e-3, 'base learning rate of AdamW per 256 images (times batch_size / 256)', above=0)
   weight_decay: float = option(
     1e-5, 'AdamW weight decay of matrices; biases, norms and positions have none', at_least=0
+  )
+  proximal_weight: float = option(
+    0.0,
+    "weight mu of FedProx's term (mu / 2) ||w - w_global||^2 over the parameters that a client trains; 0: none",
+    at_least=0,
   )
   block_learning_rate_decay: float = option(
     1.0, 'factor on the learning rate per block below the newest active one', above=0, at_most=1

@@ -32,7 +32,9 @@ class ConfigFields(typing.TypedDict, total=False):
   calibration_epochs: int
   calibration_batch_size: int
   calibration_micro_batch_size: int
+  server_memory_budget_mb: float
   calibration_learning_rate: float
+  calibration_rematerialize: str
   # DataConfig
   dataset: str
   data_dir: str
@@ -55,8 +57,10 @@ class ConfigFields(typing.TypedDict, total=False):
   micro_batch_size: int
   client_memory_budget_mb: float
   rematerialize: str
+  unroll_blocks: bool | None
   learning_rate: float
   weight_decay: float
+  proximal_weight: float
   block_learning_rate_decay: float
   # AugmentConfig
   crop_area: tuple[float, float]

@@ -12,6 +12,8 @@ from lwfedssl_jax.base import ExportedEncoder
 from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.pretrained import LoadedEncoder
 
+NORMALIZATION = {'mean': [0.5] * 3, 'std': [0.5] * 3, 'of': 'RGB pixels in [0, 1]'}
+
 
 def convert(loaded: LoadedEncoder) -> ExportedEncoder:
   """Names an encoder's tensors and describes its model: as the encoder does, or by the paths of its own tree.
@@ -33,22 +35,26 @@ def convert(loaded: LoadedEncoder) -> ExportedEncoder:
   return ExportedEncoder(tensors, found.description)
 
 
+def save_tensors(tensors: dict[str, np.ndarray], path: str) -> None:
+  """Writes a .safetensors file atomically. Raises OSError."""
+  from safetensors.numpy import save_file
+
+  save_file(tensors, f'{path}.tmp', metadata={'format': 'pt'})
+  os.replace(f'{path}.tmp', path)
+
+
 def export_encoder(loaded: LoadedEncoder, path: str) -> str:
   """Writes `path` (.safetensors) and, beside it, a JSON with architecture and normalization; returns the JSON's path.
 
   Raises:
-    UsageError: the path does not end in .safetensors or cannot be written, or safetensors is not installed.
+    UsageError: the path does not end in .safetensors or cannot be written.
   """
   if not path.endswith('.safetensors'):
     raise UsageError(f'--output: expected a file name that ends in .safetensors, got {path!r}')
-  try:
-    from safetensors.numpy import save_file
-  except ImportError as error:
-    raise UsageError('--output: expected the package safetensors (pip install safetensors)') from error
   tensors, built = convert(loaded)
   description = {
     **built,
-    'normalization': {'mean': [0.5] * 3, 'std': [0.5] * 3, 'of': 'RGB pixels in [0, 1]'},
+    'normalization': NORMALIZATION,
     'rounds_done': loaded.rounds_done,
     'method': loaded.config.method.method,
     'dataset': loaded.config.data.dataset,
@@ -56,8 +62,7 @@ def export_encoder(loaded: LoadedEncoder, path: str) -> str:
   json_path = path.removesuffix('.safetensors') + '.json'
   try:
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    save_file(tensors, path + '.tmp', metadata={'format': 'pt'})
-    os.replace(path + '.tmp', path)
+    save_tensors(tensors, path)
     with open(json_path, 'w', encoding='utf-8') as file:
       json.dump(description, file, indent=2)
   except OSError as error:

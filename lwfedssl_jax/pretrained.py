@@ -1,13 +1,15 @@
-"""A trained encoder loaded from its run: one function and its parameters."""
+"""A trained encoder loaded from its run or from a published folder: one function and its parameters."""
 
 import functools
-from typing import NamedTuple
+import os
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lwfedssl_jax import rng
+from lwfedssl_jax import config as configs
+from lwfedssl_jax import rng, trees
 from lwfedssl_jax.base import Apply, Array, Encoder, Float, Params, Shaped
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import augment
@@ -15,6 +17,9 @@ from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.federated.model import Model, make_model
 from lwfedssl_jax.stages import make_plans
 from lwfedssl_jax.workdir import checkpoint, run_dir
+
+# Of a published folder (hub.py), beside timm's keys in its config.json.
+WEIGHTS, DESCRIPTION, OWN_KEY = 'model.safetensors', 'config.json', 'lwfedssl_jax'
 
 
 class LoadedEncoder(NamedTuple):
@@ -73,12 +78,49 @@ def random_encoder(config: Config, seed: int) -> LoadedEncoder:
   return _of(jax.jit(_model(config).init_params)(rng.key(seed, rng.Stream.INIT)), config, config.model.traits.depth, 0)
 
 
+def _check_shapes(params: Params, expected: Any) -> None:
+  """Raises ValueError unless the shapes are those of an encoder, of which `params` may hold the first blocks."""
+
+  def check(path, leaf, like):
+    is_block = path[0].key == 'blocks'
+    if leaf.ndim != like.ndim or leaf.shape[is_block:] != like.shape[is_block:] or len(leaf) > len(like):
+      raise ValueError(f'{trees.path_name(path)} has the shape {leaf.shape}, expected {like.shape}')
+
+  jax.tree_util.tree_map_with_path(check, params, expected)
+
+
+def _load_published(folder: str) -> LoadedEncoder:
+  """Loads the encoder of a folder that hub.py wrote. Raises UsageError."""
+  from safetensors.numpy import load_file
+
+  path = os.path.join(folder, DESCRIPTION)
+  try:
+    own = run_dir.read_json(path)[OWN_KEY]
+    config, rounds_done = configs.from_flat(own['config']), int(own['rounds_done'])
+  except (KeyError, TypeError, ValueError) as error:
+    raise UsageError(f'{path}: expected what experiments.export --layout=hf writes ({error})') from error
+  encoder, path = _model(config).encoder, os.path.join(folder, WEIGHTS)
+  shapes = jax.eval_shape(encoder.init, jax.random.key(0))
+  try:
+    assert encoder.restore is not None
+    params = jax.tree.map(jnp.asarray, encoder.restore(load_file(path)))
+    _check_shapes(params, shapes)
+  except Exception as error:  # a damaged file raises nearly anything
+    reason = ' '.join(str(error).split())
+    raise UsageError(f'{path}: expected the weights of {config.model.encoder} ({reason})') from error
+  return _of(params, config, config.model.traits.depth, rounds_done)
+
+
 def load_encoder(workdir: str) -> LoadedEncoder:
-  """Loads the encoder of a run's newest valid checkpoint; the run may still be in progress.
+  """Loads the encoder of a run's newest valid checkpoint, or of a folder that was exported with `--layout=hf`.
+
+  The run may still be in progress.
 
   Raises:
-    UsageError: the folder holds no run, or no valid checkpoint.
+    UsageError: the folder holds neither a run with a valid checkpoint nor an exported encoder.
   """
+  if os.path.isfile(os.path.join(workdir, WEIGHTS)):
+    return _load_published(workdir)
   config = run_dir.read_config(workdir)
   with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
     restored = checkpoints.restore_newest(jax.eval_shape(_model(config).init_params, jax.random.key(0)))

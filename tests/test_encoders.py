@@ -36,7 +36,7 @@ class TinyMlp(nn.Module):
     return tokens + nn.Dense(WIDTH)(nn.relu(nn.Dense(3 * WIDTH)(nn.LayerNorm()(tokens))))
 
 
-def make_toy(config, image_size, rematerialize):
+def make_toy(config, image_size, execution):
   """Patches without overlap, MLPs, and a pool with a product of its own."""
   patch, block, out = nn.Dense(WIDTH), TinyMlp(), nn.Dense(WIDTH)
   count = image_size // config.patch_size
@@ -45,7 +45,7 @@ def make_toy(config, image_size, rematerialize):
     lambda key: block.init(key, token)['params'],
     lambda params, tokens: block.apply({'params': params}, tokens),
     DEPTH,
-    rematerialize,
+    execution,
   )
 
   def embed(params, images):

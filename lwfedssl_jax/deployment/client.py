@@ -17,6 +17,7 @@ from lwfedssl_jax.deployment.messages import Envelope, Hello, Lacking, Member, M
 from lwfedssl_jax.deployment.node_options import NodeOptions
 from lwfedssl_jax.deployment.store import Store
 from lwfedssl_jax.errors import StorageError, UsageError
+from lwfedssl_jax.federated import execution
 from lwfedssl_jax.resources import communication, planner
 
 MOST_SAMPLES = 10**8  # images of a round over all local epochs, of which a program holds the indices
@@ -99,6 +100,7 @@ class Client:
       raise UsageError(f'--images: expected at least {MIN_CLIENT_IMAGES} images, found {len(images)}')
     if client.local_epochs * max(len(images), client.batch_size) > MOST_SAMPLES:
       raise MessageError(f'local_epochs: expected at most {MOST_SAMPLES} images a round, got {client.local_epochs}')
+    config = execution.resolve(config)
     budget = options.memory_budget_mb and max(options.memory_budget_mb - images.nbytes / planner.MEGABYTE, 0.1)
     config = configs.with_values(config, {'client_memory_budget_mb': float(budget)})
     if budget:

@@ -14,9 +14,9 @@ from lwfedssl_jax import rng, stages, trees
 from lwfedssl_jax.base import Images, Integer, Key, Params, Scalar
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
-from lwfedssl_jax.federated import aggregation, client_update
+from lwfedssl_jax.federated import aggregation, client_update, execution
 from lwfedssl_jax.federated.client_update import Batches, ClientKeys, Pipeline
-from lwfedssl_jax.federated.model import Model
+from lwfedssl_jax.federated.model import Model, make_model
 from lwfedssl_jax.federated.placement import Placement
 from lwfedssl_jax.federated.training_step import Losses, StepOptions
 from lwfedssl_jax.stages import StageShape
@@ -56,7 +56,9 @@ def make_step_options(
   """Builds the options of a calibration step on `batch_size` images, which `num_devices` share along `axis`, if any."""
   on_device = batch_size // num_devices if axis else batch_size
   return client_update.make_step_options(config, image_size, scale)._replace(
+    model=make_model(config.model, config.objective, image_size, execution.server_execution(config)),
     alignment=None,
+    proximal_weight=0.0,
     learning_rate=config.method.calibration_learning_rate or config.client.learning_rate,
     batch_size=batch_size,
     micro_batch_size=largest_divisor(on_device, config.method.calibration_micro_batch_size or on_device),

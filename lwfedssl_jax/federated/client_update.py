@@ -15,7 +15,7 @@ from lwfedssl_jax import rng
 from lwfedssl_jax.base import Array, Bool, Images, Int, Integer, Key, Raveled
 from lwfedssl_jax.config import AugmentConfig, Config
 from lwfedssl_jax.data import augment, batching
-from lwfedssl_jax.federated import training_step
+from lwfedssl_jax.federated import execution, training_step
 from lwfedssl_jax.federated.model import make_model
 from lwfedssl_jax.federated.training_step import Batch, Losses, StepOptions
 from lwfedssl_jax.objectives.alignment import make_alignment
@@ -86,7 +86,7 @@ def make_step_options(
   if config.uses_alignment:
     alignment = make_alignment(objective.alignment_kind, objective.temperature)
   return StepOptions(
-    model=make_model(config.model, objective, image_size, client.rematerialize),
+    model=make_model(config.model, objective, image_size, execution.client_execution(config)),
     alignment=alignment,
     alignment_weight=objective.alignment_weight,
     learning_rate=client.learning_rate,
@@ -94,6 +94,7 @@ def make_step_options(
     weight_decay=client.weight_decay,
     block_learning_rate_decay=client.block_learning_rate_decay,
     micro_batch_size=client.micro_batch_size,
+    proximal_weight=client.proximal_weight,
     scale=scale,
   )
 

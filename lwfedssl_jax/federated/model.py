@@ -9,6 +9,7 @@ from lwfedssl_jax import trees
 from lwfedssl_jax.base import Encoder, Key, Objective, Params
 from lwfedssl_jax.config import ModelConfig, ObjectiveConfig
 from lwfedssl_jax.models import make_encoder
+from lwfedssl_jax.models.blocks import BlockExecution
 from lwfedssl_jax.objectives import make_objective
 
 
@@ -32,14 +33,16 @@ class Model(NamedTuple):
 
 
 @functools.lru_cache(maxsize=16)
-def make_model(model: ModelConfig, objective: ObjectiveConfig, image_size: int, rematerialize: str = 'none') -> Model:
+def make_model(
+  model: ModelConfig, objective: ObjectiveConfig, image_size: int, execution: BlockExecution = BlockExecution()
+) -> Model:
   """Builds the configured model.
 
   Args:
     model: encoder and compute dtype.
     objective: objective and heads.
     image_size: side of the images, pixels.
-    rematerialize: see `models.blocks.stack_blocks`.
+    execution: of blocks that are differentiated.
   """
   built = make_objective(objective, model.compute_dtype)
-  return Model(make_encoder(model, image_size, rematerialize), built, trees.make_raveler(built.online_only))
+  return Model(make_encoder(model, image_size, execution), built, trees.make_raveler(built.online_only))

@@ -21,7 +21,7 @@ from lwfedssl_jax.stages import StageParams
 
 
 class Losses(NamedTuple):
-  """The total loss, which is minimized, and its two terms."""
+  """The total loss, which is minimized, and its terms; the proximal term is the rest."""
 
   total: Scalar
   objective: Scalar
@@ -56,6 +56,7 @@ class StepOptions(NamedTuple):
     block_learning_rate_decay: factor on the updates per block below the newest one.
     micro_batch_size: images whose activations are stored at once, a divisor of the batch; 0: the full batch.
     axis: name of the mesh axis over which each batch is sharded; None: it is not sharded.
+    proximal_weight: mu of FedProx's term (mu / 2) ||w - w_global||^2 over the active parameters; 0: none.
     scale: replaces `optax.scale_by_adam()`; None: Adam.
   """
 
@@ -68,6 +69,7 @@ class StepOptions(NamedTuple):
   block_learning_rate_decay: float
   micro_batch_size: int = 0
   axis: str | None = None
+  proximal_weight: float = 0.0
   scale: optax.GradientTransformation | None = None
 
 
@@ -232,6 +234,15 @@ def _gradient_in_pieces(
   return (total if axis is None else jax.lax.pmean(total, axis)), losses
 
 
+def add_proximal_term(
+  weight: float, params: Raveled, global_params: Raveled, gradients: Raveled, losses: Losses
+) -> tuple[Raveled, Losses]:
+  """Adds (weight / 2) ||params - global_params||^2 and its gradient (FedProx, arXiv 1812.06127, equation 2)."""
+  delta = jax.tree.map(jnp.subtract, params, global_params)
+  penalty = weight / 2 * sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(delta))
+  return jax.tree.map(lambda g, d: g + weight * d, gradients, delta), losses._replace(total=losses.total + penalty)
+
+
 def train_step(
   options: StepOptions,
   optimizer: optax.GradientTransformation,
@@ -241,6 +252,9 @@ def train_step(
 ) -> tuple[StepState, Losses]:
   """Takes one step of the optimizer from `make_optimizer`; a batch without valid samples changes nothing."""
   gradients, losses = gradient(options, state, global_params, batch)
+  if options.proximal_weight:
+    start = options.model.raveler.ravel(global_params.active)
+    gradients, losses = add_proximal_term(options.proximal_weight, state.params, start, gradients, losses)
   updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
   params = optax.apply_updates(state.params, updates)
   update_target, target = options.model.objective.update_target, state.target

@@ -10,11 +10,12 @@ from lwfedssl_jax.catalog import ENCODERS, EncoderTraits, VitTraits
 from lwfedssl_jax.config import ModelConfig
 from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.models import vit, vit_export
+from lwfedssl_jax.models.blocks import BlockExecution
 
-Builder = Callable[[ModelConfig, int, str], Encoder]
+Builder = Callable[[ModelConfig, int, BlockExecution], Encoder]
 
 
-def build_vit(config: ModelConfig, image_size: int, rematerialize: str) -> Encoder:
+def build_vit(config: ModelConfig, image_size: int, execution: BlockExecution) -> Encoder:
   """Builds the vision transformer of a configuration; exported, it has timm's names."""
   size = config.traits
   if not isinstance(size, VitTraits):
@@ -25,12 +26,13 @@ def build_vit(config: ModelConfig, image_size: int, rematerialize: str) -> Encod
     config.patch_size,
     jnp.dtype(config.compute_dtype),
     sincos=config.position_init == 'sincos',
-    rematerialize=rematerialize,
+    execution=execution,
   )
-  return encoder._replace(export=functools.partial(vit_export.export_timm, size, image_size, config.patch_size))
+  export = functools.partial(vit_export.export_timm, size, image_size, config.patch_size)
+  return encoder._replace(export=export, restore=vit_export.import_timm)
 
 
-# (configuration, side of the images in pixels, rematerialize as in `blocks.stack_blocks`) -> encoder
+# (configuration, side of the images in pixels, execution of blocks) -> encoder
 BUILDERS: dict[str, Builder] = {'vit_tiny': build_vit, 'vit_micro': build_vit}
 
 
@@ -45,11 +47,11 @@ def register_encoder(name: str, traits: EncoderTraits, builder: Builder) -> None
   ENCODERS[name], BUILDERS[name] = traits, builder
 
 
-def make_encoder(config: ModelConfig, image_size: int, rematerialize: str = 'none') -> Encoder:
+def make_encoder(config: ModelConfig, image_size: int, execution: BlockExecution = BlockExecution()) -> Encoder:
   """Builds the configured encoder for images of a given side, in pixels.
 
   Raises:
     UsageError: it takes no images of that side.
   """
   config.check_image_size(image_size, f'the image size {image_size}')
-  return BUILDERS[config.encoder](config, image_size, rematerialize)
+  return BUILDERS[config.encoder](config, image_size, execution)

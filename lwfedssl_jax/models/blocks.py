@@ -9,6 +9,20 @@ import jax.numpy as jnp
 from lwfedssl_jax.base import Array, Key, Params
 
 
+class BlockExecution(NamedTuple):
+  """How blocks that are differentiated are executed; results differ by rounding only.
+
+  Attributes:
+    rematerialize: what of a block is computed again when it is needed: 'none'; 'elementwise', all but the results of
+      matrix products, which are kept; 'all', of which only the input is kept.
+    unrolled: one copy of the program per block instead of a loop, which stacks what every block keeps in one array:
+      writing and reading slices of it is a fifth of the memory traffic on a GPU (docs/accelerators.md).
+  """
+
+  rematerialize: str = 'none'
+  unrolled: bool = False
+
+
 class BlockStack(NamedTuple):
   """Blocks that follow each other.
 
@@ -27,7 +41,7 @@ def stack_blocks(
   init_block: Callable[[Key], Params],
   apply_block: Callable[[Params, Array], Array],
   depth: int,
-  rematerialize: str = 'none',
+  execution: BlockExecution = BlockExecution(),
 ) -> BlockStack:
   """Stacks blocks of one kind.
 
@@ -35,8 +49,7 @@ def stack_blocks(
     init_block: key -> parameters of a block.
     apply_block: (its parameters, tokens) -> tokens of the same shape and dtype.
     depth: number of blocks L.
-    rematerialize: what of a block that is differentiated is computed again when it is needed: 'none'; 'elementwise',
-      all but the results of matrix products, which are kept; 'all', of which only the input is kept.
+    execution: of blocks that are differentiated.
   """
 
   def init(key):
@@ -50,9 +63,9 @@ def stack_blocks(
     return jax.lax.fori_loop(0, count, body, tokens)
 
   run_block = apply_block
-  if rematerialize != 'none':
+  if execution.rematerialize != 'none':
     policies = jax.checkpoint_policies
-    kept = {'elementwise': policies.dots_saveable, 'all': policies.nothing_saveable}[rematerialize]
+    kept = {'elementwise': policies.dots_saveable, 'all': policies.nothing_saveable}[execution.rematerialize]
     run_block = jax.checkpoint(apply_block, policy=kept)
 
   def blocks(stacked, tokens, stop=None):
@@ -63,8 +76,10 @@ def stack_blocks(
       return jax.lax.cond(index < stop, run_block, lambda _, y: y, params, x), None
 
     length = jax.tree.leaves(stacked)[0].shape[0]
-    if length == 1 and stop is None:
-      return run_block(jax.tree.map(lambda leaf: leaf[0], stacked), tokens)
+    if stop is None and (length == 1 or execution.unrolled):
+      for index in range(length):
+        tokens = run_block(jax.tree.map(lambda leaf, index=index: leaf[index], stacked), tokens)
+      return tokens
     return jax.lax.scan(body, tokens, (stacked, jnp.arange(length)))[0]
 
   return BlockStack(init, prefix, blocks)

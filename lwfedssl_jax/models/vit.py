@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from lwfedssl_jax.base import Array, Encoder, EncoderFlops, Float, Function, Key, Params, PartFlops
 from lwfedssl_jax.catalog import VitTraits
-from lwfedssl_jax.models.blocks import stack_blocks
+from lwfedssl_jax.models.blocks import BlockExecution, stack_blocks
 
 LAYER_NORM_EPSILON = 1e-6
 POSITION_DEVIATION = 0.02
@@ -144,7 +144,7 @@ def make_vit(
   patch_size: int,
   dtype: Any = jnp.float32,
   sincos: bool = False,
-  rematerialize: str = 'none',
+  execution: BlockExecution = BlockExecution(),
 ) -> Encoder:
   """Builds a vision transformer.
 
@@ -154,7 +154,7 @@ def make_vit(
     patch_size: side of a patch, pixels.
     dtype: type of activations and products; parameters are float32.
     sincos: start the position table as sines and cosines.
-    rematerialize: see `stack_blocks`.
+    execution: of blocks that are differentiated.
   """
   embedding = Embedding(size.width, patch_size, dtype, sincos)
   block = Block(size.num_heads, size.mlp_ratio, dtype)
@@ -166,7 +166,7 @@ def make_vit(
     lambda key: block.init(key, jnp.zeros((1, 1, size.width), dtype))['params'],
     lambda params, tokens: apply_block({'params': params}, tokens),
     size.depth,
-    rematerialize,
+    execution,
   )
 
   def init(key: Key) -> Params:

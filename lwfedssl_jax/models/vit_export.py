@@ -8,6 +8,8 @@ from lwfedssl_jax.base import ExportedEncoder, Params
 from lwfedssl_jax.catalog import VitTraits
 from lwfedssl_jax.models.vit import CHANNELS, LAYER_NORM_EPSILON
 
+TIMM_ARCHITECTURE = 'vit_tiny_patch16_224'  # any plain one: the arguments below replace all its sizes
+
 # Ours, below a block -> timm's, below blocks.N.
 _BLOCK_NAMES = {
   'norm1': 'norm1',
@@ -78,7 +80,37 @@ def export_timm(size: VitTraits, image_size: int, patch_size: int, params: Param
     _tensors(depth, patch_size, params),
     {
       'model': 'timm.models.vision_transformer.VisionTransformer',
+      'timm_architecture': TIMM_ARCHITECTURE,
       'arguments': arguments,
       'layer_norm_epsilon': LAYER_NORM_EPSILON,
     },
   )
+
+
+def _own_layer(name: str, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Inverse of `_layer`."""
+  weight, bias = tensors[f'{name}.weight'], tensors[f'{name}.bias']
+  return {'scale': weight, 'bias': bias} if weight.ndim == 1 else {'kernel': weight.T, 'bias': bias}
+
+
+def import_timm(tensors: dict[str, np.ndarray]) -> Params:
+  """Returns the parameters of the tensors of `export_timm`. Raises KeyError if one is missing."""
+  depth = 1 + max((int(name.split('.')[1]) for name in tensors if name.startswith('blocks.')), default=-1)
+  blocks: dict[str, Any] = {}
+  for ours, theirs in _BLOCK_NAMES.items():
+    *parents, last = ours.split('/')
+    place = blocks
+    for part in parents:
+      place = place.setdefault(part, {})
+    layers = [_own_layer(f'blocks.{index}.{theirs}', tensors) for index in range(depth)]
+    place[last] = {name: np.stack([layer[name] for layer in layers]) for name in layers[0]}
+  weight = tensors['patch_embed.proj.weight']
+  patch = {
+    'kernel': weight.transpose(2, 3, 1, 0).reshape(-1, len(weight)),
+    'bias': tensors['patch_embed.proj.bias'],
+  }
+  return {
+    'embedding': {'patch': patch, 'position': tensors['pos_embed'][0]},
+    'blocks': blocks,
+    'norm': _own_layer('norm', tensors),
+  }

@@ -20,12 +20,17 @@ _NOT_END_TO_END = _APART | {
   'calibration_epochs',
   'calibration_batch_size',
   'calibration_micro_batch_size',
+  'server_memory_budget_mb',
   'calibration_learning_rate',
   'alignment_kind',
   'alignment_weight',
   'new_block_init',
   'blocks_per_stage',
   'rounds_per_stage',
+  # Chosen by the method; they change rounding only.
+  'rematerialize',
+  'calibration_rematerialize',
+  'unroll_blocks',
 }
 
 

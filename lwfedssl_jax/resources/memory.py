@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lwfedssl_jax import stages
 from lwfedssl_jax.config import Config
-from lwfedssl_jax.federated import calibration, training_step
+from lwfedssl_jax.federated import calibration, execution, training_step
 from lwfedssl_jax.federated.client_update import make_step_options
 from lwfedssl_jax.federated.training_step import Batch, StepOptions, StepState
 from lwfedssl_jax.resources import targets
@@ -47,6 +47,7 @@ def lower_client_step(
   batch (leading axis): with equal batches the compiler would run the frozen prefix once for all of them. It is lowered
   for the default device or for a target.
   """
+  config = execution.resolve(config, target and target.platform)
   options, batch_size = make_step_options(config, image_size), config.client.batch_size
   params = jax.eval_shape(options.model.init_params, jax.random.key(0))
   start = jax.ShapeDtypeStruct((), jnp.int32)

@@ -13,6 +13,7 @@ from lwfedssl_jax import catalog
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.errors import UsageError
+from lwfedssl_jax.federated import execution
 from lwfedssl_jax.resources import flops, memory
 from lwfedssl_jax.resources.targets import OutOfMemoryError, Target
 from lwfedssl_jax.stages import StagePlan, make_plans
@@ -73,6 +74,7 @@ def fit(config: Config, image_size: int, target: Target | None = None) -> Memory
   Raises:
     UsageError: nothing fits; the message names the smallest feasible budget.
   """
+  config = execution.resolve(config, target and target.platform)
   budget = config.client.client_memory_budget_mb * MEGABYTE
   batch = config.client.batch_size
   largest = config.client.micro_batch_size or batch

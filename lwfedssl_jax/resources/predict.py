@@ -11,8 +11,8 @@ from jax.sharding import NamedSharding
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
+from lwfedssl_jax.federated import execution, scheduling
 from lwfedssl_jax.federated import round as rounds
-from lwfedssl_jax.federated import scheduling
 from lwfedssl_jax.federated.model import make_model
 from lwfedssl_jax.federated.placement import Placement, input_specs
 from lwfedssl_jax.federated.round_types import ClientSlots, RoundInputs
@@ -137,7 +137,7 @@ def lower_round(
     num_devices: of the mesh.
     num_images: training images, the server's among them.
   """
-  mesh = target.make_mesh(num_devices)
+  config, mesh = execution.resolve(config, target.platform), target.make_mesh(num_devices)
   placement, batch = Placement(mesh), config.client.batch_size
   server_images = 0 if config.data.auxiliary_dataset else int(num_images * config.data.auxiliary_fraction)
   each = max(1, (num_images - server_images) // config.effective_num_clients)

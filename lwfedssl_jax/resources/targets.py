@@ -4,6 +4,7 @@ Nothing is run: a target gives the memory and the kernels that its compiler deci
 CUDA plugin, without NVIDIA's libraries and driver; for TPUs it takes libtpu.
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import importlib.resources
@@ -11,6 +12,7 @@ import importlib.util
 import os
 import re
 import tomllib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -145,17 +147,32 @@ def compile_program(lowered: Any, target: Target) -> Any:
   Raises:
     OutOfMemoryError: the compiler refuses because it does not fit. Those for GPUs do not; see `Target.memory_bytes`.
   """
-  cached = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
-  jax.config.update('jax_enable_compilation_cache', False)  # what is compiled without a device cannot be read back
+  with _without_compilation_cache():
+    try:
+      return lowered.compile(compiler_options=target.compiler_options or None)
+    except jax.errors.JaxRuntimeError as error:
+      size = _SIZE_IN_ERROR.search(str(error))
+      if 'RESOURCE_EXHAUSTED' not in str(error) or size is None:
+        raise
+      raise OutOfMemoryError(int(float(size[1]) * _SIZES[size[2]])) from error
+
+
+@contextlib.contextmanager
+def _without_compilation_cache() -> Iterator[None]:
+  """Switches jax's persistent cache off: a program that was compiled without its device cannot be read back."""
+  from jax.experimental.compilation_cache import compilation_cache
+
+  before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+
+  def switch(enabled: bool) -> None:
+    jax.config.update('jax_enable_compilation_cache', enabled)
+    compilation_cache.reset_cache()  # it remembers whether it is used
+
+  switch(False)
   try:
-    return lowered.compile(compiler_options=target.compiler_options or None)
-  except jax.errors.JaxRuntimeError as error:
-    size = _SIZE_IN_ERROR.search(str(error))
-    if 'RESOURCE_EXHAUSTED' not in str(error) or size is None:
-      raise
-    raise OutOfMemoryError(int(float(size[1]) * _SIZES[size[2]])) from error
+    yield
   finally:
-    jax.config.update('jax_enable_compilation_cache', cached)
+    switch(before)
 
 
 # Entries.

@@ -9,9 +9,9 @@ from lwfedssl_jax.base import Params
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
 from lwfedssl_jax.evaluation.monitor import Monitor
-from lwfedssl_jax.federated import round_loader, scheduling
+from lwfedssl_jax.federated import calibration, execution, round_loader, scheduling
 from lwfedssl_jax.federated.model import make_model
-from lwfedssl_jax.resources import communication, planner
+from lwfedssl_jax.resources import communication, planner, server_planner
 from lwfedssl_jax.stages import StagePlan
 from lwfedssl_jax.workdir import run_dir
 
@@ -63,14 +63,25 @@ def with_chunk(config: Config, data: FederatedDataset) -> Config:
   return configs.with_values(config, {'client_chunk': chunk})
 
 
+def with_execution(config: Config) -> Config:
+  """Resolves how blocks are executed; a resumed run keeps it on any device, because it changes the last bits."""
+  if config.run.resume and config.client.unroll_blocks is None:
+    config = configs.with_values(config, {'unroll_blocks': run_dir.saved_value(config.run.workdir, 'unroll_blocks')})
+  return execution.resolve(config)
+
+
 def resolve(config: Config, data: FederatedDataset) -> tuple[Config, str]:
   """Resolves settings that depend on data, memory and devices; returns the configuration and the memory plan's text.
 
   Raises:
-    UsageError: no step fits --client_memory_budget_mb.
+    UsageError: no step fits --client_memory_budget_mb or --server_memory_budget_mb.
   """
-  config, text = configs.with_values(config, {'image_size': data.image_size}), ''
+  config, text = with_execution(configs.with_values(config, {'image_size': data.image_size})), ''
   if config.client.client_memory_budget_mb:
     plan = planner.fit(config, data.image_size)
     config, text = plan.config, planner.describe(plan)
+  if config.method.server_memory_budget_mb and config.uses_calibration:
+    batch_size = calibration.plan_batches(config, len(data.server_images)).batch_size
+    server = server_planner.fit(config, data.image_size, batch_size)
+    config, text = server.config, '\n'.join(filter(None, [text, server_planner.describe(server)]))
   return with_chunk(config, data), text

@@ -32,6 +32,12 @@ def test_finding_compares_the_best_method_to_end_to_end(tmp_path):
   )
 
 
+def test_methods_that_execute_their_blocks_differently_are_compared(tmp_path):
+  lean, plain = {'rematerialize': 'elementwise'}, {'rematerialize': 'none'}
+  entries = write_runs(tmp_path, ('end_to_end', 0, 0.825, lean), ('lw_fedssl', 0, 0.828, plain))
+  assert finding.find(entries).startswith('lw_fedssl reaches 0.828 with 41 MB of client memory, end_to_end 0.825')
+
+
 def test_finding_does_not_hide_that_end_to_end_is_better(tmp_path):
   entries = write_runs(tmp_path, ('end_to_end', 0, 0.9), ('layerwise', 0, 0.6), ('centralized', 0, 0.95))
   assert finding.find(entries).startswith(

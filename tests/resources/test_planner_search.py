@@ -6,6 +6,7 @@ import pytest
 
 from lwfedssl_jax import UsageError
 from lwfedssl_jax import config as configs
+from lwfedssl_jax.federated import execution
 from lwfedssl_jax.resources import flops, memory, planner
 from lwfedssl_jax.stages import make_plans
 
@@ -15,9 +16,10 @@ LEVELS = {'none': 4.0, 'elementwise': 3.0, 'all': 1.0}  # MB an image
 
 
 def config_of(**values):
-  return configs.with_values(
+  config = configs.with_values(
     configs.Config(), {'encoder': 'vit_micro', 'method': 'layerwise', 'batch_size': BATCH, **values}
   )
+  return execution.resolve(config)  # as the planner does
 
 
 def made_up_peak(config, image_size, target=None):

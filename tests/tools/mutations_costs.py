@@ -3,6 +3,7 @@
 COMMUNICATION, ACCOUNTING = ('resources/test_communication.py',), ('resources/test_accounting.py',)
 FLOPS = ('resources/test_flops.py',)
 COSTS, PLANNER = ('resources/test_costs.py',), ('resources/test_planner_search.py',)
+HLO, TARGETS = ('resources/test_hlo.py',), ('resources/test_targets.py',)
 ENCODERS = ('test_encoders.py',)
 SWEEPS, REPORT = ('test_sweeps.py',), ('report/test_numbers.py',)
 
@@ -127,6 +128,38 @@ ROWS = (
     'config.client.micro_batch_size or batch\n',
     'batch\n',
     PLANNER,
+  ),
+  (
+    'resources/planner.py',
+    'a batch that just fits is refused',
+    'if peak(proposed) <= memory_bytes',
+    'if peak(proposed) < memory_bytes',
+    TARGETS,
+  ),
+  ('resources/hlo.py', 'tiles do not pad', '-(-sizes[dimension] // step) * step', 'sizes[dimension]', HLO),
+  ('resources/hlo.py', 'loops have no known length', 'return int(compared[-1].argument)', 'return None', HLO),
+  (
+    'resources/hlo_costs.py',
+    'bodies of loops count once',
+    '_walk(program, called, count * trips, unknown_trips)',
+    '_walk(program, called, count, unknown_trips)',
+    HLO,
+  ),
+  (
+    'resources/hlo_costs.py',
+    'a slice reads the whole array',
+    'elif user.opcode in _SLICES and is_first:',
+    'elif False:',
+    HLO,
+  ),
+  ('resources/hlo_costs.py', 'dilated batches multiply each other', ' & (places % base_dilation == 0)', '', HLO),
+  ('resources/roofline.py', 'products and bytes take turns', 'max(computing, moving)', 'computing + moving', HLO),
+  (
+    'resources/targets.py',
+    'every error is an answer',
+    "if 'RESOURCE_EXHAUSTED' not in str(error) or size is None:",
+    'if size is None:',
+    TARGETS,
   ),
   ('training/sweep.py', 'estimate forgets dropout', ' * (1 - config.client.client_dropout)', '', SWEEPS),
   (
