@@ -165,7 +165,7 @@ def serialized_bytes(records):
   while waiting:
     item = waiting.pop()
     found[item.object_id] = len(item.deflate())
-    waiting += item.children.values()
+    waiting += (item.children or {}).values()
   return sum(found.values())
 
 
