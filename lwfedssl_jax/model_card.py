@@ -136,9 +136,10 @@ def write(facts: Facts) -> str:
   config, width = facts.config, getattr(facts.config.model.traits, 'width', '-')
   title = f'{config.model.encoder}, {config.method.method} on {config.data.dataset}'
   unfinished = '' if facts.rounds_done >= facts.num_rounds else ' The run was not finished when it was exported.'
+  blocks = 'one block' if facts.depth == 1 else f'{facts.depth} blocks'
   about = (
-    f'A vision transformer of {facts.depth} blocks of width {width}, patches of {config.model.patch_size} pixels, '
-    f'pretrained without labels over simulated clients that keep their images.{unfinished} License of the weights: '
+    f'A vision transformer of {blocks} of width {width}, patches of {config.model.patch_size} pixels, pretrained '
+    f'without labels over simulated clients that keep their images.{unfinished} License of the weights: '
     f'{facts.license}.'
   )
   use = _USE.format(side=config.model.image_size, width=width)

@@ -13,13 +13,11 @@ from lwfedssl_jax.base import Function, Params, Raveled
 ONLINE_ONLY = 'online_only/'  # prefix of the groups that a target branch lacks
 
 
-def select(condition: Any, on_true: Any, on_false: Any) -> Any:
-  """Leaf-wise `where` with one scalar condition."""
-  return jax.tree.map(lambda a, b: jnp.where(condition, a, b), on_true, on_false)
-
-
 def interpolate(decay: Any, old: Params, new: Params) -> Params:
-  """Exponential moving average: decay * old + (1 - decay) * new."""
+  """Exponential moving average: decay * old + (1 - decay) * new.
+
+  `optax.incremental_update` has the summands in the other order, which XLA fuses to other bits.
+  """
   return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
 
 

@@ -77,8 +77,8 @@ class Client:
     lacking = tuple(name for name in required if store.held.get(name) != task.digests[name])
     if lacking:
       return messages.pack(Lacking(lacking))
-    received = {name: components.from_bytes(store.get(name)) for name in required}
-    params = components.paste(training.empty_params(), received)
+    global_vectors = {name: components.from_bytes(store.get(name)) for name in required}
+    params = components.paste(training.empty_params(), global_vectors)
     active, losses = training.train(params, plan, task.client_id, task.round_num, task.attempt)
     return messages.pack(
       Update(task.client_id, task.round_num, task.attempt, tuple(map(float, losses))),

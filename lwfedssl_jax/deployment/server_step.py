@@ -63,7 +63,7 @@ class ServerStep:
       round_num: 0-based over the run.
     """
     count, returned = len(updates), np.array([update is not None for update in updates])
-    active, received, state = self._start(plan.shape, params, np.int32(plan.start), count)
+    active, global_active, state = self._start(plan.shape, params, np.int32(plan.start), count)
     weights = aggregation.client_weights(jnp.asarray(num_images, jnp.int32), jnp.asarray(returned))
     losses, accepted = np.zeros((3, count), np.float32), np.zeros(count, bool)
     for position, update in enumerate(updates):
@@ -72,14 +72,20 @@ class ServerStep:
       losses[:, position] = update[1]
       trained = components.paste(active, update[0], plan.start)
       state, valid = self._add(
-        state, trained, received, weights[position], losses[0, position], np.float32(loss_limit), np.int32(position)
+        state,
+        trained,
+        global_active,
+        weights[position],
+        losses[0, position],
+        np.float32(loss_limit),
+        np.int32(position),
       )
       accepted[position] = valid
     tally = aggregation.tally_clients(weights, jnp.asarray(accepted))
     mean = Losses(*aggregation.mean_over_accepted(list(jnp.asarray(losses)), weights, jnp.asarray(accepted), tally))
     calibrated = None
     if accepted.any():
-      params = self._finish(params, np.int32(plan.start), active, received, state, accepted, tally)
+      params = self._finish(params, np.int32(plan.start), active, global_active, state, accepted, tally)
       if self._calibrate is not None:
         keys = calibration.draw_keys(seed_key, np.int32(round_num))
         params, calibrated = self._calibrate(params, np.int32(plan.stop), self._server_images, keys, tally.num_accepted)
@@ -95,14 +101,14 @@ class ServerStep:
 
   def _start_round(self, shape: StageShape, params: Params, start: Any, count: int) -> Any:
     active = stages.split(params, shape, start).active
-    received = self._raveler.ravel(active)
-    return active, received, self._aggregator.init(received, count)
+    global_active = self._raveler.ravel(active)
+    return active, global_active, self._aggregator.init(global_active, count)
 
   def _add_client(
-    self, state: Any, trained: Params, received: Any, weight: Any, loss: Any, loss_limit: Any, position: Any
+    self, state: Any, trained: Params, global_active: Any, weight: Any, loss: Any, loss_limit: Any, position: Any
   ) -> Any:
     def accept(params, loss):
-      clipped = aggregation.clip_update(params, received, self._config.method.client_update_clip)
+      clipped = aggregation.clip_update(params, global_active, self._config.method.client_update_clip)
       return clipped, aggregation.is_valid_update(clipped, loss, loss_limit)
 
     vectors = jax.tree.map(lambda leaf: leaf[None], self._raveler.ravel(trained))
@@ -110,7 +116,7 @@ class ServerStep:
     return self._aggregator.add(state, aggregation.Uploads(clipped, weight[None], valid), position), valid[0]
 
   def _finish_round(
-    self, params: Params, start: Any, active: Params, received: Any, state: Any, accepted: Any, tally: Any
+    self, params: Params, start: Any, active: Params, global_active: Any, state: Any, accepted: Any, tally: Any
   ) -> Params:
-    aggregated = aggregation.aggregate_or_keep(self._aggregator, state, accepted, tally, received)
+    aggregated = aggregation.aggregate_or_keep(self._aggregator, state, accepted, tally, global_active)
     return stages.merge(params, self._raveler.unravel(aggregated, active), start)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn import model_selection
+from sklearn.metrics import confusion_matrix
 
 from lwfedssl_jax import rng
 from lwfedssl_jax.base import Apply, Float, Int, Params, UInt8
@@ -170,8 +171,8 @@ def evaluate(
       else:
         origin = rows.mean(axis=0) if protocol == 'knn_centered' else np.float32(0)
         predicted = knn.knn_predict(rows[chosen] - origin, labels, queries - origin, task.num_classes)
-    found = metrics.classification_metrics(task.queries.labels, predicted, task.num_classes)
-    np.add.at(confusion, (task.queries.labels, predicted), 1)
+    found = metrics.classification_metrics(task.queries.labels, predicted)
+    confusion += confusion_matrix(task.queries.labels, predicted, labels=np.arange(task.num_classes))
     runs.append({'seed': seed, 'num_labels': len(chosen), **found, **extra})
   over_seeds = {name: np.array([run[name] for run in runs]) for name in found}
 

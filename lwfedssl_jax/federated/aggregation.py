@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from lwfedssl_jax import trees
 from lwfedssl_jax.base import Array, Bool, Float, Int, Integer, Number, Params, Raveled, Scalar, Shaped, Stacked
 from lwfedssl_jax.catalog import AGGREGATIONS
 from lwfedssl_jax.config import MethodConfig
@@ -188,7 +188,7 @@ def aggregate_or_keep(
   aggregator: Aggregator, state: Any, accepted: Bool[Array, ' K'], tally: Tally, global_params: Raveled
 ) -> Raveled:
   """Finishes an aggregation; if no client is accepted, the global parameters are unchanged."""
-  return trees.select(tally.num_accepted > 0, aggregator.finish(state, accepted, tally), global_params)
+  return optax.tree.where(tally.num_accepted > 0, aggregator.finish(state, accepted, tally), global_params)
 
 
 def client_weights(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import optax
 
-from lwfedssl_jax import rng, stages, trees
+from lwfedssl_jax import rng, stages
 from lwfedssl_jax.base import Images, Integer, Key, Params, Scalar
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
@@ -122,4 +122,4 @@ def calibrate_or_keep(
   """Calibrates the aggregated model; it is unchanged if no client is accepted or the result is invalid."""
   calibrated, losses = calibrate(params, stop, images, keys)
   valid = aggregation.is_valid_update(calibrated, losses.total, jnp.inf)
-  return trees.select((num_accepted > 0) & valid, calibrated, params), losses
+  return optax.tree.where((num_accepted > 0) & valid, calibrated, params), losses

@@ -260,4 +260,4 @@ def train_step(
   update_target, target = options.model.objective.update_target, state.target
   if update_target is not None and target is not None:
     target = update_target(target, params)
-  return trees.select(batch.mask.any(), StepState(params, target, optimizer_state), state), losses
+  return optax.tree.where(batch.mask.any(), StepState(params, target, optimizer_state), state), losses

@@ -128,8 +128,8 @@ ROWS = (
   (
     'evaluation/metrics.py',
     'precision of a class for its accuracy',
-    'counts.sum(axis=1)[occurs]',
-    'counts.sum(axis=0)[occurs]',
+    'metrics.balanced_accuracy_score(labels, predicted)',
+    'metrics.balanced_accuracy_score(predicted, labels)',
     PROTOCOLS,
   ),
   ('evaluation/metrics.py', 'classes weighted by their images', "average='macro'", "average='weighted'", PROTOCOLS),
@@ -172,8 +172,8 @@ ROWS = (
   (
     'evaluation/protocols.py',
     'confusion with rows and columns exchanged',
-    '(task.queries.labels, predicted), 1)',
-    '(predicted, task.queries.labels), 1)',
+    'confusion_matrix(task.queries.labels, predicted,',
+    'confusion_matrix(predicted, task.queries.labels,',
     PROTOCOLS,
   ),
   ('evaluation/protocols.py', 'probe ignores the seed', 'labels, queries, seed)', 'labels, queries, 0)', PROTOCOLS),

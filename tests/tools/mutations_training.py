@@ -192,8 +192,8 @@ ROWS = (
   (
     'federated/training_step.py',
     'one invalid sample drops the step',
-    'trees.select(batch.mask.any()',
-    'trees.select(batch.mask.all()',
+    'optax.tree.where(batch.mask.any()',
+    'optax.tree.where(batch.mask.all()',
     STEP,
   ),
   (
