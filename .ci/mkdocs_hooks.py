@@ -18,7 +18,7 @@ COPIES = {
   'CONTRIBUTING.md': 'contributing.md',
   'CITATION.cff': 'CITATION.cff',
 }
-COMMANDS = ('pretrain', 'sweep', 'evaluate', 'report', 'export', 'resources', 'benchmark')
+COMMANDS = ('pretrain', 'sweep', 'evaluate', 'report', 'export', 'resources', 'benchmark', 'server', 'node')
 COMMANDS_PAGE = 'reference/commands.md'
 # What a browser fetches by itself, from another host: scripts, style sheets, fonts, images, frames.
 FETCHED = re.compile(

@@ -89,13 +89,18 @@ def parse(command: Command, arguments: Sequence[str]) -> None:
   logging.set_verbosity(command.flags.verbosity)
 
 
+def compilation_cache_dir() -> str:
+  """Returns JAX_COMPILATION_CACHE_DIR, else a folder in the user's cache folder."""
+  root = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
+  return os.environ.get('JAX_COMPILATION_CACHE_DIR') or os.path.join(root, 'lwfedssl_jax', 'compiled')
+
+
 def use_compilation_cache() -> None:
   """Caches compiled programs in the user's cache folder, so that a second run starts at once."""
   import jax
 
   if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-    root = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
-    jax.config.update('jax_compilation_cache_dir', os.path.join(root, 'lwfedssl_jax', 'compiled'))
+    jax.config.update('jax_compilation_cache_dir', compilation_cache_dir())
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
     jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 

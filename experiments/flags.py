@@ -7,7 +7,7 @@ import dataclasses
 import json
 import typing
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import flags
 
@@ -15,6 +15,9 @@ from lwfedssl_jax import config as configs
 from lwfedssl_jax import options
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.errors import UsageError
+from lwfedssl_jax.options import Validated
+
+Group = TypeVar('Group', bound=Validated)
 
 
 def _define(values: flags.FlagValues, name: str, default: Any, annotation: Any, metadata: Any) -> None:
@@ -38,9 +41,21 @@ def _define(values: flags.FlagValues, name: str, default: Any, annotation: Any, 
 def define_config_flags(values: flags.FlagValues) -> None:
   """Defines a flag for every configuration field, with its help text and choices."""
   for group_type in configs.GROUPS.values():
-    annotations = typing.get_type_hints(group_type)
-    for field in dataclasses.fields(group_type):
-      _define(values, field.name, field.default, annotations[field.name], field.metadata)
+    define_group_flags(values, group_type)
+
+
+def define_group_flags(values: flags.FlagValues, group_type: Any) -> None:
+  """Defines a flag for every field of a group of options."""
+  annotations = typing.get_type_hints(group_type)
+  for field in dataclasses.fields(group_type):
+    _define(values, field.name, field.default, annotations[field.name], field.metadata)
+
+
+def group_from_flags(values: flags.FlagValues, group_type: type[Group]) -> Group:
+  """Returns the validated options of a group. Raises UsageError."""
+  annotations = typing.get_type_hints(group_type)
+  fields = dataclasses.fields(group_type)
+  return group_type(**{field.name: _value(values, field.name, annotations[field.name]) for field in fields})
 
 
 def _value(values: flags.FlagValues, name: str, annotation: Any) -> Any:
@@ -56,11 +71,7 @@ def _value(values: flags.FlagValues, name: str, annotation: Any) -> Any:
 
 def config_from_flags(values: flags.FlagValues) -> Config:
   """Returns the validated configuration of the parsed flags. Raises UsageError."""
-  groups = {}
-  for group, group_type in configs.GROUPS.items():
-    annotations = typing.get_type_hints(group_type)
-    fields = dataclasses.fields(group_type)
-    groups[group] = group_type(**{field.name: _value(values, field.name, annotations[field.name]) for field in fields})
+  groups: dict[str, Any] = {name: group_from_flags(values, group_type) for name, group_type in configs.GROUPS.items()}
   return Config(**groups)
 
 

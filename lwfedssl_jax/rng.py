@@ -58,6 +58,16 @@ def key(seed: int | Any, stream: Stream | Any, *indices: int | Any) -> Key:
   return jax.lax.scan(_fold_in, start, folded)[0]
 
 
+def attempt_key(seed: int | Any, attempt: int) -> Key:
+  """Returns the typed key from which an attempt at a round draws; a second one (1) draws other numbers.
+
+  Args:
+    seed: the run's seed, int or traced integer scalar.
+    attempt: 0 or 1.
+  """
+  return key(seed, Stream.RETRY) if attempt else jax.random.key(seed)
+
+
 def _fold_in(result: Key, index: jax.Array) -> tuple[Key, None]:
   return jax.random.fold_in(result, index), None
 

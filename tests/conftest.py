@@ -25,6 +25,7 @@ SLOW = (
   'test_contract.py',
   'test_naive_round.py',
   'test_by_hand.py',
+  'test_in_process.py',
   'test_cli.py',
   'test_micro_batching.py',
   'test_extending.py',

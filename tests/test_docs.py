@@ -15,7 +15,7 @@ from lwfedssl_jax.config_fields import ConfigFields
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob('*.md'), *(ROOT / 'docs').rglob('*.md')])
-COMMANDS = ('pretrain', 'sweep', 'evaluate', 'resources', 'report', 'export', 'benchmark')
+COMMANDS = ('pretrain', 'sweep', 'evaluate', 'resources', 'report', 'export', 'benchmark', 'server', 'node')
 SEARCHED = ('', 'lwfedssl_jax', 'lwfedssl_jax/federated', 'lwfedssl_jax/evaluation', 'lwfedssl_jax/resources')
 REMOVED_FLAGS = {'num_seeds'}  # named by the changelog
 

@@ -14,8 +14,8 @@ from lwfedssl_jax import config as configs
 from lwfedssl_jax.evaluation import finetune
 
 ROOT = pathlib.Path(__file__).parents[1]
-COMMANDS = ('pretrain', 'sweep', 'evaluate', 'resources', 'benchmark', 'report', 'export')
-WITH_CONFIG = ('pretrain', 'sweep', 'resources', 'benchmark')
+COMMANDS = ('pretrain', 'sweep', 'evaluate', 'resources', 'benchmark', 'report', 'export', 'server', 'node')
+WITH_CONFIG = ('pretrain', 'sweep', 'resources', 'benchmark', 'server')
 FIELDS = {field.name: field for group in configs.GROUPS.values() for field in dataclasses.fields(group)}
 
 

@@ -14,7 +14,7 @@ import experiments
 from experiments import presets
 
 ROOT = pathlib.Path(__file__).parents[1]
-COMMANDS = ('pretrain', 'sweep', 'evaluate', 'resources', 'report', 'export', 'benchmark')
+COMMANDS = ('pretrain', 'sweep', 'evaluate', 'resources', 'report', 'export', 'benchmark', 'server', 'node')
 
 
 @pytest.fixture(scope='module')
@@ -129,6 +129,6 @@ def test_what_the_package_imports_is_declared(setup):
   extras = setup['options.extras_require']
   declared = {
     *names(setup['options']['install_requires']),
-    *(name for extra in ('tfds', 'hf', 'wandb', 'mlflow', 'torch') for name in names(extras[extra])),
+    *(name for extra in ('tfds', 'hf', 'wandb', 'mlflow', 'torch', 'federation') for name in names(extras[extra])),
   }
   assert {'jax', 'tensorflow-datasets'} <= found <= declared

@@ -6,7 +6,7 @@ import pytest
 
 from lwfedssl_jax import UsageError
 from lwfedssl_jax import config as configs
-from lwfedssl_jax.training import setup, sweep, train
+from lwfedssl_jax.training import simulation, sweep, train
 from lwfedssl_jax.workdir import metrics_writer, run_dir
 from tests.test_training import TINY
 
@@ -139,12 +139,12 @@ def test_runs_that_differ_in_seed_share_the_compiled_round(tmp_path):
   values = {'rounds_per_stage': 1, 'blocks_per_stage': 4, 'client_size_sigma': 0.0}
   base = configs.with_values(BASE, values)
   runs = sweep.plan(base, ['layerwise'], [0, 1], None, str(tmp_path))
-  setup._shared_round.cache_clear()
+  simulation._shared_round.cache_clear()
   assert sorted(sweep.run_all(runs).finished) == sorted(run.workdir for run in runs)
-  assert setup._shared_round.cache_info().misses == 1
-  assert setup._shared_round.cache_info().hits == 1
+  assert simulation._shared_round.cache_info().misses == 1
+  assert simulation._shared_round.cache_info().hits == 1
   summaries = [run_dir.read_json(os.path.join(run.workdir, run_dir.SUMMARY)) for run in runs]
   assert summaries[0]['params_sha256'] != summaries[1]['params_sha256']
-  setup._shared_round.cache_clear()
+  simulation._shared_round.cache_clear()
   alone = train.train(configs.with_values(runs[1].config, {'workdir': str(tmp_path / 'alone')}))
   assert alone['params_sha256'] == summaries[1]['params_sha256']

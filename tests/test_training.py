@@ -15,7 +15,7 @@ from lwfedssl_jax import config as configs
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.errors import StorageError, TrainingError
 from lwfedssl_jax.resources import costs
-from lwfedssl_jax.training import signals, train
+from lwfedssl_jax.training import signals, simulation, train
 from lwfedssl_jax.workdir import metrics_writer, run_dir
 
 TINY = {
@@ -283,7 +283,7 @@ def test_a_signal_ends_the_run_after_its_round_and_resuming_changes_nothing(fini
 
 def test_a_second_signal_drops_the_round(finished, tmp_path, monkeypatch):
   _, summary = finished
-  monkeypatch.setattr(train, '_wait_for', lambda arrays: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
+  monkeypatch.setattr(simulation, '_wait_for', lambda arrays: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
   with pytest.raises(signals.Interrupted, match='SIGINT'):
     train.train(tiny(tmp_path))
   monkeypatch.undo()

@@ -9,8 +9,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lwfedssl_jax.base import Array, Bool, Int, Key
+from lwfedssl_jax.config import ClientConfig
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
@@ -21,6 +23,12 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
 def client_steps(num_images: Int[Array, '...'], epochs: int, batch_size: int) -> Int[Array, '...']:
   """Steps that clients with `num_images` take in a round; 0 for an empty slot."""
   return jnp.where(num_images > 0, epochs * jnp.maximum(1, num_images // batch_size), 0)
+
+
+def images_trained(sizes: Int[np.ndarray, ' K'], client: ClientConfig) -> int:
+  """Returns the images that clients of these sizes train on in a round, over all local epochs."""
+  batch = client.batch_size
+  return client.local_epochs * sum(min(int(n), steps_per_epoch(int(n), batch) * batch) for n in sizes)
 
 
 def padded_capacity(num_images: int, batch_size: int) -> int:

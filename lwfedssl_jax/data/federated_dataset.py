@@ -66,13 +66,24 @@ def _get_groups(dataset: ImageDataset, config: Config) -> np.ndarray | None:
   return dataset.train_clients
 
 
-def _draw_partition(dataset: ImageDataset, config: Config, has_auxiliary: bool) -> Partition:
-  """Holds out the server's images and partitions the others over the clients."""
+def _split_server(dataset: ImageDataset, config: Config, has_auxiliary: bool) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the training image indices of the server and of the clients, sorted."""
   count, limit = len(dataset.train_images), config.data.max_train_images
   used = rng.host_generator(0, rng.Stream.TRAIN_SUBSET).permutation(count)[: limit or None]
   num_server = 0 if has_auxiliary else round(config.data.auxiliary_fraction * len(used))
   used = rng.host_generator(config.run.seed, rng.Stream.SERVER_SPLIT).permutation(used)
-  server_ids, client_ids = np.sort(used[:num_server]), np.sort(used[num_server:])
+  return np.sort(used[:num_server]), np.sort(used[num_server:])
+
+
+def _check_server_images(config: Config, images: np.ndarray) -> None:
+  if config.uses_calibration and len(images) < MIN_CLIENT_IMAGES:
+    flag = f'--partition={config.partition.partition}' if config.partition.file else '--auxiliary_fraction'
+    raise UsageError(f'{flag}: expected at least {MIN_CLIENT_IMAGES} images for the server, got {len(images)}')
+
+
+def _draw_partition(dataset: ImageDataset, config: Config, has_auxiliary: bool) -> Partition:
+  """Holds out the server's images and partitions the others over the clients."""
+  server_ids, client_ids = _split_server(dataset, config, has_auxiliary)
   groups = _get_groups(dataset, config)
   groups = None if groups is None else groups[client_ids]
   parts = partition_images(groups, len(client_ids), config.effective_num_clients, config.partition, config.run.seed)
@@ -105,14 +116,32 @@ def partition_dataset(dataset: ImageDataset, config: Config, auxiliary: np.ndarr
       f'--batch_size: expected at most {largest}, the images of the largest client, got {config.client.batch_size}'
     )
   server_images = dataset.train_images[server_ids] if auxiliary is None else auxiliary
-  if config.uses_calibration and len(server_images) < MIN_CLIENT_IMAGES:
-    flag = f'--partition={config.partition.partition}' if config.partition.file else '--auxiliary_fraction'
-    raise UsageError(f'{flag}: expected at least {MIN_CLIENT_IMAGES} images for the server, got {len(server_images)}')
+  _check_server_images(config, server_images)
   return FederatedDataset(dataset, client_images, server_ids, server_images)
+
+
+def load_for_server(config: Config) -> FederatedDataset:
+  """Loads the images of a server whose clients are elsewhere: as `load`, without the clients' parts. Raises UsageError.
+
+  The server holds the same images as in the simulation of the same configuration.
+  """
+  dataset, auxiliary = _load_images(config)
+  size = dataset.train_images.shape[1]
+  config.model.check_image_size(size, f'the image size {size} of {dataset.name}')
+  server_ids, _ = _split_server(dataset, config, auxiliary is not None)
+  server_images = dataset.train_images[server_ids] if auxiliary is None else auxiliary
+  _check_server_images(config, server_images)
+  return FederatedDataset(dataset, [], server_ids, server_images)
 
 
 def load(config: Config) -> FederatedDataset:
   """Loads and partitions the configured data. Raises UsageError."""
+  dataset, auxiliary = _load_images(config)
+  return partition_dataset(dataset, config, auxiliary)
+
+
+def _load_images(config: Config) -> tuple[ImageDataset, np.ndarray | None]:
+  """Returns the configured data set, and the server's images where they are another one's. Raises UsageError."""
   load_images = functools.partial(sources.load, data_dir=config.data.data_dir, cache_dir=config.data.cache_dir)
   dataset = load_images(
     config.data.dataset, image_size=config.model.image_size, client_folders=config.partition.has_client_folders
@@ -120,4 +149,4 @@ def load(config: Config) -> FederatedDataset:
   auxiliary = None
   if config.data.auxiliary_dataset:
     auxiliary = load_images(config.data.auxiliary_dataset, image_size=dataset.train_images.shape[1]).train_images
-  return partition_dataset(dataset, config, auxiliary)
+  return dataset, auxiliary

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from lwfedssl_jax import rng, stages
-from lwfedssl_jax.base import Images, Integer, Key, Params
+from lwfedssl_jax.base import Images, Integer, Key, Params, Scalar
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
-from lwfedssl_jax.federated import client_update, execution
+from lwfedssl_jax.federated import aggregation, client_update, execution
 from lwfedssl_jax.federated.client_update import Batches, ClientKeys, Pipeline
 from lwfedssl_jax.federated.model import Model, make_model
 from lwfedssl_jax.federated.placement import Placement
@@ -109,3 +109,17 @@ def make_calibration(
     return stages.merge(params, active, 0), losses
 
   return calibrate
+
+
+def calibrate_or_keep(
+  calibrate: Callable[..., tuple[Params, Losses]],
+  params: Params,
+  stop: Integer,
+  images: Images,
+  keys: ClientKeys,
+  num_accepted: Scalar,
+) -> tuple[Params, Losses]:
+  """Calibrates the aggregated model; it is unchanged if no client is accepted or the result is invalid."""
+  calibrated, losses = calibrate(params, stop, images, keys)
+  valid = aggregation.is_valid_update(calibrated, losses.total, jnp.inf)
+  return optax.tree.where((num_accepted > 0) & valid, calibrated, params), losses

@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from lwfedssl_jax import stages
 from lwfedssl_jax.base import Array, Bool, FederatedRound, Float, Function, Integer, Params, Raveled
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
 from lwfedssl_jax.federated import aggregation, calibration, client_update, scheduling
-from lwfedssl_jax.federated.aggregation import Aggregator, Tally, Uploads
+from lwfedssl_jax.federated.aggregation import Aggregator, Uploads
 from lwfedssl_jax.federated.client_update import ClientData, ClientKeys, ClientUpdate
 from lwfedssl_jax.federated.placement import Placement, shard_round
 from lwfedssl_jax.federated.round_types import ClientSlots, RoundInputs, RoundMetrics
@@ -79,7 +78,10 @@ def make_round(
     params = stages.merge(params, raveler.unravel(aggregated, global_params.active), start)
     calibrated = None
     if parts.calibrate is not None:
-      params, calibrated = _calibrate(parts.calibrate, params, stop, inputs, tally)
+      keys = calibration.draw_keys(inputs.seed_key, inputs.round_num)
+      params, calibrated = calibration.calibrate_or_keep(
+        parts.calibrate, params, stop, inputs.server_images, keys, tally.num_accepted
+      )
     mean = Losses(*aggregation.mean_over_accepted(losses, weights, accepted, tally, axis))
     return params, RoundMetrics(mean, losses.total, accepted, calibrated)
 
@@ -136,13 +138,3 @@ def _train_clients(
   start = (aggregator.init(global_active, len(weights)), jnp.int32(0))
   (state, _), results = jax.lax.scan(add_chunk, start, scheduling.chunk_clients((inputs.clients, weights), chunk))
   return state, *jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results), weights
-
-
-def _calibrate(
-  calibrate: Function, params: Params, stop: Integer, inputs: RoundInputs, tally: Tally
-) -> tuple[Params, Losses]:
-  """Calibrates the aggregated model; it is unchanged if no client is accepted or the result is invalid."""
-  keys = calibration.draw_keys(inputs.seed_key, inputs.round_num)
-  calibrated, losses = calibrate(params, stop, inputs.server_images, keys)
-  valid = aggregation.is_valid_update(calibrated, losses.total, jnp.inf)
-  return optax.tree.where((tally.num_accepted > 0) & valid, calibrated, params), losses

@@ -72,11 +72,15 @@ class RoundLoader:
     return ahead.result()
 
   def client_steps(self) -> int:
-    """Returns the steps that every client takes in a round; 0 if they differ."""
+    """Returns the steps that every client takes in a round; 0 if they differ.
+
+    Also 0 for one step: XLA compiles a static loop of one step to other operations, which round differently from those
+    of a client that trains elsewhere.
+    """
     steps = {
       self._client.local_epochs * batching.steps_per_epoch(int(size), self._client.batch_size) for size in self._sizes
     }
-    return steps.pop() if len(steps) == 1 else 0
+    return steps.pop() if len(steps) == 1 and steps != {1} else 0
 
   def assign_slots(self, round_num: int) -> Int[np.ndarray, ' S']:
     """Returns the position among the round's clients of each slot's client; -1 for an empty slot."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lwfedssl_jax import rng
-from lwfedssl_jax.base import Array, Bool, Int
+from lwfedssl_jax.base import Array, Bool, Int, Integer
 
 
 class Participation(NamedTuple):
@@ -22,14 +22,23 @@ class Participation(NamedTuple):
   returned: Bool[np.ndarray, 'R K']
 
 
+def _draw_order(seed: Integer, round_num: Integer, num_clients: int) -> Int[Array, ' N']:
+  return jax.random.permutation(rng.key(seed, rng.Stream.SAMPLING, round_num), num_clients)
+
+
+def plan_order(seed: int, num_rounds: int, num_clients: int) -> Int[np.ndarray, 'R N']:
+  """Draws the order in which clients are chosen for every round: of those that are there, the first K take part."""
+  order = jax.jit(jax.vmap(lambda round_num: _draw_order(seed, round_num, num_clients)))
+  return np.asarray(order(jnp.arange(num_rounds)))
+
+
 def plan_participation(
   seed: int, num_rounds: int, num_clients: int, clients_per_round: int, client_dropout: float
 ) -> Participation:
   """Draws the participants of every round of a run, uniformly without replacement, and their dropout."""
 
   def one_round(round_num: Int[Array, '']) -> tuple[Int[Array, ' K'], Bool[Array, ' K']]:
-    order = jax.random.permutation(rng.key(seed, rng.Stream.SAMPLING, round_num), num_clients)
-    ids = jnp.sort(order[:clients_per_round])
+    ids = jnp.sort(_draw_order(seed, round_num, num_clients)[:clients_per_round])
     draw = jax.vmap(lambda client: jax.random.uniform(rng.key(seed, rng.Stream.DROPOUT, round_num, client)))
     return ids, draw(ids) >= client_dropout
 

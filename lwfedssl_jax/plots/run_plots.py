@@ -37,7 +37,7 @@ def write_contact_sheet(path: str, data: FederatedDataset, config: Config, key: 
   """Writes a PNG of training images in two columns: each image, then its two augmented views."""
   from PIL import Image
 
-  ids = np.concatenate(data.client_images)
+  ids = np.concatenate(data.client_images or [np.arange(len(data.dataset.train_images))])
   ids = ids[np.linspace(0, len(ids) - 1, min(SHEET_IMAGES, len(ids))).astype(int)]
   images = np.asarray(data.dataset.train_images[ids])
   views = jax.jit(lambda k, x: augment.two_views(k, x, config.augment))(key, images)

@@ -101,6 +101,20 @@ def charge_round(
   return Ledger(held, ledger.version + changed), RoundTraffic(stale * sizes, (returned[:, None] & active) * sizes)
 
 
+def second_attempt(payload: Payload, plan: StagePlan, returned: Sequence[bool] | np.ndarray) -> RoundTraffic:
+  """Returns the traffic of a second attempt at a round: clients hold what they require, and upload again.
+
+  Args:
+    payload: the components.
+    plan: of the round's stage.
+    returned: bool (K,), whether each sampled client uploads its update.
+  """
+  sizes = np.array(list(payload.sizes_bytes.values()), np.int64)
+  active = _is_among(payload, uploaded_components(plan, payload.head_names))
+  uploads = (np.asarray(returned, bool)[:, None] & active) * sizes
+  return RoundTraffic(np.zeros_like(uploads), uploads)
+
+
 def charge_run(
   payload: Payload,
   plans: Sequence[StagePlan],

@@ -1,7 +1,4 @@
-"""Set-up of a run: the resolved configuration, participants, inputs, the compiled round."""
-
-import dataclasses
-import functools
+"""Set-up of a run: the resolved configuration, and what the driver and every round runner share."""
 
 import jax
 import numpy as np
@@ -9,21 +6,14 @@ import numpy as np
 from lwfedssl_jax import config as configs
 from lwfedssl_jax import devices, rng, stages
 from lwfedssl_jax.base import Params
-from lwfedssl_jax.config import Config, RunConfig
-from lwfedssl_jax.data import batching
+from lwfedssl_jax.config import Config
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
 from lwfedssl_jax.evaluation.monitor import Monitor
-from lwfedssl_jax.federated import calibration, execution, round_loader, sampling, scheduling
-from lwfedssl_jax.federated import round as rounds
+from lwfedssl_jax.federated import calibration, execution, round_loader, scheduling
 from lwfedssl_jax.federated.model import make_model
-from lwfedssl_jax.federated.round_loader import RoundBatch, RoundLoader
-from lwfedssl_jax.federated.round_types import RoundInputs
-from lwfedssl_jax.resources import accounting, communication, planner, server_planner
+from lwfedssl_jax.resources import communication, planner, server_planner
 from lwfedssl_jax.stages import StagePlan
 from lwfedssl_jax.workdir import run_dir
-
-# Runs that differ only in RunConfig (seed, workdir, ...) share a compiled round.
-_shared_round = functools.lru_cache(maxsize=4)(rounds.make_round)
 
 
 class RunSetup:
@@ -33,36 +23,18 @@ class RunSetup:
     self.config, self.data = config, data
     self.plans = stages.make_plans(config)
     self.num_rounds = sum(plan.num_rounds for plan in self.plans)
-    self.participation = sampling.plan_participation(
-      config.run.seed,
-      self.num_rounds,
-      config.effective_num_clients,
-      config.effective_clients_per_round,
-      config.client.client_dropout,
-    )
-    self.placement = round_loader.choose_placement(config, data, self.participation)
-    self.loader = RoundLoader(config, data, self.participation, self.placement)
     self.model = make_model(config.model, config.objective, data.image_size)
-    self.round = _shared_round(
-      dataclasses.replace(config, run=RunConfig()), data.image_size, self.placement, self.loader.client_steps()
-    )
-    self.sharding = devices.sharding(self.placement.mesh)
+    self.mesh = devices.make_mesh(config.run.num_devices)
+    self.sharding = devices.sharding(self.mesh)
     fast_to_compile = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
     self._init = jax.jit(
       lambda seed: self.model.init_params(rng.key(seed, rng.Stream.INIT)),
       compiler_options=fast_to_compile,
       out_shardings=self.sharding,
     )
-    self._seed_key = jax.jit(
-      lambda seed, attempt: rng.key(seed, rng.Stream.RETRY) if attempt else jax.random.key(seed),
-      static_argnums=1,
-      out_shardings=self.sharding,
-    )
-    self.monitor = Monitor(self.model.encoder, data.dataset, config.run, self.placement.mesh)
+    self.monitor = Monitor(self.model.encoder, data.dataset, config.run, self.mesh)
     self.payload = communication.make_payload(config, data.image_size)
     self.sizes = np.array([len(ids) for ids in data.client_images])
-    server_images = data.server_images if config.uses_calibration else data.server_images[:0]
-    self.server_images = devices.replicate(self.placement.mesh, server_images)
 
   def init(self) -> Params:
     """Returns the parameters before the first round."""
@@ -71,37 +43,6 @@ class RunSetup:
   def find_plan(self, round_num: int) -> StagePlan:
     """Returns the stage plan of a round (0-based, over the run)."""
     return self.plans[round_num // self.plans[0].num_rounds]
-
-  def inputs(self, round_num: int, batch: RoundBatch, last_loss: float | None, attempt: int) -> RoundInputs:
-    """Returns the inputs of a round; a second attempt uses other randomness."""
-    factor = self.config.method.client_loss_limit
-    limit = factor * abs(last_loss) if factor and last_loss is not None else np.inf
-    return RoundInputs(
-      self._seed_key(self.config.run.seed, attempt),
-      np.int32(round_num),
-      batch.images,
-      batch.clients,
-      self.server_images,
-      np.float32(limit),
-    )
-
-  def images_trained(self, round_num: int) -> int:
-    """Returns the images that the clients of a round train on, over all local epochs."""
-    client = self.config.client
-    sizes = [int(self.sizes[i]) for i in self.participation.client_ids[round_num]]
-    per_epoch = sum(min(n, batching.steps_per_epoch(n, client.batch_size) * client.batch_size) for n in sizes)
-    return client.local_epochs * per_epoch
-
-  def ledger_after(self, rounds_done: int) -> accounting.Ledger:
-    """Returns the ledger after some rounds."""
-    done = slice(0, rounds_done)
-    return accounting.charge_run(
-      self.payload,
-      self.plans,
-      self.config.effective_num_clients,
-      self.participation.client_ids[done],
-      self.participation.returned[done],
-    ).ledger
 
 
 def with_chunk(config: Config, data: FederatedDataset) -> Config:

@@ -17,14 +17,14 @@ from lwfedssl_jax.data import federated_dataset, partition_file, sources
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
 from lwfedssl_jax.errors import LostPeerError, StorageError, TrainingError, UsageError
 from lwfedssl_jax.plots import run_plots
-from lwfedssl_jax.resources import accounting
 from lwfedssl_jax.stages import StagePlan
 from lwfedssl_jax.training import signals
+from lwfedssl_jax.training.round_runner import RoundRunner
 from lwfedssl_jax.training.setup import RunSetup, resolve
+from lwfedssl_jax.training.simulation import Simulation
 from lwfedssl_jax.workdir import checkpoint, metrics_writer, run_dir, trackers
 
 Summary = dict[str, Any]
-POLL_SECONDS = 0.002
 
 
 def train(
@@ -32,6 +32,7 @@ def train(
   data: FederatedDataset | None = None,
   on_start: Callable[[Config], None] = lambda config: None,
   on_row: metrics_writer.OnRow = lambda row: None,
+  make_runner: Callable[[RunSetup], RoundRunner] = Simulation,
 ) -> Summary:
   """Runs a pretraining to its end or to `stop_after_round`, from the start or the newest checkpoint.
 
@@ -41,6 +42,7 @@ def train(
     on_start: called with the resolved configuration by the process that writes, after all validation.
     on_row: called by that process with a copy of each row of metrics.jsonl, once it is on disk. What it raises ends the
       run before the round is saved; `resume` repeats the round.
+    make_runner: builds whoever trains: simulated clients, or real ones (`deployment`).
 
   Returns:
     The summary, as in summary.json. For a run that stopped early: `finished` False, the rounds done, and the signal
@@ -66,7 +68,7 @@ def train(
       return run_dir.read_json(summary_path)
     run = RunSetup(config, data)
     with (
-      contextlib.closing(run.loader),
+      contextlib.closing(make_runner(run)) as runner,
       checkpoint.Checkpoints(workdir, config.run.keep_checkpoints, sharding=run.sharding) as checkpoints,
     ):
       restored = checkpoints.restore_newest(jax.eval_shape(run.model.init_params, jax.random.key(0)))
@@ -76,7 +78,8 @@ def train(
         _write_plots(run, workdir)
       params, rounds_done = restored or (run.init(), 0)
       with _open_log(run, rounds_done, on_row) as log, signals.handle() as stop, _naming_lost_peers():
-        params, rounds_done = _train_rounds(run, params, rounds_done, log, checkpoints, stop)
+        runner.resume(rounds_done)
+        params, rounds_done = _train_rounds(run, runner, params, rounds_done, log, checkpoints, stop)
         rows = log.rows
     if rounds_done < run.num_rounds:
       return {
@@ -137,6 +140,7 @@ def _naming_lost_peers() -> Iterator[None]:
 
 def _train_rounds(
   run: RunSetup,
+  runner: RoundRunner,
   params: Params,
   rounds_done: int,
   log: metrics_writer.MetricsReader,
@@ -146,13 +150,13 @@ def _train_rounds(
   """Runs rounds from `rounds_done` on; returns the parameters and the rounds done at the end."""
   options = run.config.run
   last = min(options.stop_after_round or run.num_rounds, run.num_rounds)
-  ledger, saved = run.ledger_after(rounds_done), rounds_done
+  saved = rounds_done
   for round_num in range(rounds_done, last):
     plan = run.find_plan(round_num)
     stage_ends = round_num + 1 == plan.first_round + plan.num_rounds
     if round_num == plan.first_round:
       params = stages.init_new_blocks(params, plan, run.config.method.new_block_init)
-    params, row = _run_round(run, params, plan, round_num, log)
+    params, row = _run_round(run, runner, params, plan, round_num, log)
     if row['participants'] and not row['accepted']:
       if saved < round_num:
         checkpoints.save(params, round_num)
@@ -160,10 +164,6 @@ def _train_rounds(
         f'round {round_num + 1}: no valid client update in two attempts (not finite, or its loss diverged); '
         'the state before it is saved. A smaller --learning_rate may help'
       )
-    ledger, traffic = accounting.charge_round(
-      ledger, run.payload, plan, run.participation.client_ids[round_num], run.participation.returned[round_num]
-    )
-    row |= _traffic_row(traffic, run.config.effective_num_clients)
     if stage_ends:
       row |= _measure_stage(run, params, plan)
     log.write(row)
@@ -179,66 +179,63 @@ def _train_rounds(
 
 
 def _run_round(
-  run: RunSetup, params: Params, plan: StagePlan, round_num: int, log: metrics_writer.MetricsReader
+  run: RunSetup,
+  runner: RoundRunner,
+  params: Params,
+  plan: StagePlan,
+  round_num: int,
+  log: metrics_writer.MetricsReader,
 ) -> tuple[Params, dict[str, Any]]:
-  returned = run.participation.returned[round_num]
+  start, limit = time.perf_counter(), _loss_limit(run.config, plan, log.rows)
+  down = up = np.zeros(1, np.int64)
+  for attempt in range(2):
+    params, result = runner.run(params, plan, round_num, attempt, limit)
+    down, up = down + result.traffic.download_bytes.sum(axis=1), up + result.traffic.upload_bytes.sum(axis=1)
+    rejected_clients = result.client_ids[result.returned & ~result.accepted].tolist()
+    if rejected_clients:
+      log.log(f'round {round_num + 1}: rejected clients {rejected_clients}: update not finite or loss diverged')
+    if result.accepted.any() or not result.returned.any():
+      break
+    log.log(f'round {round_num + 1}: no valid update' + ('; retry with other randomness' * (not attempt)))
+  seconds = time.perf_counter() - start
   row = {
     'round': round_num,
     'stage': plan.stage,
     'loss': None,
-    'sampled': len(returned),
-    'participants': int(returned.sum()),
-    'client_ids': run.participation.client_ids[round_num].tolist(),
-    'client_losses': [None] * len(returned),
-  }
-  if not returned.any():
-    log.log(f'round {round_num + 1}: no client returned, the global model is unchanged')
-    return params, row | {'accepted': 0, 'rejected_clients': [], 'seconds': 0.0, 'images_per_second': 0.0}
-  before = next(
-    (old['loss'] for old in reversed(log.rows) if old['loss'] is not None and old['stage'] == plan.stage), None
-  )
-  start = time.perf_counter()
-  batch = run.loader.load(round_num)
-  for attempt in range(2):
-    params, metrics = run.round.apply(params, plan, run.inputs(round_num, batch, before, attempt))
-    metrics = jax.tree.map(devices.fetch, _wait_for(metrics))
-    returned_ids = run.participation.client_ids[round_num][returned]
-    rejected_clients = np.setdiff1d(returned_ids, batch.client_ids[metrics.accepted]).tolist()
-    if rejected_clients:
-      log.log(f'round {round_num + 1}: rejected clients {rejected_clients}: update not finite or loss diverged')
-    if metrics.accepted.any():
-      break
-    log.log(f'round {round_num + 1}: no valid update' + ('; retry with other randomness' * (not attempt)))
-  seconds = time.perf_counter() - start
-  row |= {
-    'accepted': int(metrics.accepted.sum()),
+    'sampled': len(result.returned),
+    'participants': int(result.returned.sum()),
+    'client_ids': result.client_ids.tolist(),
+    'client_losses': [
+      loss if back and np.isfinite(loss) else None for loss, back in zip(result.client_losses.tolist(), result.returned)
+    ],
+    'accepted': int(result.accepted.sum()),
     'rejected_clients': rejected_clients,
-    'padding_fraction': batch.padding_fraction,
+    'seconds': seconds,
+    'images_per_second': result.images_trained / seconds,
+    **_traffic_row(down, up, run.config.effective_num_clients),
   }
-  losses = dict(zip(batch.client_ids.tolist(), metrics.client_losses.tolist()))
-  row['client_losses'] = [
-    losses[client] if back and np.isfinite(losses[client]) else None
-    for client, back in zip(row['client_ids'], returned)
-  ]
-  row['loss'] = float(metrics.client.total)
-  row['objective_loss'] = float(metrics.client.objective)
+  if result.losses is None:
+    log.log(f'round {round_num + 1}: no client returned, the global model is unchanged')
+    return params, row
+  row['padding_fraction'] = result.padding_fraction
+  row['loss'] = float(result.losses.total)
+  row['objective_loss'] = float(result.losses.objective)
   if run.config.uses_alignment:
-    row['alignment_loss'] = float(metrics.client.alignment)
-  if metrics.calibration is not None:
-    row['calibration_loss'] = float(metrics.calibration.total)
-  return params, row | {'seconds': seconds, 'images_per_second': run.images_trained(round_num) / seconds}
+    row['alignment_loss'] = float(result.losses.alignment)
+  if result.calibration is not None:
+    row['calibration_loss'] = float(result.calibration.total)
+  return params, row
 
 
-def _wait_for(arrays: Any) -> Any:
-  """Waits for arrays in Python, so that signals are handled in the meantime."""
-  while not all(leaf.is_ready() for leaf in jax.tree.leaves(arrays)):
-    time.sleep(POLL_SECONDS)
-  return arrays
+def _loss_limit(config: Config, plan: StagePlan, rows: list[dict[str, Any]]) -> float:
+  """Returns the loss above which a client is rejected: a multiple of the stage's last loss, infinity without one."""
+  factor = config.method.client_loss_limit
+  last = next((row['loss'] for row in reversed(rows) if row['loss'] is not None and row['stage'] == plan.stage), None)
+  return factor * abs(last) if factor and last is not None else np.inf
 
 
-def _traffic_row(traffic: accounting.RoundTraffic, num_clients: int) -> dict[str, Any]:
+def _traffic_row(client_down: np.ndarray, client_up: np.ndarray, num_clients: int) -> dict[str, Any]:
   """Returns the bytes of a round: per sampled client, their total, and the mean over all clients."""
-  client_down, client_up = traffic.download_bytes.sum(axis=1), traffic.upload_bytes.sum(axis=1)
   down, up = int(client_down.sum()), int(client_up.sum())
   return {
     'download_bytes': down / num_clients,
@@ -300,6 +297,8 @@ def _write_plots(run: RunSetup, workdir: str) -> None:
   run_plots.write_contact_sheet(
     os.path.join(workdir, 'views.png'), run.data, run.config, rng.key(run.config.run.seed, rng.Stream.CONTACT_SHEET)
   )
+  if not run.data.client_images:  # they are elsewhere
+    return
   with open(os.path.join(workdir, partition_file.NAME), 'w', encoding='utf-8') as file:
     json.dump(_partition_json(run.data), file)
   run_plots.write_partition_plot(os.path.join(workdir, 'partition.png'), run.data)

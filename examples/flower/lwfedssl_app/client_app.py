@@ -1,0 +1,3 @@
+from lwfedssl_jax.deployment import flower_client
+
+app = flower_client.app

@@ -1,0 +1,91 @@
+"""Real clients over a transport: the rounds of `training.simulation`, of those clients that are there."""
+
+import hashlib
+import json
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from lwfedssl_jax import rng
+from lwfedssl_jax.base import Params
+from lwfedssl_jax.data import batching
+from lwfedssl_jax.deployment import components, messages
+from lwfedssl_jax.deployment.exchange import Exchange
+from lwfedssl_jax.deployment.members import Members
+from lwfedssl_jax.deployment.messages import Hello, Task
+from lwfedssl_jax.deployment.server_options import ServerOptions
+from lwfedssl_jax.deployment.server_step import ServerStep
+from lwfedssl_jax.deployment.transport import Transport
+from lwfedssl_jax.federated import sampling, scheduling
+from lwfedssl_jax.stages import StagePlan
+from lwfedssl_jax.training.round_runner import RoundResult
+from lwfedssl_jax.training.setup import RunSetup
+
+
+def _print(text: str) -> None:
+  print(text, flush=True)
+
+
+class Network:
+  """Runs rounds on real clients; see RoundRunner."""
+
+  def __init__(
+    self, setup: RunSetup, transport: Transport, options: ServerOptions, log: Callable[[str], None] = _print
+  ):
+    config = setup.config
+    self._setup, self._options = setup, options
+    self._fields = messages.client_config(config)
+    identity = json.dumps(self._fields, sort_keys=True).encode()
+    self._run = hashlib.sha256(identity).hexdigest()[:32]
+    self._order = sampling.plan_order(config.run.seed, setup.num_rounds, config.effective_num_clients)
+    self._step = ServerStep(config, setup.data.image_size, setup.data.server_images)
+    self._make_key = jax.jit(rng.attempt_key, static_argnums=1)
+    self._picked, self._sizes = list[int](), np.zeros(0, np.int64)
+    hello = messages.pack(Hello(self._run, self._fields))
+    self._members = Members(transport, options, hello, setup.payload, config.effective_num_clients, log)
+    self._exchange = Exchange(transport, self._members, setup.payload, log)
+
+  def resume(self, rounds_done: int) -> None:
+    """Does nothing: clients say what they hold."""
+
+  def run(
+    self, params: Params, plan: StagePlan, round_num: int, attempt: int, loss_limit: float
+  ) -> tuple[Params, RoundResult]:
+    """Runs an attempt at a round; see RoundRunner."""
+    config = self._setup.config
+    if attempt == 0:
+      limit = config.effective_clients_per_round
+      self._members.gather(self._options.min_clients or limit)
+      there = self._members.connected
+      self._picked = sorted([client for client in self._order[round_num].tolist() if client in there][:limit])
+      self._sizes = np.array([there[client].num_images for client in self._picked])
+    picked, sizes = self._picked, self._sizes
+    task = Task(self._run, self._fields, 0, round_num, attempt, {})
+    trained, traffic = self._exchange.run(
+      task, plan, components.cut(params), picked, self._options.round_timeout_seconds
+    )
+    updates = [trained.get(client) for client in picked]
+    steps = config.client.local_epochs * np.maximum(1, sizes // config.client.batch_size)
+    order = scheduling.assign_slots(steps, scheduling.make_layout(len(picked), 1))
+    result = RoundResult(
+      client_ids=np.array(picked),
+      returned=np.array([update is not None for update in updates]),
+      accepted=np.zeros(len(picked), bool),
+      client_losses=np.array([update[1][0] if update else 0 for update in updates], np.float32),
+      losses=None,
+      calibration=None,
+      traffic=traffic,
+      images_trained=batching.images_trained(sizes, config.client),
+    )
+    if not trained:
+      return params, result
+    seed_key = self._make_key(config.run.seed, attempt)
+    params, accepted, losses, calibrated = self._step.run(
+      params, plan, [updates[i] for i in order], sizes[order], loss_limit, seed_key, round_num
+    )
+    result.accepted[order] = accepted
+    return params, result._replace(losses=losses, calibration=calibrated)
+
+  def close(self) -> None:
+    """Does nothing: the transport belongs to the caller."""

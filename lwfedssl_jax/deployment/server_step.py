@@ -1,0 +1,122 @@
+"""The server's share of a round, compiled: acceptance and addition of an update, the end of aggregation, calibration.
+
+The same operations in the same order as in `federated.round`, so that they round alike.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lwfedssl_jax import stages
+from lwfedssl_jax.base import Params
+from lwfedssl_jax.config import Config
+from lwfedssl_jax.deployment import components
+from lwfedssl_jax.federated import aggregation, calibration
+from lwfedssl_jax.federated.model import make_model
+from lwfedssl_jax.federated.training_step import Losses
+from lwfedssl_jax.stages import StagePlan, StageShape
+
+
+class ServerStep:
+  """Aggregates the updates of a round's clients, one at a time, and calibrates the result."""
+
+  def __init__(self, config: Config, image_size: int, server_images: np.ndarray):
+    """Prepares the step.
+
+    Args:
+      config: the run.
+      image_size: side of the images, pixels.
+      server_images: for calibration, uint8 (A, S, S, 3).
+    """
+    self._config = config
+    self._raveler = make_model(config.model, config.objective, image_size).raveler
+    self._aggregator = aggregation.make_aggregator(config.method)
+    self._calibrate = None
+    if config.uses_calibration:
+      self._calibrate = jax.jit(self._build_calibration(image_size))
+      self._server_images = jnp.asarray(server_images)
+    self._start = jax.jit(self._start_round, static_argnums=(0, 3))
+    self._add = jax.jit(self._add_client)
+    self._finish = jax.jit(self._finish_round)
+
+  def run(
+    self,
+    params: Params,
+    plan: StagePlan,
+    updates: list[tuple[dict[str, np.ndarray], np.ndarray] | None],
+    num_images: np.ndarray,
+    loss_limit: float,
+    seed_key: Any,
+    round_num: int,
+  ) -> tuple[Params, np.ndarray, Losses, Losses | None]:
+    """Returns the new parameters, which clients are accepted, their mean losses, and those of calibration.
+
+    Args:
+      params: the global parameters.
+      plan: of the round's stage.
+      updates: (active components, three losses) of each client, None for a lost one, in the order of addition.
+      num_images: int (K,), of the same clients.
+      loss_limit: a client whose mean loss is above it is rejected.
+      seed_key: of the attempt.
+      round_num: 0-based over the run.
+    """
+    count, returned = len(updates), np.array([update is not None for update in updates])
+    active, global_active, state = self._start(plan.shape, params, np.int32(plan.start), count)
+    weights = aggregation.client_weights(jnp.asarray(num_images, jnp.int32), jnp.asarray(returned))
+    losses, accepted = np.zeros((3, count), np.float32), np.zeros(count, bool)
+    for position, update in enumerate(updates):
+      if update is None:
+        continue
+      losses[:, position] = update[1]
+      trained = components.paste(active, update[0], plan.start)
+      state, valid = self._add(
+        state,
+        trained,
+        global_active,
+        weights[position],
+        losses[0, position],
+        np.float32(loss_limit),
+        np.int32(position),
+      )
+      accepted[position] = valid
+    tally = aggregation.tally_clients(weights, jnp.asarray(accepted))
+    mean = Losses(*aggregation.mean_over_accepted(list(jnp.asarray(losses)), weights, jnp.asarray(accepted), tally))
+    calibrated = None
+    if accepted.any():
+      params = self._finish(params, np.int32(plan.start), active, global_active, state, accepted, tally)
+      if self._calibrate is not None:
+        keys = calibration.draw_keys(seed_key, np.int32(round_num))
+        params, calibrated = self._calibrate(params, np.int32(plan.stop), self._server_images, keys, tally.num_accepted)
+    return params, accepted, mean, calibrated
+
+  def _build_calibration(self, image_size: int) -> Any:
+    calibrate = calibration.make_calibration(self._config, image_size)
+
+    def run(params, stop, images, keys, num_accepted):
+      return calibration.calibrate_or_keep(calibrate, params, stop, images, keys, num_accepted)
+
+    return run
+
+  def _start_round(self, shape: StageShape, params: Params, start: Any, count: int) -> Any:
+    active = stages.split(params, shape, start).active
+    global_active = self._raveler.ravel(active)
+    return active, global_active, self._aggregator.init(global_active, count)
+
+  def _add_client(
+    self, state: Any, trained: Params, global_active: Any, weight: Any, loss: Any, loss_limit: Any, position: Any
+  ) -> Any:
+    def accept(params, loss):
+      clipped = aggregation.clip_update(params, global_active, self._config.method.client_update_clip)
+      return clipped, aggregation.is_valid_update(clipped, loss, loss_limit)
+
+    vectors = jax.tree.map(lambda leaf: leaf[None], self._raveler.ravel(trained))
+    clipped, valid = jax.vmap(accept)(vectors, loss[None])
+    return self._aggregator.add(state, aggregation.Uploads(clipped, weight[None], valid), position), valid[0]
+
+  def _finish_round(
+    self, params: Params, start: Any, active: Params, global_active: Any, state: Any, accepted: Any, tally: Any
+  ) -> Params:
+    aggregated = aggregation.aggregate_or_keep(self._aggregator, state, accepted, tally, global_active)
+    return stages.merge(params, self._raveler.unravel(aggregated, active), start)

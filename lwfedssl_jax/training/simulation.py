@@ -1,0 +1,115 @@
+"""Simulated clients: every round is one compiled function on this process's devices."""
+
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from lwfedssl_jax import devices, rng
+from lwfedssl_jax.base import Params
+from lwfedssl_jax.config import RunConfig
+from lwfedssl_jax.data import batching
+from lwfedssl_jax.federated import round as rounds
+from lwfedssl_jax.federated import round_loader, sampling
+from lwfedssl_jax.federated.round_loader import RoundLoader
+from lwfedssl_jax.federated.round_types import RoundInputs
+from lwfedssl_jax.resources import accounting
+from lwfedssl_jax.resources.accounting import RoundTraffic
+from lwfedssl_jax.stages import StagePlan
+from lwfedssl_jax.training.round_runner import RoundResult
+from lwfedssl_jax.training.setup import RunSetup
+
+POLL_SECONDS = 0.002
+
+# Runs that differ only in RunConfig (seed, workdir, ...) share a compiled round.
+_shared_round = functools.lru_cache(maxsize=4)(rounds.make_round)
+
+
+class Simulation:
+  """Runs rounds on simulated clients; see RoundRunner."""
+
+  def __init__(self, setup: RunSetup):
+    config, data = setup.config, setup.data
+    self._setup, self._config = setup, config
+    self._participation = sampling.plan_participation(
+      config.run.seed,
+      setup.num_rounds,
+      config.effective_num_clients,
+      config.effective_clients_per_round,
+      config.client.client_dropout,
+    )
+    placement = round_loader.choose_placement(config, data, self._participation)
+    self._loader = RoundLoader(config, data, self._participation, placement)
+    self._round = _shared_round(
+      dataclasses.replace(config, run=RunConfig()), data.image_size, placement, self._loader.client_steps()
+    )
+    self._seed_key = jax.jit(rng.attempt_key, static_argnums=1, out_shardings=setup.sharding)
+    server_images = data.server_images if config.uses_calibration else data.server_images[:0]
+    self._server_images = devices.replicate(setup.mesh, server_images)
+    self._ledger = accounting.start_ledger(setup.payload, config.effective_num_clients)
+
+  def resume(self, rounds_done: int) -> None:
+    """Charges the rounds that are done."""
+    planned, done = self._participation, slice(0, rounds_done)
+    self._ledger = accounting.charge_run(
+      self._setup.payload,
+      self._setup.plans,
+      self._config.effective_num_clients,
+      planned.client_ids[done],
+      planned.returned[done],
+    ).ledger
+
+  def run(
+    self, params: Params, plan: StagePlan, round_num: int, attempt: int, loss_limit: float
+  ) -> tuple[Params, RoundResult]:
+    """Runs an attempt at a round; see RoundRunner."""
+    client_ids, returned = self._participation.client_ids[round_num], self._participation.returned[round_num]
+    traffic = self._charge(plan, round_num, attempt)
+    nothing = RoundResult(
+      client_ids, returned, np.zeros_like(returned), np.zeros(len(returned), np.float32), None, None, traffic, 0
+    )
+    if not returned.any():
+      return params, nothing
+    batch = self._loader.load(round_num)
+    inputs = RoundInputs(
+      self._seed_key(self._config.run.seed, attempt),
+      np.int32(round_num),
+      batch.images,
+      batch.clients,
+      self._server_images,
+      np.float32(loss_limit),
+    )
+    params, metrics = self._round.apply(params, plan, inputs)
+    metrics = jax.tree.map(devices.fetch, _wait_for(metrics))
+    slots = np.flatnonzero(batch.client_ids >= 0)
+    slots = slots[np.argsort(batch.client_ids[slots])]  # by ascending client id
+    return params, nothing._replace(
+      accepted=metrics.accepted[slots],
+      client_losses=metrics.client_losses[slots],
+      losses=metrics.client,
+      calibration=metrics.calibration,
+      images_trained=batching.images_trained(self._setup.sizes[client_ids], self._config.client),
+      padding_fraction=batch.padding_fraction,
+    )
+
+  def close(self) -> None:
+    """Stops the background copy of images."""
+    self._loader.close()
+
+  def _charge(self, plan: StagePlan, round_num: int, attempt: int) -> RoundTraffic:
+    """Accounts for an attempt; in a second one clients hold what they require, and upload again."""
+    client_ids, returned = self._participation.client_ids[round_num], self._participation.returned[round_num]
+    if attempt:
+      return accounting.second_attempt(self._setup.payload, plan, returned)
+    self._ledger, traffic = accounting.charge_round(self._ledger, self._setup.payload, plan, client_ids, returned)
+    return traffic
+
+
+def _wait_for(arrays: Any) -> Any:
+  """Waits for arrays in Python, so that signals are handled in the meantime."""
+  while not all(leaf.is_ready() for leaf in jax.tree.leaves(arrays)):
+    time.sleep(POLL_SECONDS)
+  return arrays

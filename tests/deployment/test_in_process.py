@@ -1,0 +1,83 @@
+"""Real clients, each on its own images, give the simulation's parameters to the bit and its bytes to the last one."""
+
+import dataclasses
+
+import pytest
+
+from lwfedssl_jax import catalog
+from lwfedssl_jax.data import federated_dataset
+from lwfedssl_jax.deployment.network import Network
+from lwfedssl_jax.deployment.server_options import ServerOptions
+from lwfedssl_jax.federated import client_update, sampling
+from lwfedssl_jax.training import simulation
+from tests import tiny
+from tests.deployment import in_process
+
+pytestmark = pytest.mark.usefixtures('cheap_views')
+
+
+@pytest.fixture(scope='module')
+def cheap_views(tiny_library):
+  """Replaces the augmentation, which takes longest to compile, and has an encoder of two blocks."""
+  del tiny_library
+  original = client_update.make_view_drawer
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      client_update,
+      'make_view_drawer',
+      lambda pipeline, config, axis=None: original(tiny.CHEAP_PIPELINE, config, axis),
+    )
+    patch.setitem(catalog.ENCODERS, 'vit_micro', dataclasses.replace(tiny.TINY, depth=2))
+    simulation._shared_round.cache_clear()
+    yield
+  simulation._shared_round.cache_clear()
+
+
+CASES = {
+  'lw_fedssl': {'method': 'lw_fedssl'},
+  'layerwise, partial, clipped, retried': {'method': 'layerwise', 'clients_per_round': 2, 'client_update_clip': 0.05},
+  'prog_fedssl, simclr, lost, retried': {'method': 'prog_fedssl', 'objective': 'simclr', 'client_dropout': 0.3},
+  'end_to_end, byol, median, unequal': {
+    'method': 'end_to_end',
+    'objective': 'byol',
+    'aggregation': 'median',
+    'client_size_sigma': 0.5,
+  },
+}
+
+
+def compare(tmp_path, values, fail_first=()):
+  simulated = in_process.make_config(tmp_path / 'simulated', **values)
+  expected = in_process.run(simulated, federated_dataset.load(simulated), fail_first=fail_first)
+  config = in_process.make_config(tmp_path / 'real', **{**values, 'client_dropout': 0.0})
+  total = len(expected[1])
+  planned = sampling.plan_participation(
+    0, total, 4, config.effective_clients_per_round, simulated.client.client_dropout
+  )
+
+  def lose(client, request):
+    if '"kind": "task"' not in request.header:
+      return False
+    round_num = int(request.header.split('"round_num": ')[1].split(',')[0])
+    return not planned.returned[round_num][planned.client_ids[round_num] == client].item()
+
+  transport = in_process.InProcess(in_process.make_clients(tmp_path, config), lose)
+  found = in_process.run(
+    config,
+    federated_dataset.load_for_server(config),
+    lambda setup: Network(setup, transport, ServerOptions()),
+    fail_first,
+  )
+  return expected, found, transport
+
+
+@pytest.mark.parametrize('values', CASES.values(), ids=CASES.keys())
+def test_parameters_and_bytes_are_the_simulation_s(tmp_path, values):
+  fail_first = {'layerwise': (1, 2), 'prog_fedssl': (2,)}.get(values['method'], ())
+  (digests, rows, summary), found, transport = compare(tmp_path, values, fail_first)
+  assert found[0] == digests
+  assert found[1] == rows
+  assert found[2] == summary
+  assert len(digests) == 4 + len(fail_first)
+  assert len(set(digests)) == 4
+  assert transport.sent == sum(row['total_download_bytes'] for row in rows) > 0
