@@ -4,7 +4,7 @@ import configparser
 import pathlib
 import re
 
-EXTRAS = ('tfds', 'hf', 'wandb', 'mlflow', 'lint', 'test')
+EXTRAS = ('tfds', 'hf', 'wandb', 'mlflow', 'privacy', 'lint', 'test')
 
 
 def constraints() -> list[str]:

@@ -217,6 +217,13 @@ class ClientConfig(Validated):
     "weight mu of FedProx's term (mu / 2) ||w - w_global||^2 over the parameters that a client trains; 0: none",
     at_least=0,
   )
+  dp_noise_multiplier: float = option(
+    0.0,
+    'standard deviation of the Gaussian noise that a client adds to its clipped update, in units of '
+    'client_update_clip; 0: none',
+    at_least=0,
+  )
+  dp_delta: float = option(1e-5, 'delta at which summary.json states the epsilon of --dp_noise_multiplier', above=0)
   block_learning_rate_decay: float = option(
     1.0, 'factor on the learning rate per block below the newest active one', above=0, at_most=1
   )
@@ -318,6 +325,8 @@ class Config:
         f'got {self.client.clients_per_round}'
       )
     held_out = self.data.auxiliary_fraction or self.partition.file
+    if self.client.dp_noise_multiplier and not self.method.client_update_clip:
+      raise UsageError('--client_update_clip: expected more than 0 with --dp_noise_multiplier, got 0')
     if self.uses_calibration and not self.data.auxiliary_dataset and not held_out:
       raise UsageError('--auxiliary_fraction: expected more than 0 with --server_calibration, got 0')
 
@@ -338,6 +347,11 @@ class Config:
   def uses_calibration(self) -> bool:
     chosen = self.method.server_calibration
     return self.method.traits.mechanisms if chosen is None else chosen
+
+  @property
+  def server_update_clip(self) -> float:
+    """The norm to which the server clips updates; 0: none. With privacy noise the clients clip, before the noise."""
+    return 0.0 if self.client.dp_noise_multiplier else self.method.client_update_clip
 
   @property
   def uses_alignment(self) -> bool:

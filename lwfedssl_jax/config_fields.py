@@ -62,6 +62,8 @@ class ConfigFields(typing.TypedDict, total=False):
   learning_rate: float
   weight_decay: float
   proximal_weight: float
+  dp_noise_multiplier: float
+  dp_delta: float
   block_learning_rate_decay: float
   # AugmentConfig
   crop_area: tuple[float, float]

@@ -42,6 +42,7 @@ class Stream(enum.IntEnum):
   PROBE_SPLIT = 18  # of a linear probe's rows, for choosing its penalty
   MEASUREMENT = 19  # parameters of a memory measurement
   FOLDER_HOLDOUT = 20  # test images of an image folder without test images
+  PRIVACY = 21  # noise on a client's update
 
 
 def key(seed: int | Any, stream: Stream | Any, *indices: int | Any) -> Key:

@@ -112,6 +112,7 @@ def test_requirements_pin_every_direct_dependency(setup):
 def test_what_the_package_imports_is_declared(setup):
   distributions = {
     'absl': 'absl-py',
+    'dp_accounting': 'dp-accounting',
     'mlflow': 'mlflow-skinny',
     'PIL': 'pillow',
     'sklearn': 'scikit-learn',
@@ -127,8 +128,9 @@ def test_what_the_package_imports_is_declared(setup):
         imported.add(node.module.split('.')[0])
   found = {distributions.get(name, name) for name in imported - set(sys.stdlib_module_names) - {'lwfedssl_jax'}}
   extras = setup['options.extras_require']
+  optional = ('tfds', 'hf', 'wandb', 'mlflow', 'torch', 'federation', 'privacy')
   declared = {
     *names(setup['options']['install_requires']),
-    *(name for extra in ('tfds', 'hf', 'wandb', 'mlflow', 'torch', 'federation') for name in names(extras[extra])),
+    *(name for extra in optional for name in names(extras[extra])),
   }
   assert {'jax', 'tensorflow-datasets'} <= found <= declared

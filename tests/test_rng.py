@@ -25,7 +25,8 @@ def uses_of_streams(tree):
   """Yields (name of the stream, function that uses it, or '' at module level)."""
   functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
   for node in ast.walk(tree):
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute) and node.value.attr == 'Stream':
+    # rng.Stream.NAME, and Stream.NAME in rng.py itself
+    if isinstance(node, ast.Attribute) and 'Stream' in (getattr(node.value, 'attr', ''), getattr(node.value, 'id', '')):
       around = [f for f in functions if f.lineno <= node.lineno <= f.end_lineno]
       yield node.attr, max(around, key=lambda f: f.lineno).name if around else ''
 

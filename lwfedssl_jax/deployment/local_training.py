@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import secrets
 from typing import Any
 
 import jax
@@ -53,7 +54,7 @@ class LocalTraining:
     """
     key = _make_key(self._config.run.seed, attempt)
     arguments = _arguments(self._config, params, self._images, plan.start, client_id, key, round_num)
-    active, losses = self._program(plan)(*arguments)
+    active, losses = self._program(plan)(*arguments, _secret_key())
     return components.cut(active, plan.start), np.concatenate([np.asarray(loss) for loss in losses])
 
   def _program(self, plan: StagePlan) -> Any:
@@ -64,6 +65,11 @@ class LocalTraining:
 def _empty_params(config: Config, image_size: int) -> Params:
   shapes = jax.eval_shape(make_model(config.model, config.objective, image_size).init_params, jax.random.key(0))
   return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def _secret_key() -> Any:
+  """Returns a key for the noise of an update, from this machine's entropy: the server knows the seed, but not this."""
+  return jax.random.wrap_key_data(jnp.asarray(np.frombuffer(secrets.token_bytes(8), np.uint32)))
 
 
 def _arguments(
@@ -82,13 +88,15 @@ def _arguments(
 def _compile(config: Config, images_shape: tuple[int, ...], shape: StageShape) -> Any:
   update = client_update.make_client_update(config, images_shape[1])
 
-  def train(params, start, images, slots, seed_key, round_num, num_steps):
+  def train(params, start, images, slots, seed_key, round_num, num_steps, noise_key):
     """Trains on an axis of one client, as `federated.round` does: the same operations round alike."""
     client_ids, image_ids, num_images = slots
     global_params = stages.split(params, shape, start)
     keys = jax.vmap(lambda client_id: client_update.draw_keys(seed_key, round_num, client_id))(client_ids)
 
     def one(image_ids, num_images, keys):
+      if config.client.dp_noise_multiplier:
+        keys = keys._replace(noise=noise_key)
       return update.apply(global_params, ClientData(images, image_ids, num_images), keys, num_steps)
 
     trained, losses = jax.vmap(one)(image_ids, num_images, keys)
@@ -97,4 +105,4 @@ def _compile(config: Config, images_shape: tuple[int, ...], shape: StageShape) -
 
   images = jax.ShapeDtypeStruct(images_shape, np.uint8)
   arguments = _arguments(config, _empty_params(config, images_shape[1]), images, 0, 0, jax.random.key(0), 0)
-  return jax.jit(train).lower(*arguments).compile()
+  return jax.jit(train, keep_unused=True).lower(*arguments, jax.random.key(0)).compile()

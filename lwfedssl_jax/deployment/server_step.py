@@ -108,7 +108,7 @@ class ServerStep:
     self, state: Any, trained: Params, global_active: Any, weight: Any, loss: Any, loss_limit: Any, position: Any
   ) -> Any:
     def accept(params, loss):
-      clipped = aggregation.clip_update(params, global_active, self._config.method.client_update_clip)
+      clipped = aggregation.clip_update(params, global_active, self._config.server_update_clip)
       return clipped, aggregation.is_valid_update(clipped, loss, loss_limit)
 
     vectors = jax.tree.map(lambda leaf: leaf[None], self._raveler.ravel(trained))

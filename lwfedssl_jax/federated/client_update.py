@@ -15,7 +15,7 @@ from lwfedssl_jax import rng
 from lwfedssl_jax.base import Array, Bool, Images, Int, Integer, Key, Raveled
 from lwfedssl_jax.config import AugmentConfig, Config
 from lwfedssl_jax.data import augment, batching
-from lwfedssl_jax.federated import execution, training_step
+from lwfedssl_jax.federated import execution, privacy, training_step
 from lwfedssl_jax.federated.model import make_model
 from lwfedssl_jax.federated.training_step import Batch, Losses, StepOptions
 from lwfedssl_jax.objectives.alignment import make_alignment
@@ -31,10 +31,11 @@ class ClientData(NamedTuple):
 
 
 class ClientKeys(NamedTuple):
-  """Typed keys of a client in a round: for the order of its images and for their augmentation."""
+  """Typed keys of a client in a round: for the order of its images, their augmentation, and the noise of its update."""
 
   shuffle: Key
   augment: Key
+  noise: Key | None = None
 
 
 class ClientResult(NamedTuple):
@@ -125,7 +126,14 @@ def make_client_update(
     )
     batches = Batches(data.images, ids, mask, keys.augment)
     draw_views = make_view_drawer(pipeline, config.augment)
-    return run_steps(options, global_params, batches, draw_views, num_steps)
+    result = run_steps(options, global_params, batches, draw_views, num_steps)
+    if not client.dp_noise_multiplier:
+      return result
+    if keys.noise is None:
+      raise ValueError('--dp_noise_multiplier: a client update needs the key of its noise')
+    start, clip = options.model.raveler.ravel(global_params.active), config.method.client_update_clip
+    noisy = privacy.privatize_update(result.params, start, clip, client.dp_noise_multiplier, keys.noise)
+    return result._replace(params=noisy)
 
   return ClientUpdate(options, apply)
 

@@ -18,7 +18,7 @@ from lwfedssl_jax import stages
 from lwfedssl_jax.base import Array, Bool, FederatedRound, Float, Function, Integer, Params, Raveled
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
-from lwfedssl_jax.federated import aggregation, calibration, client_update, scheduling
+from lwfedssl_jax.federated import aggregation, calibration, client_update, privacy, scheduling
 from lwfedssl_jax.federated.aggregation import Aggregator, Uploads
 from lwfedssl_jax.federated.client_update import ClientData, ClientKeys, ClientUpdate
 from lwfedssl_jax.federated.placement import Placement, shard_round
@@ -118,7 +118,7 @@ def _train_clients(
   def upload(slot: ClientSlots, keys: ClientKeys, num_steps: Integer) -> tuple[Raveled, Losses, Bool[Array, '']]:
     data = ClientData(inputs.images, slot.image_ids, slot.num_images)
     params, losses = parts.client_update.apply(global_params, data, keys, num_steps)
-    params = aggregation.clip_update(params, global_active, config.method.client_update_clip)
+    params = aggregation.clip_update(params, global_active, config.server_update_clip)
     valid = aggregation.is_valid_update(params, losses.total, inputs.loss_limit)
     return params, losses, slot.returned & valid
 
@@ -126,7 +126,9 @@ def _train_clients(
     (state, first), (slots, chunk_weights) = carry, scanned
 
     def draw_keys(client_id):
-      return client_update.draw_keys(inputs.seed_key, inputs.round_num, client_id)
+      keys = client_update.draw_keys(inputs.seed_key, inputs.round_num, client_id)
+      noise = privacy.draw_noise_key(inputs.seed_key, inputs.round_num, client_id)
+      return keys._replace(noise=noise if client.dp_noise_multiplier else None)
 
     taken = batching.client_steps(slots.num_images, client.local_epochs, client.batch_size)
     num_steps = client_steps or taken.max()

@@ -16,6 +16,7 @@ from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import federated_dataset, partition_file, sources
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
 from lwfedssl_jax.errors import LostPeerError, StorageError, TrainingError, UsageError
+from lwfedssl_jax.federated import privacy
 from lwfedssl_jax.plots import run_plots
 from lwfedssl_jax.stages import StagePlan
 from lwfedssl_jax.training import signals
@@ -202,6 +203,7 @@ def _run_round(
     'round': round_num,
     'stage': plan.stage,
     'loss': None,
+    'attempts': attempt + 1,
     'sampled': len(result.returned),
     'participants': int(result.returned.sum()),
     'client_ids': result.client_ids.tolist(),
@@ -276,6 +278,7 @@ def _summarize(run: RunSetup, params: Params, rows: list[dict[str, Any]]) -> Sum
     'download_bytes': total('total_download_bytes') / config.effective_num_clients,
     'upload_bytes': total('total_upload_bytes') / config.effective_num_clients,
     'seconds': total('seconds'),
+    **privacy.summarize(config, rows),
     'params_sha256': trees.sha256(params),
   }
 
