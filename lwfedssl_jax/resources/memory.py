@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lwfedssl_jax import stages
+from lwfedssl_jax.base import Integer, Params
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.federated import calibration, execution, training_step
 from lwfedssl_jax.federated.client_update import make_step_options
@@ -48,20 +49,28 @@ def lower_client_step(
   for the default device or for a target.
   """
   config = execution.resolve(config, target and target.platform)
-  options, batch_size = make_step_options(config, image_size), config.client.batch_size
-  params = jax.eval_shape(options.model.init_params, jax.random.key(0))
-  start = jax.ShapeDtypeStruct((), jnp.int32)
-  global_params = jax.eval_shape(lambda params, start: stages.split(params, plan.shape, start), params, start)
-  state = jax.eval_shape(lambda params: init_step_state(options, params), global_params)
-  steps = (num_steps,) if num_steps > 1 else ()
-  struct: Any = jax.ShapeDtypeStruct  # stands for an array
-  batch = Batch(
-    struct((*steps, 2, batch_size, image_size, image_size, 3), jnp.float32), struct((*steps, batch_size), jnp.bool_)
+  options = make_step_options(config, image_size)
+  arguments = _abstract_arguments(
+    options,
+    image_size,
+    (num_steps,) if num_steps > 1 else (),
+    lambda params, start: stages.split(params, plan.shape, start),
   )
-  arguments: Any = (state, global_params, batch)
   if target is not None:
     arguments = targets.place(arguments, target.sharding)
   return jax.jit(make_steps(options, num_steps), donate_argnums=0).lower(*arguments)
+
+
+def _abstract_arguments(
+  options: StepOptions, image_size: int, steps: tuple[int, ...], split: Callable[[Params, Integer], StageParams]
+) -> Any:
+  """Returns state, global parameters and batches of `options.batch_size` images, with leading axes `steps`."""
+  struct: Any = jax.ShapeDtypeStruct  # stands for an array
+  params, batch_size = jax.eval_shape(options.model.init_params, jax.random.key(0)), options.batch_size
+  global_params = jax.eval_shape(split, params, struct((), jnp.int32))
+  state = jax.eval_shape(lambda params: init_step_state(options, params), global_params)
+  views = struct((*steps, 2, batch_size, image_size, image_size, 3), jnp.float32)
+  return state, global_params, Batch(views, struct((*steps, batch_size), jnp.bool_))
 
 
 def init_step_state(options: StepOptions, global_params: StageParams) -> StepState:
@@ -98,19 +107,15 @@ def step_memory(config: Config, image_size: int, plan: StagePlan, target: Target
   return read_analysis(compile_client_step(config, image_size, plan, target))
 
 
-def calibration_memory(config: Config, image_size: int, plan: StagePlan, batch_size: int) -> StepMemory:
-  """Compiles one step of the server's calibration on `batch_size` images and returns its memory.
+def calibration_memory(config: Config, image_size: int, batch_size: int) -> StepMemory:
+  """Compiles one step of the server's calibration on `batch_size` images and returns its memory, that of every stage.
 
-  All blocks, and the optimizer's state for them, are held in every stage; `plan` gives those that exist.
+  All blocks, and the optimizer's state for them, are held in every stage; those that do not exist yet are skipped.
   """
   options = calibration.make_step_options(config, image_size, batch_size)
-  params = jax.eval_shape(options.model.init_params, jax.random.key(0))
-  shape, stop = calibration.stage_shape(options.model), jax.ShapeDtypeStruct((), jnp.int32)
-  global_params = jax.eval_shape(lambda params, stop: stages.split(params, shape, 0, stop), params, stop)
-  state = jax.eval_shape(lambda params: init_step_state(options, params), global_params)
-  struct: Any = jax.ShapeDtypeStruct
-  batch = Batch(struct((2, batch_size, image_size, image_size, 3), jnp.float32), struct((batch_size,), jnp.bool_))
-  return read_analysis(jax.jit(make_steps(options, 1), donate_argnums=0).lower(state, global_params, batch).compile())
+  shape = calibration.stage_shape(options.model)
+  arguments = _abstract_arguments(options, image_size, (), lambda params, stop: stages.split(params, shape, 0, stop))
+  return read_analysis(jax.jit(make_steps(options, 1), donate_argnums=0).lower(*arguments).compile())
 
 
 def read_analysis(compiled: Any) -> StepMemory:

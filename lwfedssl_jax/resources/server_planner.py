@@ -8,7 +8,6 @@ from lwfedssl_jax import config as configs
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.resources import memory
-from lwfedssl_jax.stages import make_plans
 
 MEGABYTE = 10**6
 
@@ -29,7 +28,7 @@ class ServerPlan(NamedTuple):
 
 def peak_bytes(config: Config, image_size: int, batch_size: int) -> int:
   """Compiles a calibration step on `batch_size` images; one program serves all stages."""
-  return memory.calibration_memory(config, image_size, make_plans(config)[-1], batch_size).peak_bytes
+  return memory.calibration_memory(config, image_size, batch_size).peak_bytes
 
 
 def fit(config: Config, image_size: int, batch_size: int) -> ServerPlan:
