@@ -14,9 +14,10 @@ import pytest
 
 from lwfedssl_jax import catalog, models, objectives, stages
 from lwfedssl_jax import config as configs
-from lwfedssl_jax.federated import aggregation
+from lwfedssl_jax.federated import aggregation, client_update
 from lwfedssl_jax.federated.model import make_model
 from lwfedssl_jax.federated.round_types import ClientSlots, RoundInputs
+from lwfedssl_jax.training import simulation
 from tests import tiny
 
 # Files that train or compile for more than a few seconds, the longest first, so that two workers end together.
@@ -96,6 +97,21 @@ def registries():
     table.update(before)
   catalog.AGGREGATIONS[:] = rules
   make_model.cache_clear()
+
+
+@pytest.fixture(scope='module')
+def cheap_views():
+  """Replaces the augmentation, a third of what a run compiles, while a module's tests run."""
+  original = client_update.make_view_drawer
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      client_update,
+      'make_view_drawer',
+      lambda pipeline, config, axis=None: original(tiny.CHEAP_PIPELINE, config, axis),
+    )
+    simulation._shared_round.cache_clear()
+    yield
+  simulation._shared_round.cache_clear()
 
 
 @pytest.fixture(scope='module')

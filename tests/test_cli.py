@@ -85,7 +85,7 @@ def write_class_folder(path, num_classes=2, per_class=20, size=(20, 14)):
 
 
 MISTAKES = {
-  'unknown dataset': (('--dataset=nonsense',), '--dataset: expected digits, tfds:NAME'),
+  'unknown dataset': (('--dataset=nonsense',), '--dataset: expected digits, folder:PATH'),
   'missing folder': (('--dataset=folder:{tmp}/none',), '--dataset'),
   'missing npz': (('--dataset=npz:{tmp}/none.npz',), '--dataset'),
   'unprepared tfds': (('--dataset=tfds:mnist', '--data_dir={tmp}'), 'download_and_prepare'),

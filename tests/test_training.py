@@ -18,6 +18,8 @@ from lwfedssl_jax.resources import costs
 from lwfedssl_jax.training import signals, simulation, train
 from lwfedssl_jax.workdir import metrics_writer, run_dir
 
+pytestmark = pytest.mark.usefixtures('cheap_views')
+
 TINY = {
   'dataset': 'digits',
   'image_size': 16,

@@ -8,29 +8,19 @@ from lwfedssl_jax import catalog
 from lwfedssl_jax.data import federated_dataset
 from lwfedssl_jax.deployment.network import Network
 from lwfedssl_jax.deployment.server_options import ServerOptions
-from lwfedssl_jax.federated import client_update, sampling
-from lwfedssl_jax.training import simulation
+from lwfedssl_jax.federated import sampling
 from tests import tiny
 from tests.deployment import in_process
 
-pytestmark = pytest.mark.usefixtures('cheap_views')
+pytestmark = pytest.mark.usefixtures('cheap_views', 'two_blocks')
 
 
 @pytest.fixture(scope='module')
-def cheap_views(tiny_library):
-  """Replaces the augmentation, which takes longest to compile, and has an encoder of two blocks."""
+def two_blocks(tiny_library):
   del tiny_library
-  original = client_update.make_view_drawer
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(
-      client_update,
-      'make_view_drawer',
-      lambda pipeline, config, axis=None: original(tiny.CHEAP_PIPELINE, config, axis),
-    )
     patch.setitem(catalog.ENCODERS, 'vit_micro', dataclasses.replace(tiny.TINY, depth=2))
-    simulation._shared_round.cache_clear()
     yield
-  simulation._shared_round.cache_clear()
 
 
 CASES = {
