@@ -37,7 +37,7 @@ ROWS = (
     'centralized training pays',
     'BYTES_PER_PARAM if config.is_federated else 0',
     'BYTES_PER_PARAM',
-    COMMUNICATION,
+    ACCOUNTING,
   ),
   ('models/vit.py', 'one of the two attention products', 'attention = 2 * tokens', 'attention = tokens', FLOPS),
   (
