@@ -43,6 +43,13 @@ SLOW = (
   'test_mutation.py',
   'test_sweeps.py',
   'test_measure.py',
+  'test_heads.py',
+  'test_fuzz.py',
+  'test_knn_and_collapse.py',
+  'test_sampling.py',
+  'test_finetune.py',
+  'test_properties.py',
+  'test_randaugment.py',
 )
 ROUNDS = ('test_contract.py', 'test_naive_round.py', 'test_by_hand.py')  # the same rounds: one worker compiles them
 
