@@ -127,8 +127,9 @@ def _train_clients(
 
     def draw_keys(client_id):
       keys = client_update.draw_keys(inputs.seed_key, inputs.round_num, client_id)
-      noise = privacy.draw_noise_key(inputs.seed_key, inputs.round_num, client_id)
-      return keys._replace(noise=noise if client.dp_noise_multiplier else None)
+      if client.dp_noise_multiplier:
+        keys = keys._replace(noise=privacy.draw_noise_key(inputs.seed_key, inputs.round_num, client_id))
+      return keys
 
     taken = batching.client_steps(slots.num_images, client.local_epochs, client.batch_size)
     num_steps = client_steps or taken.max()

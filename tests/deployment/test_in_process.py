@@ -2,13 +2,16 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from lwfedssl_jax import catalog
 from lwfedssl_jax.data import federated_dataset
+from lwfedssl_jax.deployment.local_training import LocalTraining
 from lwfedssl_jax.deployment.network import Network
 from lwfedssl_jax.deployment.server_options import ServerOptions
 from lwfedssl_jax.federated import sampling
+from lwfedssl_jax.stages import make_plans
 from tests import tiny
 from tests.deployment import in_process
 
@@ -71,3 +74,19 @@ def test_parameters_and_bytes_are_the_simulation_s(tmp_path, values):
   assert len(digests) == 4 + len(fail_first)
   assert len(set(digests)) == 4
   assert transport.sent == sum(row['total_download_bytes'] for row in rows) > 0
+
+
+def test_a_client_s_noise_is_known_to_no_one_else(tmp_path):
+  """The server knows the seed. Two updates from one seed differ by their noise, and by nothing without it."""
+
+  def train_twice(**values):
+    config = in_process.make_config(tmp_path, method='end_to_end', **values)
+    images = federated_dataset.load(config).dataset.train_images[:12]
+    training = LocalTraining(config, images)
+    plan = make_plans(config)[0]
+    return [training.train(training.empty_params(), plan, 0, 0, 0)[0] for _ in range(2)]
+
+  first, second = train_twice()
+  assert all(np.array_equal(first[name], second[name]) for name in first)
+  first, second = train_twice(client_update_clip=1.0, dp_noise_multiplier=1.0)
+  assert not any(np.array_equal(first[name], second[name]) for name in first)
