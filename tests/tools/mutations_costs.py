@@ -239,7 +239,7 @@ ROWS = (
     REPORT,
   ),
   (
-    'report/sections.py',
+    'report/evaluations.py',
     'evaluations of the first seed',
     'for run in group.runs for result in run.evaluations if',
     'for run in group.runs[:1] for result in run.evaluations if',
@@ -254,7 +254,7 @@ ROWS = (
     REPORT,
   ),
   (
-    'report/sections.py',
+    'report/evaluations.py',
     'precision under recall',
     "'macro_precision', 'macro_recall', 'macro_f1')",
     "'macro_recall', 'macro_precision', 'macro_f1')",
