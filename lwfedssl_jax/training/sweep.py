@@ -114,8 +114,11 @@ def plan(
   """
   runs = []
   fields = [name for variation in variations for name in variation.fields]
-  for method, *chosen, seed in itertools.product(methods, *(variation.values for variation in variations), seeds):
-    varied = dict(zip(fields, itertools.chain.from_iterable(chosen), strict=True))
+  combined = [
+    dict(zip(fields, itertools.chain.from_iterable(chosen), strict=True))
+    for chosen in itertools.product(*(variation.values for variation in variations))
+  ]
+  for method, varied, seed in itertools.product(methods, combined, seeds):
     name = '-'.join([method, *(f'{field}={_shown(value)}' for field, value in varied.items()), f'seed{seed}'])
     config = configs.with_values(
       base, {'method': method, 'seed': seed, **varied, 'workdir': os.path.join(output, name), 'resume': True}

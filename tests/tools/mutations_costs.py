@@ -84,7 +84,7 @@ ROWS = (
     'min(s.peak_memory_bytes',
     COSTS,
   ),
-  ('resources/costs.py', 'ratios upside down', "f'{other / mine:.2f}x'", "f'{mine / other:.2f}x'", COSTS),
+  ('resources/cost_tables.py', 'ratios upside down', "f'{other / mine:.2f}x'", "f'{mine / other:.2f}x'", COSTS),
   ('resources/planner.py', 'a step that just fits is refused', '[1] <= budget', '[1] < budget', PLANNER),
   ('resources/planner.py', 'a micro-batch one size too large', 'not fits(size)) - 1]', 'not fits(size))]', PLANNER),
   (
