@@ -2,17 +2,21 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 
-from experiments import command, evaluate, sweep
+from experiments import command, evaluate, presets, sweep
 from lwfedssl_jax import catalog
+from lwfedssl_jax import config as configs
 from lwfedssl_jax.training import simulation
 from lwfedssl_jax.training import sweep as sweeps
 from lwfedssl_jax.workdir import metrics_writer
 from tests import tiny
 from tests.tools import preset_work
+
+pytestmark = pytest.mark.slow
 
 METHODS = ('end_to_end', 'layerwise', 'prog_fedssl')
 # Methods, fields that vary and their numbers of values; the run of the sweep that is trained here.
@@ -32,7 +36,7 @@ TABLES = {
 }
 SMALLER = (
   '--preset=scale_cpu',
-  '--total_rounds=24',
+  '--total_rounds=36',  # so that two rounds end no stage, and no embedding is measured
   '--stop_after_round=2',
   '--batch_size=8',
   '--image_size=8',
@@ -76,14 +80,26 @@ def test_a_preset_s_sweep_has_the_table_s_rows_and_runs(preset, images, tmp_path
     assert len(runs) == len(methods) * int(np.prod(list(varied.values())))
     assert {run.config.method.method for run in runs} == set(methods)
     for field, count in varied.items():
-      assert len({sweeps.configs.flatten(run.config)[field] for run in runs}) == count
-  config = sweeps.configs.with_values(runs[chosen].config, {'workdir': str(tmp_path / 'run')})
+      assert len({configs.flatten(run.config)[field] for run in runs}) == count
+  config = configs.with_values(runs[chosen].config, {'workdir': str(tmp_path / 'run')})
   simulation._shared_round.cache_clear()
   outcome = sweeps.run_all([runs[chosen]._replace(config=config)])
   assert not outcome.failed
   rows = metrics_writer.read_metrics(str(tmp_path / 'run'))
   assert [row['round'] for row in rows] == [0, 1]
   assert all(np.isfinite(row['loss']) for row in rows if row['participants'])
+
+
+@pytest.mark.parametrize('preset', TABLES)
+def test_a_preset_s_header_states_its_command_and_its_work(preset):
+  text = (presets.FOLDER / f'{preset}.flags').read_text()
+  assert f'#   python -m experiments.sweep --preset={preset} ' in text
+  stated = re.search(r'# Work: (\d+) runs, (\S+) FLOPs on 100,000 images; (\S+) hours at 100 TFLOP/s', text)
+  runs, work = preset_work.count_flops(preset)
+  assert int(stated[1]) == runs
+  assert float(stated[2]) == pytest.approx(work, rel=0.05)
+  assert float(stated[3]) == pytest.approx(work / preset_work.RATE / 3600, rel=0.05, abs=0.06)
+  assert '# Published' in text
 
 
 def execute(capsys, one, *arguments):
