@@ -98,7 +98,7 @@ def executed_products(compute_dtype):
 @needs_tpu
 @pytest.mark.parametrize('compute_dtype', ['float32', 'bfloat16'])
 def test_precision_of_products_on_a_tpu(compute_dtype):
-  """Similarities are full float32 products in either; all else has the backend's default, by docs/architecture.md."""
+  """Similarities are full float32 products; the backend rounds the operands of the others, in either type."""
   found = executed_products(compute_dtype)
   assert found['float32_highest'] == 4 * 2 * 64 * 64 * PROJECTION_SIZE  # two views, forward and gradient
-  assert (found['bfloat16'] > found['float32_highest']) == (compute_dtype == 'bfloat16')
+  assert found['bfloat16'] > 2 * found['float32'] > 0
