@@ -88,10 +88,12 @@ class VitTraits(EncoderTraits):
   whole_patches: bool = True
 
 
-# vit_tiny: the paper's encoder (arXiv 2401.11647). vit_micro: ours, for CPUs and tests.
+# vit_tiny: the paper's encoder (arXiv 2401.11647). vit_micro: ours, for CPUs and tests. vit_micro12 has vit_tiny's
+# twelve blocks, so that it takes every stage plan of the paper.
 ENCODERS: dict[str, EncoderTraits] = {
   'vit_tiny': VitTraits(width=192, depth=12, num_heads=3, mlp_ratio=4),
   'vit_micro': VitTraits(width=64, depth=4, num_heads=2, mlp_ratio=4),
+  'vit_micro12': VitTraits(width=64, depth=12, num_heads=2, mlp_ratio=4),
 }
 
 # How costs are counted (resources/costs.py): as in versions 4 and 1 of the paper, or as executed.

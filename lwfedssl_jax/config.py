@@ -73,6 +73,9 @@ class MethodConfig(Validated):
     'layer-wise one (depth / blocks_per_stage * rounds_per_stage)',
     at_least=1,
   )
+  total_rounds: int = option(
+    0, 'rounds in all, shared evenly by the layer-wise stages, instead of rounds_per_stage; 0: not set', at_least=0
+  )
   aggregation: str = option(
     'mean',
     'aggregation of client updates: mean weighted by images; or coordinate-wise median or trimmed mean, '
@@ -314,6 +317,11 @@ class Config:
         f'--blocks_per_stage: expected a divisor of the {depth} blocks of {model.encoder}, '
         f'got {self.method.blocks_per_stage}'
       )
+    if self.method.total_rounds % (depth // self.method.blocks_per_stage):
+      raise UsageError(
+        f'--total_rounds: expected a multiple of the {depth // self.method.blocks_per_stage} layer-wise stages, '
+        f'got {self.method.total_rounds}'
+      )
     if self.client.micro_batch_size and self.client.batch_size % self.client.micro_batch_size:
       raise UsageError(
         f'--micro_batch_size: expected a divisor of --batch_size={self.client.batch_size}, '
@@ -342,6 +350,13 @@ class Config:
   @property
   def effective_clients_per_round(self) -> int:
     return self.client.clients_per_round or self.effective_num_clients
+
+  @property
+  def effective_rounds_per_stage(self) -> int:
+    """Rounds of a layer-wise stage."""
+    method = self.method
+    shared = method.total_rounds // (self.model.traits.depth // method.blocks_per_stage)
+    return shared or method.rounds_per_stage
 
   @property
   def uses_calibration(self) -> bool:

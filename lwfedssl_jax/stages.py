@@ -53,11 +53,11 @@ class StagePlan(NamedTuple):
 def make_plans(config: Config) -> tuple[StagePlan, ...]:
   """Builds the stage plans of a run.
 
-  All methods run the same number of rounds in all: depth / blocks_per_stage * rounds_per_stage.
+  All methods run the same number of rounds in all: depth / blocks_per_stage * rounds_per_stage, or total_rounds.
   """
   method, depth = config.method.traits, config.model.traits.depth
   step = config.method.blocks_per_stage if method.staged else depth
-  rounds = config.method.rounds_per_stage * (step // config.method.blocks_per_stage)
+  rounds = config.effective_rounds_per_stage * (step // config.method.blocks_per_stage)
   plans = []
   for stage, stop in enumerate(range(step, depth + 1, step)):
     start = method.first_trained(stop, step)

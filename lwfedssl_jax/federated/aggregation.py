@@ -49,11 +49,14 @@ class Aggregator(NamedTuple):
     add: (state, Uploads of some clients, position of the first of them) -> state.
     finish: (state, accepted (K,) of all clients, Tally) -> aggregated parameters, raveled; undefined if no client is
       accepted (see `aggregate_or_keep`).
+    returns_mean: `finish` returns the mean of the accepted uploads by weight, so that the round need not sum them once
+      more for their distance (see divergence.py).
   """
 
   init: Callable[[Raveled, int], Any]
   add: Callable[[Any, Uploads, Any], Any]
   finish: Callable[[Any, Bool[Array, ' K'], Tally], Raveled]
+  returns_mean: bool = False
 
 
 def is_valid_update(params: Params, loss: Scalar, loss_limit: Number) -> Bool[Array, '']:
@@ -126,7 +129,7 @@ def make_mean(config: MethodConfig, axis: str | None) -> Aggregator:
     total = total if axis is None else jax.lax.psum(total, axis)
     return jax.tree.map(lambda leaf: leaf / share, total)
 
-  return Aggregator(init, add, finish)
+  return Aggregator(init, add, finish, returns_mean=True)
 
 
 def make_order_statistic(config: MethodConfig, axis: str | None, trim: Callable[..., Array]) -> Aggregator:

@@ -18,9 +18,10 @@ from lwfedssl_jax import stages
 from lwfedssl_jax.base import Array, Bool, FederatedRound, Float, Function, Integer, Params, Raveled
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
-from lwfedssl_jax.federated import aggregation, calibration, client_update, privacy, scheduling
+from lwfedssl_jax.federated import aggregation, calibration, client_update, divergence, privacy, scheduling
 from lwfedssl_jax.federated.aggregation import Aggregator, Uploads
 from lwfedssl_jax.federated.client_update import ClientData, ClientKeys, ClientUpdate
+from lwfedssl_jax.federated.divergence import DivergenceSums
 from lwfedssl_jax.federated.placement import Placement, shard_round
 from lwfedssl_jax.federated.round_types import ClientSlots, RoundInputs, RoundMetrics
 from lwfedssl_jax.federated.training_step import Losses
@@ -72,9 +73,11 @@ def make_round(
   ) -> tuple[Params, RoundMetrics]:
     global_params = stages.split(params, shape, start)
     global_active = raveler.ravel(global_params.active)
-    state, losses, accepted, weights = _train_clients(config, parts, placement, global_params, inputs, client_steps)
+    trained = _train_clients(config, parts, placement, global_params, inputs, client_steps)
+    state, sums, losses, accepted, weights = trained
     tally = aggregation.tally_clients(weights, accepted, axis)
     aggregated = aggregation.aggregate_or_keep(parts.aggregator, state, accepted, tally, global_active)
+    distance = divergence.finish(sums, tally, aggregated, global_active, axis)
     params = stages.merge(params, raveler.unravel(aggregated, global_params.active), start)
     calibrated = None
     if parts.calibrate is not None:
@@ -83,7 +86,7 @@ def make_round(
         parts.calibrate, params, stop, inputs.server_images, keys, tally.num_accepted
       )
     mean = Losses(*aggregation.mean_over_accepted(losses, weights, accepted, tally, axis))
-    return params, RoundMetrics(mean, losses.total, accepted, calibrated)
+    return params, RoundMetrics(mean, losses.total, accepted, distance, calibrated)
 
   run = functools.partial(jax.jit, static_argnums=0, donate_argnums=1)(shard_round(body, placement))
 
@@ -104,11 +107,11 @@ def _train_clients(
   global_params: StageParams,
   inputs: RoundInputs,
   client_steps: int,
-) -> tuple[Any, Losses, Bool[Array, ' K'], Float[Array, ' K']]:
+) -> tuple[Any, DivergenceSums, Losses, Bool[Array, ' K'], Float[Array, ' K']]:
   """Trains the clients chunk by chunk; a chunk takes the steps of its busiest client.
 
   Returns:
-    The aggregator's state; each client's losses, whether it is accepted, and its weight.
+    The aggregator's state and the divergence's sums; each client's losses, whether it is accepted, and its weight.
   """
   client, aggregator = config.client, parts.aggregator
   global_active = parts.client_update.options.model.raveler.ravel(global_params.active)
@@ -123,7 +126,7 @@ def _train_clients(
     return params, losses, slot.returned & valid
 
   def add_chunk(carry, scanned):
-    (state, first), (slots, chunk_weights) = carry, scanned
+    (state, sums, first), (slots, chunk_weights) = carry, scanned
 
     def draw_keys(client_id):
       keys = client_update.draw_keys(inputs.seed_key, inputs.round_num, client_id)
@@ -136,8 +139,14 @@ def _train_clients(
     params, losses, accepted = jax.vmap(upload, in_axes=(0, 0, None))(
       slots, jax.vmap(draw_keys)(slots.client_ids), num_steps
     )
-    return (aggregator.add(state, Uploads(params, chunk_weights, accepted), first), first + chunk), (losses, accepted)
+    uploads = Uploads(params, chunk_weights, accepted)
+    state, sums = aggregator.add(state, uploads, first), divergence.add(sums, uploads, global_active)
+    return (state, sums, first + chunk), (losses, accepted)
 
-  start = (aggregator.init(global_active, len(weights)), jnp.int32(0))
-  (state, _), results = jax.lax.scan(add_chunk, start, scheduling.chunk_clients((inputs.clients, weights), chunk))
-  return state, *jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results), weights
+  start = (
+    aggregator.init(global_active, len(weights)),
+    divergence.init(aggregator, global_active),
+    jnp.int32(0),
+  )
+  (state, sums, _), results = jax.lax.scan(add_chunk, start, scheduling.chunk_clients((inputs.clients, weights), chunk))
+  return state, sums, *jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results), weights
