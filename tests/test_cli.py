@@ -18,6 +18,7 @@ from experiments import command as commands
 from experiments import flags, presets, sweep
 from lwfedssl_jax import UsageError, catalog, run_evaluation
 from lwfedssl_jax import config as configs
+from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
 PRESETS = sorted((ROOT / 'experiments' / 'presets').glob('*.flags'))
@@ -32,6 +33,7 @@ SMALL = (
   '--local_epochs=1',
   '--auxiliary_fraction=0.2',
   '--flip_probability=0.25',
+  *tiny.PLAIN_VIEWS,
 )
 
 
