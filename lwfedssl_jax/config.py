@@ -73,6 +73,12 @@ class MethodConfig(Validated):
     'layer-wise one (depth / blocks_per_stage * rounds_per_stage)',
     at_least=1,
   )
+  depth_dropout_keep: int = option(
+    0,
+    'depth dropout: blocks that a client keeps at most, those that the stage adds and a random subset of the earlier '
+    'ones, drawn per client and round; 0: all blocks. No effect on a method of one stage',
+    at_least=0,
+  )
   aggregation: str = option(
     'mean',
     'aggregation of client updates: mean weighted by images; or coordinate-wise median or trimmed mean, '
@@ -314,6 +320,11 @@ class Config:
         f'--blocks_per_stage: expected a divisor of the {depth} blocks of {model.encoder}, '
         f'got {self.method.blocks_per_stage}'
       )
+    if 0 < self.method.depth_dropout_keep < self.method.blocks_per_stage:
+      raise UsageError(
+        f'--depth_dropout_keep: expected 0 or at least --blocks_per_stage={self.method.blocks_per_stage}, '
+        f'got {self.method.depth_dropout_keep}'
+      )
     if self.client.micro_batch_size and self.client.batch_size % self.client.micro_batch_size:
       raise UsageError(
         f'--micro_batch_size: expected a divisor of --batch_size={self.client.batch_size}, '
@@ -347,6 +358,11 @@ class Config:
   def uses_calibration(self) -> bool:
     chosen = self.method.server_calibration
     return self.method.traits.mechanisms if chosen is None else chosen
+
+  @property
+  def effective_depth_dropout_keep(self) -> int:
+    """The blocks that a client keeps at most, up to all of them; 0: no depth dropout, as in a method of one stage."""
+    return min(self.method.depth_dropout_keep, self.model.traits.depth) if self.method.traits.staged else 0
 
   @property
   def server_update_clip(self) -> float:

@@ -23,6 +23,7 @@ class ConfigFields(typing.TypedDict, total=False):
   method: str
   blocks_per_stage: int
   rounds_per_stage: int
+  depth_dropout_keep: int
   aggregation: str
   trim_fraction: float
   client_update_clip: float

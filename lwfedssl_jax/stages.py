@@ -9,8 +9,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lwfedssl_jax.base import Integer, Labels, Params
+from lwfedssl_jax.base import Array, Int, Integer, Labels, Params
 from lwfedssl_jax.config import Config
+from lwfedssl_jax.errors import UsageError
 
 
 class StageShape(NamedTuple):
@@ -33,6 +34,7 @@ class StagePlan(NamedTuple):
     calibrates: the server trains everything below `stop` after aggregation.
     num_new: blocks that this stage adds, the last ones below `stop`.
     depth: blocks in the encoder, absent ones included.
+    keep: blocks that a client keeps at most, the new ones among them (depth dropout); 0: all.
   """
 
   stage: int
@@ -44,23 +46,41 @@ class StagePlan(NamedTuple):
   calibrates: bool
   num_new: int
   depth: int
+  keep: int = 0
 
   @property
   def shape(self) -> StageShape:
-    return StageShape(self.stop - self.start, self.trains_embedding)
+    return StageShape(min(self.stop - self.start, self.num_kept), self.trains_embedding)
+
+  @property
+  def num_kept(self) -> int:
+    """Blocks that a client keeps: trains or runs."""
+    return min(self.stop, self.keep or self.stop)
+
+  @property
+  def num_frozen(self) -> int:
+    """Frozen blocks that a client runs."""
+    return self.num_kept - self.shape.num_active
 
 
 def make_plans(config: Config) -> tuple[StagePlan, ...]:
   """Builds the stage plans of a run.
 
   All methods run the same number of rounds in all: depth / blocks_per_stage * rounds_per_stage.
+
+  Raises:
+    UsageError: depth dropout with a method that trains some of the earlier blocks, not all or none.
   """
-  method, depth = config.method.traits, config.model.traits.depth
+  method, depth, keep = config.method.traits, config.model.traits.depth, config.effective_depth_dropout_keep
   step = config.method.blocks_per_stage if method.staged else depth
   rounds = config.method.rounds_per_stage * (step // config.method.blocks_per_stage)
   plans = []
   for stage, stop in enumerate(range(step, depth + 1, step)):
     start = method.first_trained(stop, step)
+    if keep and start not in (0, stop - step):
+      raise UsageError(
+        f'--depth_dropout_keep: expected 0 with --method={config.method.method}, which trains some earlier blocks'
+      )
     plans.append(
       StagePlan(
         stage=stage,
@@ -72,6 +92,7 @@ def make_plans(config: Config) -> tuple[StagePlan, ...]:
         calibrates=config.uses_calibration,
         num_new=step,
         depth=depth,
+        keep=keep,
       )
     )
   return tuple(plans)
@@ -102,6 +123,32 @@ def split(params: Params, shape: StageShape, start: Integer, stop: Integer | Non
   frozen = {'blocks': params['blocks']}
   (active if shape.trains_embedding else frozen)['embedding'] = params['embedding']
   return StageParams(active, frozen, start, stop)
+
+
+def whole(params: Params) -> StageShape:
+  """Returns the shape of a stage in which everything is active."""
+  return StageShape(jax.tree.leaves(params['blocks'])[0].shape[0], trains_embedding=True)
+
+
+def keep_blocks(global_params: StageParams, kept: Int[Array, ' n']) -> StageParams:
+  """Returns what a client has of the global parameters with depth dropout (Guo et al. 2023).
+
+  Args:
+    global_params: split for the stage. Where the embedding is active, `active` has all blocks.
+    kept: ascending block numbers, see `depth_dropout.draw_kept`. Where the embedding is active, those of the blocks
+      that the client trains. Else those of the frozen blocks that it runs, of which `start` exist at most.
+  """
+
+  def gather(blocks: Params) -> Params:
+    rows = kept if kept.shape[0] else jnp.zeros(1, kept.dtype)  # a loop of no steps still indexes its blocks
+    return jax.tree.map(lambda leaf: leaf[rows], blocks)
+
+  active, frozen, start, _ = global_params
+  if 'embedding' in active:
+    return global_params._replace(active=dict(active, blocks=gather(active['blocks'])), frozen={})
+  return global_params._replace(
+    frozen=dict(frozen, blocks=gather(frozen['blocks'])), start=jnp.minimum(start, kept.shape[0])
+  )
 
 
 def merge(params: Params, active: Params, start: Integer) -> Params:
@@ -155,6 +202,12 @@ def init_new_blocks(params: Params, plan: StagePlan, new_block_init: str) -> Par
 
 def block_name(index: int) -> str:
   return f'block_{index:02d}'
+
+
+def kept_share(plan: StagePlan, component: str) -> float:
+  """Returns the probability that a client keeps a component that exists; below 1 for earlier blocks, depth dropout."""
+  earlier = plan.stop - plan.num_new
+  return (plan.num_kept - plan.num_new) / earlier if component in map(block_name, range(earlier)) else 1
 
 
 def uploaded_components(plan: StagePlan, head_names: tuple[str, ...]) -> tuple[str, ...]:

@@ -26,11 +26,13 @@ class Uploads(NamedTuple):
     params: their active parameters, raveled and stacked, (K, n) each.
     weights: share of the images of all clients that returned; 0 for a client that did not.
     accepted: False for a client that did not return, or whose parameters or loss are not valid.
+    kept: the numbers of the blocks that each trained, where they differ (`aggregation_by_block`).
   """
 
   params: Stacked
   weights: Float[Array, ' K']
   accepted: Bool[Array, ' K']
+  kept: Int[Array, 'K n'] | None = None
 
 
 class Tally(NamedTuple):

@@ -20,6 +20,7 @@ from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
 from lwfedssl_jax.federated import aggregation, calibration, client_update, privacy, scheduling
 from lwfedssl_jax.federated.aggregation import Aggregator, Uploads
+from lwfedssl_jax.federated.aggregation_by_block import by_block
 from lwfedssl_jax.federated.client_update import ClientData, ClientKeys, ClientUpdate
 from lwfedssl_jax.federated.placement import Placement, shard_round
 from lwfedssl_jax.federated.round_types import ClientSlots, RoundInputs, RoundMetrics
@@ -70,11 +71,16 @@ def make_round(
   def body(
     shape: StageShape, params: Params, start: Integer, stop: Integer, inputs: RoundInputs
   ) -> tuple[Params, RoundMetrics]:
-    global_params = stages.split(params, shape, start)
+    differ = inputs.clients.kept is not None and shape.trains_embedding  # the blocks that clients train
+    global_params = stages.split(params, stages.whole(params) if differ else shape, start)
     global_active = raveler.ravel(global_params.active)
-    state, losses, accepted, weights = _train_clients(config, parts, placement, global_params, inputs, client_steps)
+    aggregator = parts.aggregator
+    if differ:
+      aggregator = by_block(aggregator, raveler, global_params.active, axis)
+    own = parts._replace(aggregator=aggregator)
+    state, losses, accepted, weights = _train_clients(config, own, placement, global_params, inputs, client_steps)
     tally = aggregation.tally_clients(weights, accepted, axis)
-    aggregated = aggregation.aggregate_or_keep(parts.aggregator, state, accepted, tally, global_active)
+    aggregated = aggregation.aggregate_or_keep(aggregator, state, accepted, tally, global_active)
     params = stages.merge(params, raveler.unravel(aggregated, global_params.active), start)
     calibrated = None
     if parts.calibrate is not None:
@@ -110,15 +116,19 @@ def _train_clients(
   Returns:
     The aggregator's state; each client's losses, whether it is accepted, and its weight.
   """
-  client, aggregator = config.client, parts.aggregator
-  global_active = parts.client_update.options.model.raveler.ravel(global_params.active)
+  client, aggregator, raveler = config.client, parts.aggregator, parts.client_update.options.model.raveler
+  global_active = raveler.ravel(global_params.active)
   chunk = scheduling.run_layout(config, placement.num_devices).chunk
   weights = aggregation.client_weights(inputs.clients.num_images, inputs.clients.returned, placement.axis)
 
   def upload(slot: ClientSlots, keys: ClientKeys, num_steps: Integer) -> tuple[Raveled, Losses, Bool[Array, '']]:
     data = ClientData(inputs.images, slot.image_ids, slot.num_images)
-    params, losses = parts.client_update.apply(global_params, data, keys, num_steps)
-    params = aggregation.clip_update(params, global_active, config.server_update_clip)
+    own, start = global_params, global_active
+    if slot.kept is not None:
+      own = stages.keep_blocks(global_params, slot.kept)
+      start = raveler.ravel(own.active)
+    params, losses = parts.client_update.apply(own, data, keys, num_steps)
+    params = aggregation.clip_update(params, start, config.server_update_clip)
     valid = aggregation.is_valid_update(params, losses.total, inputs.loss_limit)
     return params, losses, slot.returned & valid
 
@@ -136,7 +146,8 @@ def _train_clients(
     params, losses, accepted = jax.vmap(upload, in_axes=(0, 0, None))(
       slots, jax.vmap(draw_keys)(slots.client_ids), num_steps
     )
-    return (aggregator.add(state, Uploads(params, chunk_weights, accepted), first), first + chunk), (losses, accepted)
+    uploads = Uploads(params, chunk_weights, accepted, slots.kept)
+    return (aggregator.add(state, uploads, first), first + chunk), (losses, accepted)
 
   start = (aggregator.init(global_active, len(weights)), jnp.int32(0))
   (state, _), results = jax.lax.scan(add_chunk, start, scheduling.chunk_clients((inputs.clients, weights), chunk))

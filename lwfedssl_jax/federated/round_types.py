@@ -14,12 +14,14 @@ class ClientSlots(NamedTuple):
     image_ids: into the images; a client's own first, padding after.
     num_images: 0 in an empty slot.
     returned: False for a client that dropped out; it is not aggregated.
+    kept: with depth dropout, the numbers of the blocks that each keeps (`depth_dropout.select_inputs`).
   """
 
   client_ids: Int[Array, ' K']
   image_ids: Int[Array, 'K M']
   num_images: Int[Array, ' K']
   returned: Bool[Array, ' K']
+  kept: Int[Array, 'K n'] | None = None
 
 
 class RoundInputs(NamedTuple):

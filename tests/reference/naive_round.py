@@ -298,6 +298,27 @@ def make_batches(images, steps, batch_size, key, setting):
   return batches
 
 
+def keep_blocks(row, trained: Trained):
+  """Returns the numbers of the blocks that a client keeps: all (`row` is None), or by the rules of depth dropout."""
+  if row is None:
+    return list(range(trained.existing))
+  numbers = [int(number) for number in np.asarray(row)]
+  if trained.embedding:  # the client trains all that it keeps
+    return numbers
+  return numbers[: min(trained.blocks)] + list(trained.blocks)  # fewer may exist than there is room for
+
+
+def train_kept(params, trained, numbers, member, inputs, setting):
+  """Trains a client on the blocks that it keeps; returns {path: value}, under their numbers, and its losses."""
+  own = dict(params, blocks=[params['blocks'][number] for number in numbers])
+  places = tuple(numbers.index(number) for number in trained.blocks if number in numbers)
+  after, losses = train_client(own, Trained(places, len(numbers), trained.embedding), member, inputs, setting)
+  return {
+    ('blocks', numbers[path[1]], *path[2:]) if path[0] == 'blocks' else path: leaf
+    for path, leaf in flatten(after).items()
+  }, losses
+
+
 def train_client(params, trained, member, inputs, setting):
   client_id, image_ids, num_images = int(member[0]), np.asarray(member[1]), int(member[2])
   config, client = setting.config, setting.config.client
@@ -363,17 +384,25 @@ def naive_round(setting: Setting, params, stage: int, inputs) -> NaiveResult:
   existing = jax.tree.map(to_float64, {k: v for k, v in params.items() if k != 'blocks'})
   existing['blocks'] = per_block[: trained.existing]
 
-  results = [train_client(existing, trained, member, inputs, setting) for member in zip(*inputs.clients[:3])]
+  kept = inputs.clients.kept
+  numbers = [keep_blocks(row, trained) for row in ([None] * len(inputs.clients.client_ids) if kept is None else kept)]
+  results = [
+    train_kept(existing, trained, own, member, inputs, setting)
+    for own, member in zip(numbers, zip(*inputs.clients[:3]))
+  ]
   client_losses = [losses for _, losses in results]
   back = [i for i, returned in enumerate(np.asarray(inputs.clients.returned)) if returned]
   sizes = np.asarray(inputs.clients.num_images, np.float64)
-  total = sum(sizes[i] for i in back)
 
-  def mean(values):
-    return sum(sizes[i] / total * values[i] for i in back)
+  def mean(values, members=back):
+    return sum(sizes[i] / sum(sizes[j] for j in members) * values[i] for i in members)
 
-  flat = [flatten(client_params) for client_params, _ in results]
-  aggregated = unflatten({path: mean([f[path] for f in flat]) for path in flat[0]})
+  flat = [client_params for client_params, _ in results]
+  aggregated = {}
+  for path, value in flatten(existing).items():
+    trainers = [i for i in back if path in flat[i]]
+    aggregated[path] = mean({i: flat[i][path] for i in trainers}, trainers) if trainers else value
+  aggregated = unflatten(aggregated)
   client_mean = {name: mean([losses[name] for losses in client_losses]) for name in client_losses[0]}
 
   calibration = None
