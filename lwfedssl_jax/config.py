@@ -79,6 +79,12 @@ class MethodConfig(Validated):
     'ones, drawn per client and round; 0: all blocks. No effect on a method of one stage',
     at_least=0,
   )
+  warmup_rounds: int = option(
+    0,
+    'warm-up: first rounds of every stage but the first in which the new blocks train alone, with norm and heads; no '
+    'effect on a method whose clients train nothing else',
+    at_least=0,
+  )
   aggregation: str = option(
     'mean',
     'aggregation of client updates: mean weighted by images; or coordinate-wise median or trimmed mean, '
@@ -324,6 +330,11 @@ class Config:
       raise UsageError(
         f'--depth_dropout_keep: expected 0 or at least --blocks_per_stage={self.method.blocks_per_stage}, '
         f'got {self.method.depth_dropout_keep}'
+      )
+    if self.method.warmup_rounds >= self.method.rounds_per_stage:
+      raise UsageError(
+        f'--warmup_rounds: expected less than --rounds_per_stage={self.method.rounds_per_stage}, '
+        f'got {self.method.warmup_rounds}'
       )
     if self.client.micro_batch_size and self.client.batch_size % self.client.micro_batch_size:
       raise UsageError(

@@ -24,6 +24,7 @@ class ConfigFields(typing.TypedDict, total=False):
   blocks_per_stage: int
   rounds_per_stage: int
   depth_dropout_keep: int
+  warmup_rounds: int
   aggregation: str
   trim_fraction: float
   client_update_clip: float

@@ -4,6 +4,7 @@ A method is data: traits (catalog.METHODS), from which this module makes a `Stag
 v1-v3, Fig. 2 and Algorithm 1). No other module depends on which method runs.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -22,12 +23,12 @@ class StageShape(NamedTuple):
 
 
 class StagePlan(NamedTuple):
-  """One stage of training.
+  """One stage of training, or one of the two parts of a stage with a warm-up.
 
   Attributes:
     stage: 0-based.
-    first_round: 0-based global number of the stage's first round.
-    num_rounds: rounds in the stage.
+    first_round: 0-based global number of the plan's first round.
+    num_rounds: rounds of the plan.
     start: blocks below are frozen on the client.
     stop: blocks from here on are absent.
     trains_embedding: the embedding is active too.
@@ -35,6 +36,7 @@ class StagePlan(NamedTuple):
     num_new: blocks that this stage adds, the last ones below `stop`.
     depth: blocks in the encoder, absent ones included.
     keep: blocks that a client keeps at most, the new ones among them (depth dropout); 0: all.
+    warmup_rounds: rounds of the stage before the plan's first.
   """
 
   stage: int
@@ -47,6 +49,7 @@ class StagePlan(NamedTuple):
   num_new: int
   depth: int
   keep: int = 0
+  warmup_rounds: int = 0
 
   @property
   def shape(self) -> StageShape:
@@ -64,9 +67,10 @@ class StagePlan(NamedTuple):
 
 
 def make_plans(config: Config) -> tuple[StagePlan, ...]:
-  """Builds the stage plans of a run.
+  """Builds the stage plans of a run, in the order of its rounds.
 
-  All methods run the same number of rounds in all: depth / blocks_per_stage * rounds_per_stage.
+  All methods run the same number of rounds in all: depth / blocks_per_stage * rounds_per_stage. A stage whose new
+  blocks train alone for `warmup_rounds` has two plans (ProgFed, arXiv 2110.05323).
 
   Raises:
     UsageError: depth dropout with a method that trains some of the earlier blocks, not all or none.
@@ -81,21 +85,41 @@ def make_plans(config: Config) -> tuple[StagePlan, ...]:
       raise UsageError(
         f'--depth_dropout_keep: expected 0 with --method={config.method.method}, which trains some earlier blocks'
       )
-    plans.append(
-      StagePlan(
-        stage=stage,
-        first_round=stage * rounds,
-        num_rounds=rounds,
-        start=start,
-        stop=stop,
-        trains_embedding=start == 0,
-        calibrates=config.uses_calibration,
-        num_new=step,
-        depth=depth,
-        keep=keep,
-      )
+    plan = StagePlan(
+      stage=stage,
+      first_round=stage * rounds,
+      num_rounds=rounds,
+      start=start,
+      stop=stop,
+      trains_embedding=start == 0,
+      calibrates=config.uses_calibration,
+      num_new=step,
+      depth=depth,
+      keep=keep,
     )
+    plans += _with_warmup(plan, config.method.warmup_rounds)
   return tuple(plans)
+
+
+def _with_warmup(plan: StagePlan, num_rounds: int) -> list[StagePlan]:
+  """Splits a stage's plan: its new blocks alone, then all; a stage that trains nothing else is one plan."""
+  newest = plan.stop - plan.num_new
+  if not num_rounds or plan.start == newest:
+    return [plan]
+  return [
+    plan._replace(num_rounds=num_rounds, start=newest, trains_embedding=False),
+    plan._replace(
+      first_round=plan.first_round + num_rounds, num_rounds=plan.num_rounds - num_rounds, warmup_rounds=num_rounds
+    ),
+  ]
+
+
+def find_plan(plans: Sequence[StagePlan], round_num: int) -> StagePlan:
+  """Returns the plan of a round (0-based, over the run). Raises IndexError for a round beyond the run."""
+  for plan in plans:
+    if plan.first_round <= round_num < plan.first_round + plan.num_rounds:
+      return plan
+  raise IndexError(f'the run has no round {round_num}')
 
 
 class StageParams(NamedTuple):
@@ -189,8 +213,11 @@ def labels(params: Params, start: Integer, stop: Integer, trains_embedding: bool
 
 
 def init_new_blocks(params: Params, plan: StagePlan, new_block_init: str) -> Params:
-  """Initializes a stage's new blocks: as drawn (`random`), or each a copy of the block below the stage (`previous`)."""
-  if new_block_init == 'random' or plan.stage == 0:
+  """Initializes a stage's new blocks: as drawn (`random`), or each a copy of the block below the stage (`previous`).
+
+  After the warm-up of a stage they are kept.
+  """
+  if new_block_init == 'random' or plan.stage == 0 or plan.warmup_rounds:
     return params
   first = plan.stop - plan.num_new
   blocks = jax.tree.map(lambda leaf: leaf.at[first : plan.stop].set(leaf[first - 1]), params['blocks'])

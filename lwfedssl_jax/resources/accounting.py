@@ -46,8 +46,8 @@ class RunTraffic(NamedTuple):
   """Traffic of a run's rounds.
 
   Attributes:
-    download_bytes: int64 (stages, clients).
-    upload_bytes: int64 (stages, clients).
+    download_bytes: int64 (plans, clients).
+    upload_bytes: int64 (plans, clients).
     ledger: after the last round; further rounds can be charged to it.
   """
 
@@ -151,7 +151,7 @@ def charge_run(
 
   Args:
     payload: the components.
-    plans: of all stages.
+    plans: of all stages, as `stages.make_plans`.
     num_clients: clients in all.
     client_ids: int (rounds, K), the clients sampled in each round; a run may stop before its last round.
     returned: bool (rounds, K), whether each uploads its update.
@@ -160,21 +160,23 @@ def charge_run(
   Raises:
     ValueError: more rounds than the plans have, or as `charge_round`.
   """
-  rounds = [plan for plan in plans for _ in range(plan.num_rounds)]
+  rounds = [(index, plan) for index, plan in enumerate(plans) for _ in range(plan.num_rounds)]
   if len(client_ids) > len(rounds) or len(client_ids) != len(returned):
     raise ValueError(f'expected ids and returned of up to {len(rounds)} rounds, got {len(client_ids)}, {len(returned)}')
   downloads = np.zeros((len(plans), num_clients), np.int64)
   sent = np.zeros_like(downloads)
   ledger = start_ledger(payload, num_clients)
-  for plan, ids, back, kept in zip(rounds, client_ids, returned, itertools.repeat(None) if keeps is None else keeps):
+  for (index, plan), ids, back, kept in zip(
+    rounds, client_ids, returned, itertools.repeat(None) if keeps is None else keeps
+  ):
     ledger, traffic = charge_round(ledger, payload, plan, ids, back, kept)
-    downloads[plan.stage, ids] += traffic.download_bytes.sum(axis=1)
-    sent[plan.stage, ids] += traffic.upload_bytes.sum(axis=1)
+    downloads[index, ids] += traffic.download_bytes.sum(axis=1)
+    sent[index, ids] += traffic.upload_bytes.sum(axis=1)
   return RunTraffic(downloads, sent, ledger)
 
 
 class ExpectedTraffic(NamedTuple):
-  """Mean bytes of one client over all seeds, float64 (stages, components)."""
+  """Mean bytes of one client over all seeds, float64 (plans, components)."""
 
   download_bytes: np.ndarray
   upload_bytes: np.ndarray
@@ -200,7 +202,7 @@ def expected_traffic(config: Config, image_size: int) -> ExpectedTraffic:
   downloads = np.zeros((len(plans), len(sizes)))
   sent = np.zeros_like(downloads)
   current = np.zeros(len(sizes))  # probability that a client holds the newest version
-  for plan in plans:
+  for index, plan in enumerate(plans):
     needed = _is_among(payload, required_components(plan, payload.head_names))
     active = _is_among(payload, uploaded_components(plan, payload.head_names))
     has = np.array([kept_share(plan, name) for name in payload.sizes_bytes])
@@ -213,14 +215,8 @@ def expected_traffic(config: Config, image_size: int) -> ExpectedTraffic:
       unsampled, other = silent**count, silent ** (count - 1)
       keeping = np.where(active, dropout, 1) * other
     for _ in range(plan.num_rounds):
-      downloads[plan.stage] += sampled * needed * has * (1 - current) * sizes
-      sent[plan.stage] += returns * active * has * sizes
+      downloads[index] += sampled * needed * has * (1 - current) * sizes
+      sent[index] += returns * active * has * sizes
       holds = np.where(needed, has, 0)  # afterwards, if it is sampled: for sure
       current = (1 - sampled) * current * unsampled + sampled * (holds * keeping + (1 - holds) * current * other)
   return ExpectedTraffic(downloads, sent)
-
-
-def full_participation(config: Config) -> tuple[np.ndarray, np.ndarray]:
-  """Returns (client ids, returned) of shape (rounds, clients) for a run whose clients all take part and return."""
-  shape = (sum(plan.num_rounds for plan in make_plans(config)), config.effective_num_clients)
-  return np.broadcast_to(np.arange(shape[1]), shape), np.ones(shape, bool)

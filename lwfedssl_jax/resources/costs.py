@@ -25,7 +25,7 @@ Traffic = tuple[dict[str, float], dict[str, float]]  # {component: bytes} that a
 
 
 class StageCost(NamedTuple):
-  """One client's cost of a stage.
+  """One client's cost of a stage, or of one of the two parts of a stage with a warm-up.
 
   Attributes:
     stage: 0-based.
@@ -101,19 +101,19 @@ def _paper_bytes(config: Config, image_size: int, convention: str, worst_case: b
 def _actual_bytes(config: Config, image_size: int, plans: tuple[StagePlan, ...], worst_case: bool) -> list[Traffic]:
   """Mean over the federation of what the run's own participation exchanges."""
   payload = communication.make_payload(config, image_size)
-  rounds = [plan for plan in plans for _ in range(plan.num_rounds)]
+  rounds = [(index, plan) for index, plan in enumerate(plans) for _ in range(plan.num_rounds)]
   planned = sampling.plan_run(config)
   sizes = np.array(list(payload.sizes_bytes.values()), np.int64)
   down, up = np.zeros((2, len(plans), len(sizes)), np.int64)
   ledger = accounting.start_ledger(payload, config.effective_num_clients)
-  for round_num, plan in enumerate(rounds):
+  for round_num, (index, plan) in enumerate(rounds):
     ids, returned = planned.client_ids[round_num], planned.returned[round_num]
     keeps = None if planned.keeps is None else planned.keeps[round_num]
     if worst_case:  # as clients that hold nothing
       ledger = accounting.start_ledger(payload, config.effective_num_clients)
     ledger, traffic = accounting.charge_round(ledger, payload, plan, ids, returned, keeps)
-    down[plan.stage] += traffic.download_bytes.sum(axis=0)
-    up[plan.stage] += traffic.upload_bytes.sum(axis=0)
+    down[index] += traffic.download_bytes.sum(axis=0)
+    up[index] += traffic.upload_bytes.sum(axis=0)
 
   def named(row):
     return dict(zip(payload.sizes_bytes, (row / config.effective_num_clients).tolist()))
