@@ -55,6 +55,10 @@ class StagePlan(NamedTuple):
   def shape(self) -> StageShape:
     return StageShape(min(self.stop - self.start, self.num_kept), self.trains_embedding)
 
+  def stage_round(self, round_num: int) -> int:
+    """Returns the 0-based number, within its stage, of a round of the run."""
+    return round_num - self.first_round + self.warmup_rounds
+
   @property
   def num_kept(self) -> int:
     """Blocks that a client keeps: trains or runs."""

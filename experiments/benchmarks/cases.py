@@ -98,6 +98,7 @@ def _round_case(config: Config, plan: StagePlan, each: int) -> Case:
     ),
     images(num_server),
     jnp.float32(jnp.inf),
+    jnp.int32(0),
   )
   steps = batching.steps_per_epoch(each, batch)
   built = rounds.make_round(config, size, client_steps=epochs * steps)

@@ -64,22 +64,17 @@ class ServerStep:
     """
     count, returned = len(updates), np.array([update is not None for update in updates])
     active, global_active, state = self._start(plan.shape, params, np.int32(plan.start), count)
-    weights = aggregation.client_weights(jnp.asarray(num_images, jnp.int32), jnp.asarray(returned))
+    stage_round = np.int32(plan.stage_round(round_num))
+    sizes = aggregation.weigh_clients(self._aggregator, jnp.asarray(num_images, jnp.int32), stage_round)
+    weights = aggregation.client_weights(sizes, jnp.asarray(returned))
     losses, accepted = np.zeros((3, count), np.float32), np.zeros(count, bool)
     for position, update in enumerate(updates):
       if update is None:
         continue
       losses[:, position] = update[1]
       trained = components.paste(active, update[0], plan.start)
-      state, valid = self._add(
-        state,
-        trained,
-        global_active,
-        weights[position],
-        losses[0, position],
-        np.float32(loss_limit),
-        np.int32(position),
-      )
+      own = trained, losses[0, position], weights[position]
+      state, valid = self._add(state, own, active, np.float32(loss_limit), np.int32(position), stage_round)
       accepted[position] = valid
     tally = aggregation.tally_clients(weights, jnp.asarray(accepted))
     mean = Losses(*aggregation.mean_over_accepted(list(jnp.asarray(losses)), weights, jnp.asarray(accepted), tally))
@@ -105,15 +100,19 @@ class ServerStep:
     return active, global_active, self._aggregator.init(global_active, count)
 
   def _add_client(
-    self, state: Any, trained: Params, global_active: Any, weight: Any, loss: Any, loss_limit: Any, position: Any
+    self, state: Any, own: tuple[Params, Any, Any], active: Params, loss_limit: Any, position: Any, stage_round: Any
   ) -> Any:
+    trained, loss, weight = own
+    global_active = self._raveler.ravel(active)
+
     def accept(params, loss):
       clipped = aggregation.clip_update(params, global_active, self._config.server_update_clip)
-      return clipped, aggregation.is_valid_update(clipped, loss, loss_limit)
+      valid = aggregation.is_valid_update(clipped, loss, loss_limit)
+      return aggregation.prepare_update(self._aggregator, self._raveler, clipped, active, stage_round), valid
 
     vectors = jax.tree.map(lambda leaf: leaf[None], self._raveler.ravel(trained))
-    clipped, valid = jax.vmap(accept)(vectors, loss[None])
-    return self._aggregator.add(state, aggregation.Uploads(clipped, weight[None], valid), position), valid[0]
+    prepared, valid = jax.vmap(accept)(vectors, loss[None])
+    return self._aggregator.add(state, aggregation.Uploads(prepared, weight[None], valid), position), valid[0]
 
   def _finish_round(
     self, params: Params, start: Any, active: Params, global_active: Any, state: Any, accepted: Any, tally: Any

@@ -101,4 +101,4 @@ def by_block(aggregator: Aggregator, raveler: trees.Raveler, active: Params, axi
       )
     )
 
-  return Aggregator(init, add, finish)
+  return aggregator._replace(init=init, add=add, finish=finish)

@@ -94,6 +94,8 @@ def make_round(
   run = functools.partial(jax.jit, static_argnums=0, donate_argnums=1)(shard_round(body, placement))
 
   def arguments(params, plan, inputs):
+    if plan.keep and inputs.clients.kept is None:
+      raise ValueError('expected the blocks that each client keeps')
     return (plan.shape, params, np.int32(plan.start), np.int32(plan.stop), inputs)
 
   return FederatedRound(
@@ -119,7 +121,8 @@ def _train_clients(
   client, aggregator, raveler = config.client, parts.aggregator, parts.client_update.options.model.raveler
   global_active = raveler.ravel(global_params.active)
   chunk = scheduling.run_layout(config, placement.num_devices).chunk
-  weights = aggregation.client_weights(inputs.clients.num_images, inputs.clients.returned, placement.axis)
+  sizes = aggregation.weigh_clients(aggregator, inputs.clients.num_images, inputs.stage_round)
+  weights = aggregation.client_weights(sizes, inputs.clients.returned, placement.axis)
 
   def upload(slot: ClientSlots, keys: ClientKeys, num_steps: Integer) -> tuple[Raveled, Losses, Bool[Array, '']]:
     data = ClientData(inputs.images, slot.image_ids, slot.num_images)
@@ -130,6 +133,7 @@ def _train_clients(
     params, losses = parts.client_update.apply(own, data, keys, num_steps)
     params = aggregation.clip_update(params, start, config.server_update_clip)
     valid = aggregation.is_valid_update(params, losses.total, inputs.loss_limit)
+    params = aggregation.prepare_update(aggregator, raveler, params, own.active, inputs.stage_round)
     return params, losses, slot.returned & valid
 
   def add_chunk(carry, scanned):

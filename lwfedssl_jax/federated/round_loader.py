@@ -112,9 +112,8 @@ class RoundLoader:
       if client >= 0:
         row[: self._sizes[client]] = self._data.client_images[client]
     images = self._stream(image_ids, num_images) if self._placement.streams else self._images
-    keeps, kept = self._participation.keeps, ()
-    if keeps is not None:
-      kept = (depth_dropout.select_inputs(self._plans[round_num], keeps[round_num][order]),)
+    keeps = self._participation.keeps
+    kept = [] if keeps is None else [depth_dropout.select_inputs(self._plans[round_num], keeps[round_num][order])]
     clients = (
       np.maximum(client_ids, 0).astype(np.int32),
       image_ids,

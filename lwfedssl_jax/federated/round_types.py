@@ -34,6 +34,7 @@ class RoundInputs(NamedTuple):
     clients: who trains.
     server_images: the server's images; (0, ...) without calibration.
     loss_limit: float32; a client whose mean loss is above it is rejected.
+    stage_round: int32, 0-based over the stage; only some aggregators need it.
   """
 
   seed_key: Key
@@ -42,6 +43,7 @@ class RoundInputs(NamedTuple):
   clients: ClientSlots
   server_images: Images
   loss_limit: Number
+  stage_round: Integer = 0
 
 
 class RoundMetrics(NamedTuple):

@@ -1,8 +1,8 @@
 """FLOPs of a client: in the paper's convention, and as this program executes them.
 
 The two counts are not comparable. `paper_*` is the convention of arXiv 2401.11647 v4, Table 2, derived from its
-numbers: one image, one view (SimCLR: both), online branch only, a multiply-add counts 1. `executed_flops` counts the
-matrix products of one training step, all branches and views; a multiply-add counts 2.
+numbers: one image, one view (SimCLR and SimSiam: both), online branch only, a multiply-add counts 1. `executed_flops`
+counts the matrix products of one training step, all branches and views; a multiply-add counts 2.
 """
 
 from collections.abc import Sequence

@@ -160,6 +160,7 @@ def lower_round(
     ),
     images(server_images if config.uses_calibration else 0),
     struct((), jnp.float32),
+    struct((), jnp.int32),
   )
   if mesh is None:
     inputs = targets.place(inputs, target.sharding)

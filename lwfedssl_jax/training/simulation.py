@@ -76,6 +76,7 @@ class Simulation:
       batch.clients,
       self._server_images,
       np.float32(loss_limit),
+      np.int32(plan.stage_round(round_num)),
     )
     params, metrics = self._round.apply(params, plan, inputs)
     metrics = jax.tree.map(devices.fetch, _wait_for(metrics))

@@ -118,6 +118,13 @@ def head(p, x, layers):
   return x
 
 
+@jax.jit
+def head_without_last_norm(p, x):
+  x = x @ p['linear1']['kernel']
+  x = (x - x.mean(0)) / jnp.sqrt(((x - x.mean(0)) ** 2).mean(0) + 1e-5)
+  return jnp.maximum(0, x * p['norm1']['scale'] + p['norm1']['bias']) @ p['linear2']['kernel']
+
+
 def project(params, images, size, patch):
   """Projection of images in [0, 1]; `params['blocks']` is a list of the blocks that exist."""
   x = embed(params['embedding'], 2 * images - 1, patch)
@@ -160,6 +167,10 @@ def step_loss(params, target, received, views, config, alignment):
   z1, z2 = (project(params, view, size, patch) for view in views)
   if o.objective == 'simclr':
     main = nt_xent(z1, z2, o.temperature)
+  elif o.objective == 'simsiam':
+    p1, p2 = (head_without_last_norm(params['predictor'], z) for z in (z1, z2))
+    one, two = (one_minus_cosine(p, jax.lax.stop_gradient(z)) - 1 for p, z in ((p1, z2), (p2, z1)))
+    main = (one + two) / 2
   else:
     q1, q2 = head(params['predictor'], z1, 2), head(params['predictor'], z2, 2)
     k1, k2 = (project(target, view, size, patch) for view in views)

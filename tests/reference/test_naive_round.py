@@ -32,7 +32,7 @@ LOSS_TOLERANCE = 2e-5
 CHEAP_VIEWS = jax.jit(cheap_two_views, static_argnums=2)
 
 METHODS = ('end_to_end', 'layerwise', 'lw_fedssl', 'prog_fedssl', 'centralized')
-OBJECTIVES = ('moco_v3', 'byol', 'simclr')
+OBJECTIVES = ('moco_v3', 'byol', 'simclr', 'simsiam')
 
 
 def by_name(tree):

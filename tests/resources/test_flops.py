@@ -147,6 +147,9 @@ def traced_flops(config, plan, shape, start, aligned, num_frozen=None):
     total = 0.0
     if name == 'simclr':
       total += losses.nt_xent(z, 0.1, mask)
+    elif name == 'simsiam':
+      q = predictor.apply({'params': active['predictor']}, z, mask)
+      total += losses.negative_cosine(q[0], z[1], mask) + losses.negative_cosine(q[1], z[0], mask)
     else:
       q, k = predictor.apply({'params': active['predictor']}, z, mask), branch(target, tokens)
       pair = losses.cosine_distance if name == 'byol' else lambda a, b, m: losses.info_nce(a, b, 0.1, m)
@@ -188,7 +191,7 @@ def traced_flops(config, plan, shape, start, aligned, num_frozen=None):
   return product_flops(jax.make_jaxpr(step)(params, params, params, images).jaxpr)
 
 
-@pytest.mark.parametrize('objective', ['moco_v3', 'byol', 'simclr'])
+@pytest.mark.parametrize('objective', ['moco_v3', 'byol', 'simclr', 'simsiam'])
 @pytest.mark.parametrize(
   ('method', 'stage', 'options'),
   [
