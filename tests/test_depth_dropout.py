@@ -8,6 +8,7 @@ import pytest
 from lwfedssl_jax import UsageError, stages, trees
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.catalog import MethodTraits, register_method
+from lwfedssl_jax.deployment import server_options
 from lwfedssl_jax.federated import aggregation, depth_dropout
 from lwfedssl_jax.federated.aggregation import Uploads
 from lwfedssl_jax.federated.aggregation_by_block import by_block
@@ -81,6 +82,12 @@ def test_what_makes_no_sense_is_refused(registries):
     stages.make_plans(config_of('last_two', 3))
 
 
+def test_real_clients_keep_all_blocks():
+  server_options.check(config_of('end_to_end', 3), server_options.ServerOptions())
+  with pytest.raises(UsageError, match='--depth_dropout_keep: expected 0 with real clients, got 3'):
+    server_options.check(config_of('layerwise', 3), server_options.ServerOptions())
+
+
 # Aggregation by block: three numbers a client.
 
 
@@ -111,14 +118,14 @@ def test_golden_example_on_three_numbers():
 
 
 @pytest.mark.parametrize(
-  ('method', 'stage', 'keep'), [('layerwise', 3, 2), ('prog_fedssl', 3, 2), ('prog_fedssl', 1, 3)]
+  ('method', 'stage', 'keep'), [('layerwise', 3, 2), ('layerwise', 3, 1), ('prog_fedssl', 3, 2), ('prog_fedssl', 1, 3)]
 )
 def test_fast_round_equals_naive_round(tiny_round, tiny_inputs, method, stage, keep):
   tiny = tiny_round(method, 'moco_v3', depth_dropout_keep=keep)
   plan = tiny.plans[stage]
   inputs = with_kept(tiny_inputs(), plan)
   assert_same_round(tiny, inputs, stage)
-  if stage == 3:
+  if (stage, keep) == (3, 2):
     assert len({tuple(row) for row in np.asarray(inputs.clients.kept).tolist()}) > 1
 
 
