@@ -12,21 +12,13 @@ from lwfedssl_jax.deployment import server_options
 from lwfedssl_jax.federated import aggregation, depth_dropout
 from lwfedssl_jax.federated.aggregation import Uploads
 from lwfedssl_jax.federated.aggregation_by_block import by_block
-from tests.reference.test_naive_round import assert_same_round
+from tests.tiny import with_kept
 
 pytestmark = pytest.mark.usefixtures('tiny_library')
-
-CLIENTS = (1, 3, 4, 8)
 
 
 def config_of(method, keep, **values):
   return configs.with_values(configs.Config(), {'method': method, 'depth_dropout_keep': keep, **values})
-
-
-def with_kept(inputs, plan):
-  """The inputs of a round whose clients keep what they draw."""
-  keeps = depth_dropout.draw_kept(0, [plan], [int(inputs.round_num)], np.array([CLIENTS]))[0]
-  return inputs._replace(clients=inputs.clients._replace(kept=jnp.asarray(depth_dropout.select_inputs(plan, keeps))))
 
 
 # Who keeps what.
@@ -115,18 +107,6 @@ def test_golden_example_on_three_numbers():
 
 
 # Rounds.
-
-
-@pytest.mark.parametrize(
-  ('method', 'stage', 'keep'), [('layerwise', 3, 2), ('layerwise', 3, 1), ('prog_fedssl', 3, 2), ('prog_fedssl', 1, 3)]
-)
-def test_fast_round_equals_naive_round(tiny_round, tiny_inputs, method, stage, keep):
-  tiny = tiny_round(method, 'moco_v3', depth_dropout_keep=keep)
-  plan = tiny.plans[stage]
-  inputs = with_kept(tiny_inputs(), plan)
-  assert_same_round(tiny, inputs, stage)
-  if (stage, keep) == (3, 2):
-    assert len({tuple(row) for row in np.asarray(inputs.clients.kept).tolist()}) > 1
 
 
 @pytest.mark.parametrize('method', ['layerwise', 'prog_fedssl'])

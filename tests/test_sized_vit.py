@@ -52,7 +52,7 @@ def test_an_export_names_its_size():
   assert exported.tensors['blocks.2.mlp.fc1.weight'].shape == (48, 24)
   jax.tree.map(np.testing.assert_array_equal, encoder.restore(exported.tensors), params)
   same = vit.make_vit(config.model.traits, 8, 4)
-  images = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)
+  images = jax.random.uniform(jax.random.key(1), (2, 8, 8, 3))
   tokens = [each.blocks(params['blocks'], each.embed(params['embedding'], images)) for each in (encoder, same)]
   assert tokens[0].shape == (2, 4, 24)
   np.testing.assert_array_equal(*tokens)

@@ -11,7 +11,7 @@ import optax
 from lwfedssl_jax import catalog, stages
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.data import augment
-from lwfedssl_jax.federated import aggregation, calibration, client_update
+from lwfedssl_jax.federated import aggregation, calibration, client_update, depth_dropout
 from lwfedssl_jax.federated import round as rounds
 from lwfedssl_jax.federated.model import make_model
 from lwfedssl_jax.federated.placement import Placement
@@ -170,3 +170,9 @@ def random_params(shapes: Any, seed: int) -> Any:
 def build_round(epsilon: float, pipeline: Any, values: tuple[tuple[str, Any], ...]) -> Any:
   traces, config = [], configs.with_values(configs.Config(), dict(values))
   return make_round(config, epsilon, pipeline=pipeline, traces=traces), traces
+
+
+def with_kept(inputs, plan):
+  """The inputs of a round whose clients keep what they draw."""
+  keeps = depth_dropout.draw_kept(0, [plan], [int(inputs.round_num)], np.asarray(inputs.clients.client_ids)[None])[0]
+  return inputs._replace(clients=inputs.clients._replace(kept=jnp.asarray(depth_dropout.select_inputs(plan, keeps))))

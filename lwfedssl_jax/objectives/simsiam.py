@@ -2,7 +2,7 @@
 
 import jax
 
-from lwfedssl_jax.base import Function, Key, Mask, Objective, Params, Projections, Scalar
+from lwfedssl_jax.base import Array, Float, Function, Key, Mask, Objective, Params, Projections, Scalar
 from lwfedssl_jax.models.heads import Head
 from lwfedssl_jax.objectives import branches, losses
 
@@ -18,7 +18,7 @@ def make_simsiam(projector: Head, predictor: Head) -> Objective:
       'predictor': branches.init_head(predictor, jax.random.fold_in(key, 1), projector.output),
     }
 
-  def project(heads: Params, embeddings: Projections, mask: Mask) -> Projections:
+  def project(heads: Params, embeddings: Float[Array, '2 B D'], mask: Mask) -> Projections:
     return apply_projector({'params': heads['projector']}, embeddings, mask)
 
   def loss(heads: Params, projections: Projections, target_projections: Projections | None, mask: Mask) -> Scalar:
