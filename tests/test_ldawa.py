@@ -95,15 +95,27 @@ def test_a_round_follows_its_number_within_the_stage(tiny_round, tiny_inputs):
   rule = tiny_round('layerwise', 'moco_v3', aggregation='ldawa', ldawa_fedavg_rounds=1)
   plan, params = mean.plans[1], mean.init(0)
 
-  def after(case, stage_round):
-    return case.apply(params, plan, tiny_inputs()._replace(stage_round=jnp.int32(stage_round)))[0]
+  def after(case, stage_round, returned=(True, False, True, True)):
+    inputs = tiny_inputs()._replace(stage_round=jnp.int32(stage_round))
+    inputs = inputs._replace(clients=inputs.clients._replace(returned=jnp.array(returned)))
+    return case.apply(params, plan, inputs)[0]
 
   plain, first, second = after(mean, 0), after(rule, 0), after(rule, 1)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), first, plain)
-  kernels = [tree['blocks']['mlp1']['kernel'] for tree in (params, plain, second)]
-  norms = [float(jnp.linalg.norm(kernel[1])) for kernel in kernels]
-  assert norms[2] < norms[1]  # the mean of what is shrunk by cosines below 1
-  np.testing.assert_array_equal(kernels[2][0], kernels[0][0])  # frozen
+  alone = [after(mean, 0, np.arange(4) == client) for client in (0, 2, 3)]  # the mean of one client is that client
+  for name in ('blocks', 'projector'):
+    trained = [jax.tree.map(np.float64, tree[name]) for tree in (params, second, *alone)]
+    if name == 'blocks':
+      jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[[0, 2, 3]], b[[0, 2, 3]]), *trained[:2])
+      trained = [jax.tree.map(lambda leaf: leaf[1], tree) for tree in trained]
+
+    def check(received, found, *clients):
+      cosines = [np.vdot(own, received) / np.linalg.norm(own) / np.linalg.norm(received) for own in clients]
+      assert min(cosines) < 1 - 1e-6
+      wanted = sum(cosine * own for cosine, own in zip(cosines, clients)) / 3
+      np.testing.assert_allclose(found, wanted, atol=2e-6)
+
+    jax.tree.map(check, *trained)
 
 
 def test_the_stage_s_rounds_are_counted_through_its_warm_up():
