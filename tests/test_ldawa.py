@@ -91,8 +91,8 @@ def test_identical_parameters_stay():
 
 
 def test_a_round_follows_its_number_within_the_stage(tiny_round, tiny_inputs):
-  mean = tiny_round('layerwise', 'moco_v3')
-  rule = tiny_round('layerwise', 'moco_v3', aggregation='ldawa', ldawa_fedavg_rounds=1)
+  mean = tiny_round('layerwise', 'moco_v3', learning_rate=5.0)  # so that clients turn away
+  rule = tiny_round('layerwise', 'moco_v3', learning_rate=5.0, aggregation='ldawa', ldawa_fedavg_rounds=1)
   plan, params = mean.plans[1], mean.init(0)
 
   def after(case, stage_round, returned=(True, False, True, True)):
@@ -101,7 +101,7 @@ def test_a_round_follows_its_number_within_the_stage(tiny_round, tiny_inputs):
     return case.apply(params, plan, inputs)[0]
 
   plain, first, second = after(mean, 0), after(rule, 0), after(rule, 1)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), first, plain)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), first, plain)
   alone = [after(mean, 0, np.arange(4) == client) for client in (0, 2, 3)]  # the mean of one client is that client
   for name in ('blocks', 'projector'):
     trained = [jax.tree.map(np.float64, tree[name]) for tree in (params, second, *alone)]
@@ -111,9 +111,9 @@ def test_a_round_follows_its_number_within_the_stage(tiny_round, tiny_inputs):
 
     def check(received, found, *clients):
       cosines = [np.vdot(own, received) / np.linalg.norm(own) / np.linalg.norm(received) for own in clients]
-      assert min(cosines) < 1 - 1e-6
+      assert min(cosines) < 0.99
       wanted = sum(cosine * own for cosine, own in zip(cosines, clients)) / 3
-      np.testing.assert_allclose(found, wanted, atol=2e-6)
+      np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
     jax.tree.map(check, *trained)
 
