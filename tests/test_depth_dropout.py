@@ -83,28 +83,47 @@ def test_real_clients_keep_all_blocks():
 # Aggregation by block: three numbers a client.
 
 
-def test_golden_example_on_three_numbers():
-  """Two blocks of one number and a norm of one. Clients of 1, 2 and 1 images; the first two trained one block each."""
-  active = {'blocks': {'kernel': jnp.array([[10.0], [20.0]])}, 'norm': {'scale': jnp.array([30.0])}}
+# Two blocks of one number and a norm of one. Clients of 1, 2, 1 and 4 images; each trained one block.
+ACTIVE = {'blocks': {'kernel': np.array([[10.0], [20.0]], np.float32)}, 'norm': {'scale': np.array([30.0], np.float32)}}
+ROWS = np.array([(1.0, 1.0), (4.0, 2.0), (7.0, 4.0), (6.0, 8.0)], np.float32)  # its block, and the norm
+KEPT, IMAGES = np.array([[0], [1], [1], [0]]), np.array([1, 2, 1, 4])
+
+
+def aggregate(name, returned, axis=None):
+  """Aggregates the clients one after the other, or two on each of two devices; returns both blocks and the norm."""
   raveler = trees.make_raveler()
-  rule = by_block(aggregation.make_mean(configs.MethodConfig(), None), raveler, active)
+  rule = by_block(aggregation.make_aggregator(configs.MethodConfig(aggregation=name), axis), raveler, ACTIVE, axis)
 
-  def aggregate(accepted):
-    clients = [{'blocks': {'kernel': jnp.array([[b]])}, 'norm': {'scale': jnp.array([n])}} for b, n in ROWS]
-    params = jax.vmap(raveler.ravel)(jax.tree.map(lambda *leaves: jnp.stack(leaves), *clients))
-    weights, accepted = jnp.array([0.25, 0.5, 0.25]), jnp.array(accepted)
-    state = rule.init(raveler.ravel(active), 3)
-    for first, rows in ((0, slice(0, 2)), (2, slice(2, 3))):
-      own = {name: leaf[rows] for name, leaf in params.items()}
-      state = rule.add(state, Uploads(own, weights[rows], accepted[rows], KEPT[rows]), first)
-    found = rule.finish(state, accepted, aggregation.tally_clients(weights, accepted))
-    found = raveler.unravel(found, active)
-    return [*found['blocks']['kernel'][:, 0].tolist(), found['norm']['scale'][0].item()]
+  def on_device(rows, kept, images, accepted):
+    weights = aggregation.client_weights(images, accepted, axis)
+    tree = {'blocks': {'kernel': rows[:, :1, None]}, 'norm': {'scale': rows[:, 1:]}}
+    params, state = jax.vmap(raveler.ravel)(tree), rule.init(raveler.ravel(ACTIVE), len(rows))
+    for index in range(len(rows)):
+      own = jax.tree.map(lambda leaf, index=index: leaf[index : index + 1], Uploads(params, weights, accepted, kept))
+      state = rule.add(state, own, index)
+    found = raveler.unravel(rule.finish(state, accepted, aggregation.tally_clients(weights, accepted, axis)), ACTIVE)
+    return jnp.append(found['blocks']['kernel'][:, 0], found['norm']['scale'])
 
-  ROWS, KEPT = [(1.0, 1.0), (4.0, 2.0), (7.0, 4.0)], jnp.array([[0], [1], [1]])
-  assert aggregate([True, True, True]) == pytest.approx([1, (2 * 4 + 7) / 3, 0.25 * 1 + 0.5 * 2 + 0.25 * 4])
-  found = aggregate([False, True, True])  # nobody trained the first block: it stays
-  assert found == pytest.approx([10, 5, (2 * 2 + 4) / 3]) and found[0] == 10
+  clients = jnp.asarray(ROWS), jnp.asarray(KEPT), jnp.asarray(IMAGES), jnp.array(returned)
+  if axis is None:
+    return on_device(*clients)
+  both = jax.vmap(on_device, axis_name=axis)(*(leaf.reshape(2, 2, *leaf.shape[1:]) for leaf in clients))
+  np.testing.assert_array_equal(*both)
+  return both[0]
+
+
+@pytest.mark.parametrize('axis', [None, 'clients'])
+def test_golden_example_on_three_numbers(axis):
+  found = aggregate('mean', [True, True, True, False], axis)
+  np.testing.assert_allclose(found, [1, (2 * 4 + 7) / 3, 0.25 * 1 + 0.5 * 2 + 0.25 * 4], rtol=1e-6)
+  found = aggregate('mean', [False, True, True, False], axis)
+  np.testing.assert_allclose(found, [10, 5, (2 * 2 + 4) / 3], rtol=1e-6)  # nobody trained the first block: it stays
+
+
+@pytest.mark.parametrize('axis', [None, 'clients'])
+def test_any_rule_takes_the_clients_that_trained_a_block(axis):
+  np.testing.assert_allclose(aggregate('median', [True] * 4, axis), [3.5, 5.5, 3], rtol=1e-6)
+  np.testing.assert_allclose(aggregate('median', [True, False, False, True], axis), [3.5, 20, 4.5], rtol=1e-6)
 
 
 # Rounds.
