@@ -238,7 +238,9 @@ def block_name(index: int) -> str:
 def kept_share(plan: StagePlan, component: str) -> float:
   """Returns the probability that a client keeps a component that exists; below 1 for earlier blocks, depth dropout."""
   earlier = plan.stop - plan.num_new
-  return (plan.num_kept - plan.num_new) / earlier if component in map(block_name, range(earlier)) else 1
+  if plan.num_kept == plan.stop or component not in map(block_name, range(earlier)):
+    return 1
+  return (plan.num_kept - plan.num_new) / earlier
 
 
 def uploaded_components(plan: StagePlan, head_names: tuple[str, ...]) -> tuple[str, ...]:
