@@ -92,6 +92,9 @@ class MethodConfig(Validated):
     'layer-wise one (depth / blocks_per_stage * rounds_per_stage)',
     at_least=1,
   )
+  total_rounds: int = option(
+    0, 'rounds in all, shared evenly by the layer-wise stages, instead of rounds_per_stage; 0: not set', at_least=0
+  )
   depth_dropout_keep: int = option(
     0,
     'depth dropout: blocks that a client keeps at most, those that the stage adds and a random subset of the earlier '
@@ -349,14 +352,19 @@ class Config:
         f'--blocks_per_stage: expected a divisor of the {depth} blocks of {model.encoder}, '
         f'got {self.method.blocks_per_stage}'
       )
+    if self.method.total_rounds % (depth // self.method.blocks_per_stage):
+      raise UsageError(
+        f'--total_rounds: expected a multiple of the {depth // self.method.blocks_per_stage} layer-wise stages, '
+        f'got {self.method.total_rounds}'
+      )
     if 0 < self.method.depth_dropout_keep < self.method.blocks_per_stage:
       raise UsageError(
         f'--depth_dropout_keep: expected 0 or at least --blocks_per_stage={self.method.blocks_per_stage}, '
         f'got {self.method.depth_dropout_keep}'
       )
-    if self.method.warmup_rounds >= self.method.rounds_per_stage:
+    if self.method.warmup_rounds >= self.effective_rounds_per_stage:
       raise UsageError(
-        f'--warmup_rounds: expected less than --rounds_per_stage={self.method.rounds_per_stage}, '
+        f'--warmup_rounds: expected less than the {self.effective_rounds_per_stage} rounds of a stage, '
         f'got {self.method.warmup_rounds}'
       )
     if self.client.micro_batch_size and self.client.batch_size % self.client.micro_batch_size:
@@ -387,6 +395,13 @@ class Config:
   @property
   def effective_clients_per_round(self) -> int:
     return self.client.clients_per_round or self.effective_num_clients
+
+  @property
+  def effective_rounds_per_stage(self) -> int:
+    """Rounds of a layer-wise stage."""
+    method = self.method
+    shared = method.total_rounds // (self.model.traits.depth // method.blocks_per_stage)
+    return shared or method.rounds_per_stage
 
   @property
   def uses_calibration(self) -> bool:

@@ -27,6 +27,7 @@ class ConfigFields(typing.TypedDict, total=False):
   method: str
   blocks_per_stage: int
   rounds_per_stage: int
+  total_rounds: int
   depth_dropout_keep: int
   warmup_rounds: int
   aggregation: str

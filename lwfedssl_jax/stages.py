@@ -73,15 +73,15 @@ class StagePlan(NamedTuple):
 def make_plans(config: Config) -> tuple[StagePlan, ...]:
   """Builds the stage plans of a run, in the order of its rounds.
 
-  All methods run the same number of rounds in all: depth / blocks_per_stage * rounds_per_stage. A stage whose new
-  blocks train alone for `warmup_rounds` has two plans (ProgFed, arXiv 2110.05323).
+  All methods run the same number of rounds in all: depth / blocks_per_stage * rounds_per_stage, or total_rounds. A
+  stage whose new blocks train alone for `warmup_rounds` has two plans (ProgFed, arXiv 2110.05323).
 
   Raises:
     UsageError: depth dropout with a method that trains some of the earlier blocks, not all or none.
   """
   method, depth, keep = config.method.traits, config.model.traits.depth, config.effective_depth_dropout_keep
   step = config.method.blocks_per_stage if method.staged else depth
-  rounds = config.method.rounds_per_stage * (step // config.method.blocks_per_stage)
+  rounds = config.effective_rounds_per_stage * (step // config.method.blocks_per_stage)
   plans = []
   for stage, stop in enumerate(range(step, depth + 1, step)):
     start = method.first_trained(stop, step)
@@ -177,6 +177,12 @@ def keep_blocks(global_params: StageParams, kept: Int[Array, ' n']) -> StagePara
   return global_params._replace(
     frozen=dict(frozen, blocks=gather(frozen['blocks'])), start=jnp.minimum(start, kept.shape[0])
   )
+
+
+def put_blocks(active: Params, trained: Params, kept: Int[Array, ' n']) -> Params:
+  """Returns the active part of a client that trained the blocks `kept`; its other blocks are those of `active`."""
+  blocks = jax.tree.map(lambda whole, part: whole.at[kept].set(part), active['blocks'], trained['blocks'])
+  return dict(trained, blocks=blocks)
 
 
 def merge(params: Params, active: Params, start: Integer) -> Params:

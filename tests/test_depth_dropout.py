@@ -84,7 +84,7 @@ def test_real_clients_keep_all_blocks():
 
 
 # Two blocks of one number and a norm of one. Clients of 1, 2, 1 and 4 images; each trained one block.
-ACTIVE = {'blocks': {'kernel': np.array([[10.0], [20.0]], np.float32)}, 'norm': {'scale': np.array([30.0], np.float32)}}
+ACTIVE = {'blocks': {'kernel': jnp.array([[10.0], [20.0]])}, 'norm': {'scale': jnp.array([30.0])}}
 ROWS = np.array([(1.0, 1.0), (4.0, 2.0), (7.0, 4.0), (6.0, 8.0)], np.float32)  # its block, and the norm
 KEPT, IMAGES = np.array([[0], [1], [1], [0]]), np.array([1, 2, 1, 4])
 
@@ -97,7 +97,8 @@ def aggregate(name, returned, axis=None):
   def on_device(rows, kept, images, accepted):
     weights = aggregation.client_weights(images, accepted, axis)
     tree = {'blocks': {'kernel': rows[:, :1, None]}, 'norm': {'scale': rows[:, 1:]}}
-    params, state = jax.vmap(raveler.ravel)(tree), rule.init(raveler.ravel(ACTIVE), len(rows))
+    params = jax.vmap(lambda own, blocks: raveler.ravel(stages.put_blocks(ACTIVE, own, blocks)))(tree, kept)
+    state = rule.init(raveler.ravel(ACTIVE), len(rows))
     for index in range(len(rows)):
       own = jax.tree.map(lambda leaf, index=index: leaf[index : index + 1], Uploads(params, weights, accepted, kept))
       state = rule.add(state, own, index)

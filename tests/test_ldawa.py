@@ -21,10 +21,9 @@ def aggregate(clients, received, num_images, returned, stage_round, fedavg_round
   weights, accepted = aggregation.client_weights(sizes, jnp.array(returned)), jnp.array(returned)
   state = rule.init(raveler.ravel(received), len(clients))
   for index, client in enumerate(clients):
-    own = aggregation.prepare_update(rule, raveler, raveler.ravel(client), received, stage_round)
-    one = slice(index, index + 1)
-    uploads = Uploads(jax.tree.map(lambda leaf: leaf[None], own), weights[one], accepted[one])
-    state = rule.add(state, uploads, index)
+    own, one = jax.tree.map(lambda leaf: leaf[None], raveler.ravel(client)), slice(index, index + 1)
+    uploads = Uploads(own, weights[one], accepted[one])
+    state = rule.add(state, aggregation.prepare_uploads(rule, raveler, uploads, received, stage_round), index)
   return raveler.unravel(rule.finish(state, accepted, aggregation.tally_clients(weights, accepted)), received)
 
 

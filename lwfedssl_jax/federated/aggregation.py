@@ -58,6 +58,8 @@ class Aggregator(NamedTuple):
       weights; None: the images.
     prepare: (a client's active parameters, those that it received, round of the stage) -> parameters to add, all of
       them trees; None: as they are.
+    returns_mean: `finish` returns the mean of the accepted uploads by weight, so that the round need not sum them once
+      more for their distance (see divergence.py).
   """
 
   init: Callable[[Raveled, int], Any]
@@ -65,6 +67,7 @@ class Aggregator(NamedTuple):
   finish: Callable[[Any, Bool[Array, ' K'], Tally], Raveled]
   weigh: Callable[[Int[Array, ' K'], Integer], Int[Array, ' K']] | None = None
   prepare: Callable[[Params, Params, Integer], Params] | None = None
+  returns_mean: bool = False
 
 
 def is_valid_update(params: Params, loss: Scalar, loss_limit: Number) -> Bool[Array, '']:
@@ -137,7 +140,7 @@ def make_mean(config: MethodConfig, axis: str | None) -> Aggregator:
     total = total if axis is None else jax.lax.psum(total, axis)
     return jax.tree.map(lambda leaf: leaf / share, total)
 
-  return Aggregator(init, add, finish)
+  return Aggregator(init, add, finish, returns_mean=True)
 
 
 def make_order_statistic(config: MethodConfig, axis: str | None, trim: Callable[..., Array]) -> Aggregator:
@@ -201,13 +204,18 @@ def weigh_clients(aggregator: Aggregator, num_images: Int[Array, ' K'], stage_ro
   return num_images if aggregator.weigh is None else aggregator.weigh(num_images, stage_round)
 
 
-def prepare_update(
-  aggregator: Aggregator, raveler: trees.Raveler, client_params: Raveled, global_params: Params, stage_round: Integer
-) -> Raveled:
-  """Returns a client's parameters as the aggregator adds them, raveled; see Aggregator."""
-  if aggregator.prepare is None:
-    return client_params
-  return raveler.ravel(aggregator.prepare(raveler.unravel(client_params, global_params), global_params, stage_round))
+def prepare_uploads(
+  aggregator: Aggregator, raveler: trees.Raveler, uploads: Uploads, global_params: Params, stage_round: Integer
+) -> Uploads:
+  """Returns the uploads as the aggregator adds them; `global_params` are the active ones; see Aggregator."""
+  change = aggregator.prepare
+  if change is None:
+    return uploads
+
+  def prepare(vectors):
+    return raveler.ravel(change(raveler.unravel(vectors, global_params), global_params, stage_round))
+
+  return uploads._replace(params=jax.vmap(prepare)(uploads.params))
 
 
 def aggregate_or_keep(

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lwfedssl_jax import trees
-from lwfedssl_jax.base import Array, Float, Params, Raveled
-from lwfedssl_jax.federated import aggregation
+from lwfedssl_jax import stages, trees
+from lwfedssl_jax.base import Array, Float, Integer, Params, Raveled
+from lwfedssl_jax.federated import aggregation, optimizer
 from lwfedssl_jax.federated.aggregation import Aggregator, Tally, Uploads
 
 
@@ -40,7 +40,7 @@ def by_block(aggregator: Aggregator, raveler: trees.Raveler, active: Params, axi
     axis: name of the mesh axis over which clients are sharded, or None.
 
   Returns:
-    A rule on the raveled `active`. Its `Uploads` have `kept`, the numbers of each client's blocks.
+    A rule on the raveled `active`. Its `Uploads` have `kept`, the numbers of the blocks that each client trained.
   """
 
   def cut(tree: Params) -> _Cut:
@@ -65,21 +65,16 @@ def by_block(aggregator: Aggregator, raveler: trees.Raveler, active: Params, axi
     )
 
   def add(state, uploads, first):
-    kept = uploads.kept
-    like = dict(active, blocks=jax.tree.map(lambda leaf: leaf[: kept.shape[1]], active['blocks']))
-    parts = jax.vmap(lambda vectors: cut(raveler.unravel(vectors, like)))(uploads.params)
-    row = jnp.arange(kept.shape[0])[:, None]
-    blocks = jax.tree.map(
-      lambda leaf: jnp.zeros((leaf.shape[0], depth, *leaf.shape[2:])).at[row, kept].set(leaf), parts.blocks
-    )
-    accepted = uploads.accepted[:, None] & jnp.zeros((len(kept), depth), bool).at[row, kept].set(True)
+    parts = jax.vmap(lambda vectors: cut(raveler.unravel(vectors, active)))(uploads.params)
+    trained = jax.nn.one_hot(uploads.kept, depth, dtype=bool).any(axis=1)
+    accepted = uploads.accepted[:, None] & trained
     weights = jnp.where(accepted, uploads.weights[:, None], 0)
 
     def add_block(block_state, params, block_accepted):
       return aggregator.add(block_state, Uploads(params, uploads.weights, block_accepted), first)
 
     return state._replace(
-      blocks=jax.vmap(add_block, in_axes=(0, 1, 1))(state.blocks, blocks, accepted),
+      blocks=jax.vmap(add_block, in_axes=(0, 1, 1))(state.blocks, parts.blocks, accepted),
       rest=aggregator.add(state.rest, Uploads(parts.rest, uploads.weights, uploads.accepted), first),
       weights=jax.lax.dynamic_update_slice_in_dim(state.weights, weights, first, 0),
     )
@@ -101,4 +96,10 @@ def by_block(aggregator: Aggregator, raveler: trees.Raveler, active: Params, axi
       )
     )
 
-  return aggregator._replace(init=init, add=add, finish=finish)
+  return aggregator._replace(init=init, add=add, finish=finish, returns_mean=False)
+
+
+def mark_existing(raveler: trees.Raveler, active: Params, stop: Integer) -> Raveled:
+  """Returns 1 for the parameters of an active part with all L blocks, 0 for those of absent blocks, from `stop` on."""
+  labels = stages.labels(active, 0, stop, trains_embedding=True)
+  return raveler.ravel(optimizer.layer_factors(active, labels, block_decay=1.0))

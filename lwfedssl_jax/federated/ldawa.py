@@ -35,7 +35,7 @@ def scale_tensors(client_params: Params, global_params: Params) -> Params:
 
 
 def make_hooks(config: MethodConfig) -> dict[str, Any]:
-  """Builds `weigh` and `prepare` of an Aggregator, which make FedAvg's mean L-DAWA after --ldawa_fedavg_rounds."""
+  """Builds what makes FedAvg's mean, an Aggregator, L-DAWA after --ldawa_fedavg_rounds: `weigh` and `prepare`."""
 
   def is_fedavg(stage_round: Integer) -> Any:
     return jnp.asarray(stage_round) < config.ldawa_fedavg_rounds
@@ -47,4 +47,4 @@ def make_hooks(config: MethodConfig) -> dict[str, Any]:
     scaled = scale_tensors(client_params, global_params)
     return jax.tree.map(lambda a, b: jnp.where(is_fedavg(stage_round), a, b), client_params, scaled)
 
-  return {'weigh': weigh, 'prepare': prepare}
+  return {'weigh': weigh, 'prepare': prepare, 'returns_mean': False}

@@ -57,7 +57,7 @@ def shard_round(body: Function, placement: Placement) -> Function:
       functools.partial(body, shape),
       mesh=placement.mesh,
       in_specs=(replicated, replicated, replicated, input_specs(placement)),
-      out_specs=(replicated, RoundMetrics(replicated, sharded, sharded, replicated)),
+      out_specs=(replicated, RoundMetrics(replicated, sharded, sharded, replicated, replicated)),
       check_vma=False,
     )
     return on_device(params, start, stop, inputs)

@@ -47,12 +47,18 @@ class RoundInputs(NamedTuple):
 
 
 class RoundMetrics(NamedTuple):
-  """Losses of a round: mean over accepted clients, weighted by images; per client; of calibration.
+  """What a round reports of its clients and of its calibration.
 
-  A client is accepted if it returned and its update is valid (`aggregation.is_valid_update`).
+  Attributes:
+    client: mean losses over accepted clients, weighted by images.
+    client_losses: of each client.
+    accepted: clients that returned with a valid update (`aggregation.is_valid_update`).
+    divergence: distance between the accepted clients' parameters (`divergence.py`), at least 0.
+    calibration: mean losses of the server; None where it does not train.
   """
 
   client: Losses
   client_losses: Float[Array, ' K']
   accepted: Bool[Array, ' K']
+  divergence: Float[Array, '']
   calibration: Losses | None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from lwfedssl_jax.base import Encoder
-from lwfedssl_jax.catalog import ENCODERS, SIZED_VIT, EncoderTraits, VitTraits
+from lwfedssl_jax.catalog import ENCODERS, EncoderTraits, VitTraits
 from lwfedssl_jax.config import ModelConfig
 from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.models import vit, vit_export
@@ -33,7 +33,7 @@ def build_vit(config: ModelConfig, image_size: int, execution: BlockExecution) -
 
 
 # (configuration, side of the images in pixels, execution of blocks) -> encoder
-BUILDERS: dict[str, Builder] = dict.fromkeys(('vit_tiny', 'vit_small', 'vit_micro', SIZED_VIT), build_vit)
+BUILDERS: dict[str, Builder] = {name: build_vit for name, traits in ENCODERS.items() if isinstance(traits, VitTraits)}
 
 
 def register_encoder(name: str, traits: EncoderTraits, builder: Builder) -> None:

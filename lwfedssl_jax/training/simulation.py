@@ -64,7 +64,7 @@ class Simulation:
     client_ids, returned = self._participation.client_ids[round_num], self._participation.returned[round_num]
     traffic = self._charge(plan, round_num, attempt)
     nothing = RoundResult(
-      client_ids, returned, np.zeros_like(returned), np.zeros(len(returned), np.float32), None, None, traffic, 0
+      client_ids, returned, np.zeros_like(returned), np.zeros(len(returned), np.float32), None, 0.0, None, traffic, 0
     )
     if not returned.any():
       return params, nothing
@@ -86,6 +86,7 @@ class Simulation:
       accepted=metrics.accepted[slots],
       client_losses=metrics.client_losses[slots],
       losses=metrics.client,
+      divergence=float(metrics.divergence),
       calibration=metrics.calibration,
       images_trained=batching.images_trained(self._setup.sizes[client_ids], self._config.client),
       padding_fraction=batch.padding_fraction,

@@ -29,6 +29,7 @@ class NaiveResult(NamedTuple):
   params: Any  # as the library stacks them, NumPy float64
   client_losses: list[dict[str, float]]  # per client: total, objective, alignment
   client_mean: dict[str, float]  # over the clients that returned, weighted by their images
+  divergence: float  # of the clients that returned, see mean_distance
   calibration: dict[str, float] | None
 
 
@@ -376,6 +377,16 @@ def calibrate(params, trained, inputs, setting):
     return train(params, batches, optimizer, config, None)
 
 
+def mean_distance(clients, weights, trained: Trained):
+  """Weighted root mean square distance of clients to their mean, relative to its norm, over what is trained."""
+  rows = np.array(
+    [np.concatenate([x.ravel() for path, x in flatten(c).items() if is_trained(path, trained)]) for c in clients]
+  )
+  weights = np.array(weights)
+  mean = weights @ rows
+  return np.sqrt(weights @ np.square(rows - mean).sum(axis=1)) / np.linalg.norm(mean)
+
+
 def naive_round(setting: Setting, params, stage: int, inputs) -> NaiveResult:
   """Runs one round.
 
@@ -409,11 +420,13 @@ def naive_round(setting: Setting, params, stage: int, inputs) -> NaiveResult:
     return sum(sizes[i] / sum(sizes[j] for j in members) * values[i] for i in members)
 
   flat = [client_params for client_params, _ in results]
-  aggregated = {}
-  for path, value in flatten(existing).items():
+  received, aggregated = flatten(existing), {}
+  for path, value in received.items():
     trainers = [i for i in back if path in flat[i]]
     aggregated[path] = mean({i: flat[i][path] for i in trainers}, trainers) if trainers else value
   aggregated = unflatten(aggregated)
+  models = [unflatten(received | flat[i]) for i in back]  # what a client does not keep is as it received it
+  divergence = mean_distance(models, [sizes[i] / sum(sizes[j] for j in back) for i in back], trained)
   client_mean = {name: mean([losses[name] for losses in client_losses]) for name in client_losses[0]}
 
   calibration = None
@@ -421,4 +434,4 @@ def naive_round(setting: Setting, params, stage: int, inputs) -> NaiveResult:
     aggregated, calibration = calibrate(aggregated, trained, inputs, setting)
   blocks = aggregated['blocks'] + per_block[trained.existing :]
   result = dict(aggregated, blocks=jax.tree.map(lambda *leaves: np.stack(leaves), *blocks))
-  return NaiveResult(result, client_losses, client_mean, calibration)
+  return NaiveResult(result, client_losses, client_mean, divergence, calibration)

@@ -70,6 +70,8 @@ def assert_same_round(tiny, inputs, stage):
     error = abs(float(actual) - expected) / max(abs(expected), 0.1)
     if not error <= LOSS_TOLERANCE:
       found[name] = error
+  if abs(metrics.divergence - naive.divergence) > CHANGE_TOLERANCE * naive.divergence:
+    found['divergence'] = (metrics.divergence, naive.divergence)
   assert not found, f'fast and naive round differ: {found}'
 
 

@@ -7,7 +7,7 @@ import pytest
 from lwfedssl_jax import UsageError, catalog
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.plots import cost_plots
-from lwfedssl_jax.resources import accounting, communication, costs, flops, memory
+from lwfedssl_jax.resources import accounting, communication, cost_tables, costs, flops, memory, server_planner
 from lwfedssl_jax.stages import make_plans
 
 PAPER = {'encoder': 'vit_tiny', 'rounds_per_stage': 15, 'local_epochs': 3, 'num_clients': 10}
@@ -152,6 +152,28 @@ def test_actual_memory_is_compiled_once_for_all_stages_of_a_shape():
   assert stages[0].peak_memory_bytes != stages[1].peak_memory_bytes
 
 
+def test_the_server_s_memory_is_that_of_its_own_step(monkeypatch):
+  asked = []
+
+  def peak(config, image_size, batch_size):
+    asked.append((config.method.method, image_size, batch_size))
+    return 7_654_321
+
+  monkeypatch.setattr(server_planner, 'peak_bytes', peak)
+  values = {'calibration_batch_size': 24, 'batch_size': 64}
+  found = [
+    costs.method_cost(config_of(method, **values), 32, 'actual', with_memory=False, with_server_memory=True)
+    for method in ('lw_fedssl', 'layerwise')
+  ]
+  assert [cost.server_memory_bytes for cost in found] == [7_654_321, None]
+  assert asked == [('lw_fedssl', 32, 24)]
+  assert costs.to_json(found[0])['server_memory_bytes'] == 7_654_321
+  totals = [[cell.strip() for cell in line.split('|')[1:-1]] for line in cost_tables.to_text(found).splitlines()[2:6]]
+  assert [row[-1] for row in (totals[0], *totals[2:])] == ['server memory MB', '7.7', '-']
+  assert 'server memory' not in cost_tables.to_text(found[1:])
+  assert costs.method_cost(config_of('lw_fedssl'), 32, 'paper_v4', with_server_memory=True).server_memory_bytes is None
+
+
 def test_micro_batches_and_rematerialization_are_counted_as_flops():
   plan = make_plans(config_of('layerwise'))[3]
 
@@ -169,7 +191,7 @@ def test_micro_batches_and_rematerialization_are_counted_as_flops():
 
 def test_text_names_its_convention_and_compares_with_end_to_end():
   found = [costs.method_cost(config_of(method), 32, 'paper_v4') for method in ('end_to_end', 'layerwise')]
-  text = costs.to_text(found)
+  text = cost_tables.to_text(found)
   assert text.startswith('convention paper_v4: GB = 1000 MiB')
   row = next(line for line in text.splitlines() if line.startswith('| layerwise'))
   assert [cell.strip() for cell in row.split('|')[1:-1]] == ['layerwise', '1.65', '5.08x', '139.4', '4.20x', '-', '-']
@@ -199,4 +221,4 @@ def test_expected_bytes_are_at_most_the_worst_case_and_other_figures_those_of_ac
   assert total(expected) == pytest.approx(total(actual), rel=0.2)
   assert expected.total_flops == actual.total_flops
   assert costs.gb_bytes('expected') == 10**9
-  assert 'mean over all seeds' in costs.to_text([expected])
+  assert 'mean over all seeds' in cost_tables.to_text([expected])
