@@ -46,6 +46,8 @@ SLOW = (
   'test_heads.py',
   'test_fuzz.py',
   'test_knn_and_collapse.py',
+  'test_depth_dropout.py',
+  'test_ldawa.py',
   'test_sampling.py',
   'test_finetune.py',
   'test_properties.py',

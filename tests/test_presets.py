@@ -44,6 +44,7 @@ SMALLER = (
   '--learning_rate=1e-3',
   '--knn_bank_images=50',
   '--tracker=none',
+  *tiny.PLAIN_VIEWS,
 )
 
 

@@ -147,7 +147,7 @@ def _head_names(config: Config) -> tuple[str, ...]:
 
 
 def _find_plan(config: Config, round_num: int) -> stages.StagePlan:
-  for plan in stages.make_plans(config):
-    if plan.first_round <= round_num < plan.first_round + plan.num_rounds:
-      return plan
-  raise MessageError(f'round_num: expected a round of the run, got {round_num}')
+  try:
+    return stages.find_plan(stages.make_plans(config), round_num)
+  except IndexError as error:
+    raise MessageError(f'round_num: expected a round of the run, got {round_num}') from error

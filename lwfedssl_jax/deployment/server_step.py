@@ -65,22 +65,17 @@ class ServerStep:
     """
     count, returned = len(updates), np.array([update is not None for update in updates])
     active, global_active, sums = self._start(plan.shape, params, np.int32(plan.start), count)
-    weights = aggregation.client_weights(jnp.asarray(num_images, jnp.int32), jnp.asarray(returned))
+    stage_round = np.int32(plan.stage_round(round_num))
+    sizes = aggregation.weigh_clients(self._aggregator, jnp.asarray(num_images, jnp.int32), stage_round)
+    weights = aggregation.client_weights(sizes, jnp.asarray(returned))
     losses, accepted = np.zeros((3, count), np.float32), np.zeros(count, bool)
     for position, update in enumerate(updates):
       if update is None:
         continue
       losses[:, position] = update[1]
       trained = components.paste(active, update[0], plan.start)
-      sums, valid = self._add(
-        sums,
-        trained,
-        global_active,
-        weights[position],
-        losses[0, position],
-        np.float32(loss_limit),
-        np.int32(position),
-      )
+      own = trained, losses[0, position], weights[position]
+      sums, valid = self._add(sums, own, active, np.float32(loss_limit), np.int32(position), stage_round)
       accepted[position] = valid
     tally = aggregation.tally_clients(weights, jnp.asarray(accepted))
     mean = Losses(*aggregation.mean_over_accepted(list(jnp.asarray(losses)), weights, jnp.asarray(accepted), tally))
@@ -107,8 +102,11 @@ class ServerStep:
     return active, global_active, sums
 
   def _add_client(
-    self, sums: Any, trained: Params, global_active: Any, weight: Any, loss: Any, loss_limit: Any, position: Any
+    self, sums: Any, own: tuple[Params, Any, Any], active: Params, loss_limit: Any, position: Any, stage_round: Any
   ) -> Any:
+    trained, loss, weight = own
+    global_active = self._raveler.ravel(active)
+
     def accept(params, loss):
       clipped = aggregation.clip_update(params, global_active, self._config.server_update_clip)
       return clipped, aggregation.is_valid_update(clipped, loss, loss_limit)
@@ -116,7 +114,8 @@ class ServerStep:
     vectors = jax.tree.map(lambda leaf: leaf[None], self._raveler.ravel(trained))
     clipped, valid = jax.vmap(accept)(vectors, loss[None])
     uploads = aggregation.Uploads(clipped, weight[None], valid)
-    state = self._aggregator.add(sums[0], uploads, position)
+    prepared = aggregation.prepare_uploads(self._aggregator, self._raveler, uploads, active, stage_round)
+    state = self._aggregator.add(sums[0], prepared, position)
     return (state, divergence.add(sums[1], uploads, global_active)), valid[0]
 
   def _finish_round(

@@ -51,7 +51,12 @@ def add(sums: DivergenceSums, uploads: Uploads, global_params: Raveled) -> Diver
 
 
 def finish(
-  sums: DivergenceSums, tally: Tally, aggregated: Raveled, global_params: Raveled, axis: str | None = None
+  sums: DivergenceSums,
+  tally: Tally,
+  aggregated: Raveled,
+  global_params: Raveled,
+  axis: str | None = None,
+  exists: Raveled | None = None,
 ) -> Float[Array, '']:
   """Returns the relative distance, at least 0; 0 for fewer than two accepted clients.
 
@@ -61,10 +66,13 @@ def finish(
     aggregated: what the aggregator returned.
     global_params: the parameters that clients received.
     axis: mesh axis over which clients are sharded.
+    exists: 1 for a parameter that exists in the stage, 0 for one that does not; None: all exist.
   """
   share = jnp.maximum(tally.accepted_weight, 1e-12)
   total = DivergenceSums(*(sums if axis is None else jax.lax.psum(sums, axis)))
   mean = aggregated if total.params is None else jax.tree.map(lambda leaf: leaf / share, total.params)
+  if exists is not None:
+    mean, global_params = (jax.tree.map(jnp.multiply, tree, exists) for tree in (mean, global_params))
   moved = optax.tree.norm(jax.tree.map(jnp.subtract, mean, global_params), squared=True)
   square = jnp.maximum(total.squares / share - moved, 0)
   distance = jnp.sqrt(square) / jnp.maximum(optax.tree.norm(mean), 1e-12)

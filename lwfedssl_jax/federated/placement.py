@@ -39,7 +39,7 @@ def input_specs(placement: Placement) -> RoundInputs:
   sharded: Any = PartitionSpec(AXIS)
   clients = ClientSlots(*[sharded] * len(ClientSlots._fields))
   return RoundInputs(
-    replicated, replicated, sharded if placement.streams else replicated, clients, replicated, replicated
+    replicated, replicated, sharded if placement.streams else replicated, clients, replicated, replicated, replicated
   )
 
 

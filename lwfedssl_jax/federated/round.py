@@ -20,6 +20,7 @@ from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
 from lwfedssl_jax.federated import aggregation, calibration, client_update, divergence, privacy, scheduling
 from lwfedssl_jax.federated.aggregation import Aggregator, Uploads
+from lwfedssl_jax.federated.aggregation_by_block import by_block, mark_existing
 from lwfedssl_jax.federated.client_update import ClientData, ClientKeys, ClientUpdate
 from lwfedssl_jax.federated.divergence import DivergenceSums
 from lwfedssl_jax.federated.placement import Placement, shard_round
@@ -71,13 +72,19 @@ def make_round(
   def body(
     shape: StageShape, params: Params, start: Integer, stop: Integer, inputs: RoundInputs
   ) -> tuple[Params, RoundMetrics]:
-    global_params = stages.split(params, shape, start)
+    differ = inputs.clients.kept is not None and shape.trains_embedding  # the blocks that clients train
+    global_params = stages.split(params, stages.whole(params) if differ else shape, start)
     global_active = raveler.ravel(global_params.active)
-    trained = _train_clients(config, parts, placement, global_params, inputs, client_steps)
+    aggregator = parts.aggregator
+    if differ:
+      aggregator = by_block(aggregator, raveler, global_params.active, axis)
+    own = parts._replace(aggregator=aggregator)
+    trained = _train_clients(config, own, placement, global_params, inputs, client_steps)
     state, sums, losses, accepted, weights = trained
     tally = aggregation.tally_clients(weights, accepted, axis)
-    aggregated = aggregation.aggregate_or_keep(parts.aggregator, state, accepted, tally, global_active)
-    distance = divergence.finish(sums, tally, aggregated, global_active, axis)
+    aggregated = aggregation.aggregate_or_keep(aggregator, state, accepted, tally, global_active)
+    exists = mark_existing(raveler, global_params.active, stop) if differ else None
+    distance = divergence.finish(sums, tally, aggregated, global_active, axis, exists)
     params = stages.merge(params, raveler.unravel(aggregated, global_params.active), start)
     calibrated = None
     if parts.calibrate is not None:
@@ -91,6 +98,8 @@ def make_round(
   run = functools.partial(jax.jit, static_argnums=0, donate_argnums=1)(shard_round(body, placement))
 
   def arguments(params, plan, inputs):
+    if plan.keep and inputs.clients.kept is None:
+      raise ValueError('expected the blocks that each client keeps')
     return (plan.shape, params, np.int32(plan.start), np.int32(plan.stop), inputs)
 
   return FederatedRound(
@@ -113,17 +122,24 @@ def _train_clients(
   Returns:
     The aggregator's state and the divergence's sums; each client's losses, whether it is accepted, and its weight.
   """
-  client, aggregator = config.client, parts.aggregator
-  global_active = parts.client_update.options.model.raveler.ravel(global_params.active)
+  client, aggregator, raveler = config.client, parts.aggregator, parts.client_update.options.model.raveler
+  global_active = raveler.ravel(global_params.active)
   chunk = scheduling.run_layout(config, placement.num_devices).chunk
-  weights = aggregation.client_weights(inputs.clients.num_images, inputs.clients.returned, placement.axis)
+  sizes = aggregation.weigh_clients(aggregator, inputs.clients.num_images, inputs.stage_round)
+  weights = aggregation.client_weights(sizes, inputs.clients.returned, placement.axis)
 
   def upload(slot: ClientSlots, keys: ClientKeys, num_steps: Integer) -> tuple[Raveled, Losses, Bool[Array, '']]:
     data = ClientData(inputs.images, slot.image_ids, slot.num_images)
-    params, losses = parts.client_update.apply(global_params, data, keys, num_steps)
+    own = global_params if slot.kept is None else stages.keep_blocks(global_params, slot.kept)
+    params, losses = parts.client_update.apply(own, data, keys, num_steps)
+    if slot.kept is not None and 'embedding' in own.active:
+      params = raveler.ravel(stages.put_blocks(global_params.active, raveler.unravel(params, own.active), slot.kept))
     params = aggregation.clip_update(params, global_active, config.server_update_clip)
     valid = aggregation.is_valid_update(params, losses.total, inputs.loss_limit)
     return params, losses, slot.returned & valid
+
+  def prepare(uploads: Uploads) -> Uploads:
+    return aggregation.prepare_uploads(aggregator, raveler, uploads, global_params.active, inputs.stage_round)
 
   def add_chunk(carry, scanned):
     (state, sums, first), (slots, chunk_weights) = carry, scanned
@@ -139,8 +155,8 @@ def _train_clients(
     params, losses, accepted = jax.vmap(upload, in_axes=(0, 0, None))(
       slots, jax.vmap(draw_keys)(slots.client_ids), num_steps
     )
-    uploads = Uploads(params, chunk_weights, accepted)
-    state, sums = aggregator.add(state, uploads, first), divergence.add(sums, uploads, global_active)
+    uploads = Uploads(params, chunk_weights, accepted, slots.kept)
+    state, sums = aggregator.add(state, prepare(uploads), first), divergence.add(sums, uploads, global_active)
     return (state, sums, first + chunk), (losses, accepted)
 
   start = (

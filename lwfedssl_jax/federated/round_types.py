@@ -14,12 +14,14 @@ class ClientSlots(NamedTuple):
     image_ids: into the images; a client's own first, padding after.
     num_images: 0 in an empty slot.
     returned: False for a client that dropped out; it is not aggregated.
+    kept: with depth dropout, the numbers of the blocks that each keeps (`depth_dropout.select_inputs`).
   """
 
   client_ids: Int[Array, ' K']
   image_ids: Int[Array, 'K M']
   num_images: Int[Array, ' K']
   returned: Bool[Array, ' K']
+  kept: Int[Array, 'K n'] | None = None
 
 
 class RoundInputs(NamedTuple):
@@ -32,6 +34,7 @@ class RoundInputs(NamedTuple):
     clients: who trains.
     server_images: the server's images; (0, ...) without calibration.
     loss_limit: float32; a client whose mean loss is above it is rejected.
+    stage_round: int32, 0-based over the stage; only some aggregators need it.
   """
 
   seed_key: Key
@@ -40,6 +43,7 @@ class RoundInputs(NamedTuple):
   clients: ClientSlots
   server_images: Images
   loss_limit: Number
+  stage_round: Integer = 0
 
 
 class RoundMetrics(NamedTuple):

@@ -7,7 +7,7 @@ from lwfedssl_jax.resources import costs
 
 _OWN_UNITS = 'FLOPs per image, both views and all branches, a multiply-add is 2; peak memory of the compiled step'
 _UNITS = {
-  'paper_v4': 'GB = 1000 MiB; FLOPs per image, one view (SimCLR: both), online branch, a multiply-add is 1',
+  'paper_v4': 'GB = 1000 MiB; FLOPs per image, one view (SimCLR and SimSiam: both), online branch, a multiply-add is 1',
   'paper_v1': 'GB = 1000 MiB; encoder blocks only; this convention counts no FLOPs',
   'actual': f'GB = 10^9 bytes, exchanged by this configuration, mean over clients; {_OWN_UNITS}',
   'expected': f'GB = 10^9 bytes, mean over all seeds; {_OWN_UNITS}',

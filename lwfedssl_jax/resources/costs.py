@@ -16,7 +16,7 @@ from lwfedssl_jax.catalog import OWN_CONVENTIONS
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.federated import sampling
 from lwfedssl_jax.resources import accounting, communication, flops, memory, server_planner
-from lwfedssl_jax.stages import StagePlan, make_plans, required_components
+from lwfedssl_jax.stages import StagePlan, kept_share, make_plans, required_components
 
 PARTS = ('embedding', 'blocks', 'norm', 'heads')
 OWN_GB_BYTES = 10**9
@@ -24,7 +24,7 @@ Traffic = tuple[dict[str, float], dict[str, float]]  # {component: bytes} that a
 
 
 class StageCost(NamedTuple):
-  """One client's cost of a stage.
+  """One client's cost of a stage, or of one of the two parts of a stage with a warm-up.
 
   Attributes:
     stage: 0-based.
@@ -109,22 +109,19 @@ def _paper_bytes(config: Config, image_size: int, convention: str, worst_case: b
 def _actual_bytes(config: Config, image_size: int, plans: tuple[StagePlan, ...], worst_case: bool) -> list[Traffic]:
   """Mean over the federation of what the run's own participation exchanges."""
   payload = communication.make_payload(config, image_size)
-  rounds = [plan for plan in plans for _ in range(plan.num_rounds)]
-  participation = sampling.plan_participation(
-    config.run.seed,
-    len(rounds),
-    config.effective_num_clients,
-    config.effective_clients_per_round,
-    config.client.client_dropout,
-  )
+  rounds = [(index, plan) for index, plan in enumerate(plans) for _ in range(plan.num_rounds)]
+  planned = sampling.plan_run(config)
   sizes = np.array(list(payload.sizes_bytes.values()), np.int64)
   down, up = np.zeros((2, len(plans), len(sizes)), np.int64)
   ledger = accounting.start_ledger(payload, config.effective_num_clients)
-  for plan, ids, returned in zip(rounds, participation.client_ids, participation.returned):
-    ledger, traffic = accounting.charge_round(ledger, payload, plan, ids, returned)
-    everything = np.array([name in required_components(plan, payload.head_names) for name in payload.sizes_bytes])
-    down[plan.stage] += len(ids) * everything * sizes if worst_case else traffic.download_bytes.sum(axis=0)
-    up[plan.stage] += traffic.upload_bytes.sum(axis=0)
+  for round_num, (index, plan) in enumerate(rounds):
+    ids, returned = planned.client_ids[round_num], planned.returned[round_num]
+    keeps = None if planned.keeps is None else planned.keeps[round_num]
+    if worst_case:  # as clients that hold nothing
+      ledger = accounting.start_ledger(payload, config.effective_num_clients)
+    ledger, traffic = accounting.charge_round(ledger, payload, plan, ids, returned, keeps)
+    down[index] += traffic.download_bytes.sum(axis=0)
+    up[index] += traffic.upload_bytes.sum(axis=0)
 
   def named(row):
     return dict(zip(payload.sizes_bytes, (row / config.effective_num_clients).tolist()))
@@ -144,10 +141,9 @@ def _expected_bytes(config: Config, image_size: int, plans: tuple[StagePlan, ...
   share = config.effective_clients_per_round / config.effective_num_clients
 
   def everything(plan):
-    return {
-      name: share * plan.num_rounds * size * (name in required_components(plan, payload.head_names))
-      for name, size in payload.sizes_bytes.items()
-    }
+    required = required_components(plan, payload.head_names)
+    times = {name: plan.num_rounds * share * kept_share(plan, name) for name in required}
+    return {name: times.get(name, 0) * size for name, size in payload.sizes_bytes.items()}
 
   return [(everything(plan), named(u)) for plan, u in zip(plans, found.upload_bytes)]
 

@@ -7,7 +7,7 @@ import pytest
 from lwfedssl_jax import UsageError, catalog
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.plots import cost_plots
-from lwfedssl_jax.resources import accounting, communication, cost_tables, costs, flops, server_planner
+from lwfedssl_jax.resources import accounting, communication, cost_tables, costs, flops, memory, server_planner
 from lwfedssl_jax.stages import make_plans
 
 PAPER = {'encoder': 'vit_tiny', 'rounds_per_stage': 15, 'local_epochs': 3, 'num_clients': 10}
@@ -29,6 +29,49 @@ def test_published_totals(method, gb, gflops):
   assert found['download_bytes'] + found['upload_bytes'] == cost.total_bytes
   assert len(found['stages']) == len(make_plans(config_of(method)))
   assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.parametrize(('method', 'gb', 'gflops'), [('layerwise', 1.66, 111), ('prog_fedssl', 3.97, 233)])
+def test_published_totals_of_depth_dropout(method, gb, gflops):
+  found = costs.to_json(costs.method_cost(config_of(method, depth_dropout_keep=6), 32, 'paper_v4'))
+  assert found['communication_gb'] == pytest.approx(gb, abs=0.01)
+  assert found['gflops'] == pytest.approx(gflops, abs=1)
+
+
+def test_depth_dropout_has_no_effect_on_one_stage():
+  for convention in ('paper_v4', 'actual'):
+    with_it, without = (
+      costs.method_cost(config_of('end_to_end', depth_dropout_keep=keep), 32, convention, with_memory=False)
+      for keep in (6, 0)
+    )
+    assert with_it == without
+
+
+def test_actual_bytes_of_depth_dropout_are_the_kept_blocks():
+  """Progressive, everyone in every round: each client sends, and lacks, at most six blocks."""
+  cost = costs.method_cost(config_of('prog_fedssl', depth_dropout_keep=6), 32, 'actual', with_memory=False)
+  for stage in cost.stages:
+    sent = 60 * min(stage.stop, 6) * 444_864
+    assert stage.upload_bytes['blocks'] == sent
+    assert stage.download_bytes['blocks'] <= sent
+  last = cost.stages[-1].download_bytes['blocks']
+  assert last > 0.9 * 60 * 6 * 444_864  # a block that nobody trained in the round before is held already
+
+
+@pytest.mark.parametrize(('method', 'stage'), [('prog_fedssl', 3), ('layerwise', 3)])
+def test_depth_dropout_takes_the_memory_of_the_kept_blocks(method, stage):
+  """The program's arguments are the kept blocks: parameters, and for trained ones target and two moments."""
+
+  def step(keep):
+    config = config_of(method, encoder='vit_micro', batch_size=8, depth_dropout_keep=keep)
+    return memory.step_memory(config, 8, make_plans(config)[stage])
+
+  without, with_it = step(0), step(2)
+  block = 4 * 49_984
+  # Without it a layer-wise client's program has all four blocks. What it trains it takes from its state.
+  fewer = {'prog_fedssl': 2 * 4, 'layerwise': 3}[method]
+  assert without.argument_bytes - with_it.argument_bytes == fewer * block
+  assert with_it.peak_bytes < without.peak_bytes
 
 
 def test_the_first_versions_count_encoder_blocks_only():

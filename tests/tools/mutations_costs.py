@@ -11,8 +11,8 @@ ROWS = (
   (
     'resources/accounting.py',
     'what was held is forgotten in expectation',
-    '(current + missing) * kept',
-    'missing * kept',
+    '(holds * keeping + (1 - holds) * current * other)',
+    'holds * keeping',
     ACCOUNTING,
   ),
   (
@@ -26,8 +26,8 @@ ROWS = (
   (
     'resources/accounting.py',
     'dropped clients upload',
-    '(returned[:, None] & active) * sizes',
-    'np.tile(active, (len(returned), 1)) * sizes',
+    'sent = returned[:, None] & has',
+    'sent = np.ones_like(returned)[:, None] & has',
     ACCOUNTING,
   ),
   ('resources/parameters.py', 'every block pays for all', "count('blocks') // depth", "count('blocks')", COMMUNICATION),
