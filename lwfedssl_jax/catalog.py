@@ -60,6 +60,8 @@ OBJECTIVES = {
   'simclr': ObjectiveTraits(similarity_products=12, paper_views=2),
 }
 AGGREGATIONS = ['mean', 'median', 'trimmed_mean']  # federated.aggregation.register_aggregator adds to them
+# Of the aggregated change: the learning rate that each has if none is named.
+SERVER_OPTIMIZERS = {'none': 1.0, 'fedavgm': 1.0, 'fedadam': 0.01, 'fedyogi': 0.01}
 REMATERIALIZE = ('none', 'elementwise', 'all')  # ever less is kept
 ATTENTION = ('plain', 'cudnn')  # of transformer blocks
 AUTO = 'auto'  # chosen by federated/execution.py

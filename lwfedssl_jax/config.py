@@ -82,6 +82,21 @@ class MethodConfig(Validated):
   trim_fraction: float = option(
     0.2, 'share of clients trimmed at either end by --aggregation=trimmed_mean', at_least=0, at_most=0.49
   )
+  server_optimizer: str = option(
+    'none',
+    "optimizer of the global parameters, whose gradient is what the clients' aggregation changed: FedAvgM, FedAdam or "
+    'FedYogi; none: the aggregation is the new global model',
+    choices=catalog.SERVER_OPTIMIZERS,
+  )
+  server_learning_rate: float = option(
+    0.0, 'learning rate of --server_optimizer; 0: 1 for fedavgm, 0.01 for fedadam and fedyogi', at_least=0
+  )
+  server_momentum: float = option(
+    0.9, 'momentum of fedavgm; decay beta_1 of the first moment of fedadam and fedyogi', at_least=0, at_most=0.999
+  )
+  server_epsilon: float = option(
+    1e-3, 'adaptivity tau of fedadam and fedyogi, added to the root of the second moment', above=0
+  )
   client_update_clip: float = option(
     0.0, "maximum l2 norm of a client's update; larger ones are clipped; 0: no limit", at_least=0
   )
@@ -118,6 +133,10 @@ class MethodConfig(Validated):
   @property
   def traits(self) -> catalog.MethodTraits:
     return catalog.METHODS[self.method]
+
+  @property
+  def effective_server_learning_rate(self) -> float:
+    return self.server_learning_rate or catalog.SERVER_OPTIMIZERS[self.server_optimizer]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,10 @@ class ConfigFields(typing.TypedDict, total=False):
   rounds_per_stage: int
   aggregation: str
   trim_fraction: float
+  server_optimizer: str
+  server_learning_rate: float
+  server_momentum: float
+  server_epsilon: float
   client_update_clip: float
   client_loss_limit: float
   new_block_init: str

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -46,14 +47,19 @@ class Network:
     self._members = Members(transport, options, hello, setup.payload, config.effective_num_clients, log)
     self._exchange = Exchange(transport, self._members, setup.payload, log)
 
-  def resume(self, rounds_done: int) -> None:
-    """Does nothing: clients say what they hold."""
+    self.server_state: Any = None
+
+  def resume(self, rounds_done: int, server_state: Any) -> None:
+    """Takes over the server's state; clients say what they hold."""
+    self.server_state = server_state
 
   def run(
     self, params: Params, plan: StagePlan, round_num: int, attempt: int, loss_limit: float
   ) -> tuple[Params, RoundResult]:
     """Runs an attempt at a round; see RoundRunner."""
     config = self._setup.config
+    if round_num == plan.first_round and attempt == 0:
+      self.server_state = self._setup.start_server(plan)
     if attempt == 0:
       limit = config.effective_clients_per_round
       self._members.gather(self._options.min_clients or limit)
@@ -81,11 +87,11 @@ class Network:
     if not trained:
       return params, result
     seed_key = self._make_key(config.run.seed, attempt)
-    params, accepted, losses, calibrated = self._step.run(
-      params, plan, [updates[i] for i in order], sizes[order], loss_limit, seed_key, round_num
+    stepped = self._step.run(
+      params, self.server_state, plan, [updates[i] for i in order], sizes[order], loss_limit, seed_key, round_num
     )
-    result.accepted[order] = accepted
-    return params, result._replace(losses=losses, calibration=calibrated)
+    self.server_state, result.accepted[order] = stepped.server_state, stepped.accepted
+    return stepped.params, result._replace(losses=stepped.losses, calibration=stepped.calibration)
 
   def close(self) -> None:
     """Does nothing: the transport belongs to the caller."""

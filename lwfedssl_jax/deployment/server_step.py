@@ -3,7 +3,7 @@
 The same operations in the same order as in `federated.round`, so that they round alike.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,28 @@ from lwfedssl_jax import stages
 from lwfedssl_jax.base import Params
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.deployment import components
-from lwfedssl_jax.federated import aggregation, calibration
+from lwfedssl_jax.federated import aggregation, calibration, server_optimizer
 from lwfedssl_jax.federated.model import make_model
 from lwfedssl_jax.federated.training_step import Losses
 from lwfedssl_jax.stages import StagePlan, StageShape
+
+
+class Stepped(NamedTuple):
+  """The result of a round on the server.
+
+  Attributes:
+    params: the new global parameters.
+    server_state: of the server's optimizer.
+    accepted: which clients are, in the order of addition.
+    losses: their means.
+    calibration: the server's mean losses; None where it does not train.
+  """
+
+  params: Params
+  server_state: Any
+  accepted: np.ndarray
+  losses: Losses
+  calibration: Losses | None
 
 
 class ServerStep:
@@ -33,6 +51,7 @@ class ServerStep:
     self._config = config
     self._raveler = make_model(config.model, config.objective, image_size).raveler
     self._aggregator = aggregation.make_aggregator(config.method)
+    self._optimizer = server_optimizer.make_server_optimizer(config.method)
     self._calibrate = None
     if config.uses_calibration:
       self._calibrate = jax.jit(self._build_calibration(image_size))
@@ -44,17 +63,19 @@ class ServerStep:
   def run(
     self,
     params: Params,
+    server_state: Any,
     plan: StagePlan,
     updates: list[tuple[dict[str, np.ndarray], np.ndarray] | None],
     num_images: np.ndarray,
     loss_limit: float,
     seed_key: Any,
     round_num: int,
-  ) -> tuple[Params, np.ndarray, Losses, Losses | None]:
-    """Returns the new parameters, which clients are accepted, their mean losses, and those of calibration.
+  ) -> Stepped:
+    """Runs the server's share of a round.
 
     Args:
       params: the global parameters.
+      server_state: of the server's optimizer.
       plan: of the round's stage.
       updates: (active components, three losses) of each client, None for a lost one, in the order of addition.
       num_images: int (K,), of the same clients.
@@ -85,11 +106,13 @@ class ServerStep:
     mean = Losses(*aggregation.mean_over_accepted(list(jnp.asarray(losses)), weights, jnp.asarray(accepted), tally))
     calibrated = None
     if accepted.any():
-      params = self._finish(params, np.int32(plan.start), active, global_active, state, accepted, tally)
+      params, server_state = self._finish(
+        params, server_state, np.int32(plan.start), active, global_active, state, accepted, tally
+      )
       if self._calibrate is not None:
         keys = calibration.draw_keys(seed_key, np.int32(round_num))
         params, calibrated = self._calibrate(params, np.int32(plan.stop), self._server_images, keys, tally.num_accepted)
-    return params, accepted, mean, calibrated
+    return Stepped(params, server_state, accepted, mean, calibrated)
 
   def _build_calibration(self, image_size: int) -> Any:
     calibrate = calibration.make_calibration(self._config, image_size)
@@ -116,7 +139,18 @@ class ServerStep:
     return self._aggregator.add(state, aggregation.Uploads(clipped, weight[None], valid), position), valid[0]
 
   def _finish_round(
-    self, params: Params, start: Any, active: Params, global_active: Any, state: Any, accepted: Any, tally: Any
-  ) -> Params:
+    self,
+    params: Params,
+    server_state: Any,
+    start: Any,
+    active: Params,
+    global_active: Any,
+    state: Any,
+    accepted: Any,
+    tally: Any,
+  ) -> tuple[Params, Any]:
     aggregated = aggregation.aggregate_or_keep(self._aggregator, state, accepted, tally, global_active)
-    return stages.merge(params, self._raveler.unravel(aggregated, active), start)
+    stepped, server_state = server_optimizer.take_step(
+      self._optimizer, server_state, aggregated, global_active, tally.num_accepted
+    )
+    return stages.merge(params, self._raveler.unravel(stepped, active), start), server_state

@@ -13,26 +13,28 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from lwfedssl_jax import stages
 from lwfedssl_jax.base import Array, Bool, FederatedRound, Float, Function, Integer, Params, Raveled
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
-from lwfedssl_jax.federated import aggregation, calibration, client_update, privacy, scheduling
+from lwfedssl_jax.federated import aggregation, calibration, client_update, privacy, scheduling, server_optimizer
 from lwfedssl_jax.federated.aggregation import Aggregator, Uploads
 from lwfedssl_jax.federated.client_update import ClientData, ClientKeys, ClientUpdate
 from lwfedssl_jax.federated.placement import Placement, shard_round
-from lwfedssl_jax.federated.round_types import ClientSlots, RoundInputs, RoundMetrics
+from lwfedssl_jax.federated.round_types import ClientSlots, RoundInputs, RoundMetrics, RoundState
 from lwfedssl_jax.federated.training_step import Losses
 from lwfedssl_jax.stages import StageParams, StageShape
 
 
 class RoundParts(NamedTuple):
-  """The parts of a round, each usable alone; `calibrate` is None if the server does not train."""
+  """The parts of a round, each usable alone; None: the server does not train, or has no optimizer."""
 
   client_update: ClientUpdate
   aggregator: Aggregator
   calibrate: Function | None
+  server_optimizer: optax.GradientTransformation | None = None
 
 
 def make_parts(config: Config, image_size: int, placement: Placement = Placement()) -> RoundParts:
@@ -44,6 +46,7 @@ def make_parts(config: Config, image_size: int, placement: Placement = Placement
     client_update.make_client_update(config, image_size),
     aggregation.make_aggregator(config.method, placement.axis),
     calibrate,
+    server_optimizer.make_server_optimizer(config.method),
   )
 
 
@@ -75,7 +78,10 @@ def make_round(
     state, losses, accepted, weights = _train_clients(config, parts, placement, global_params, inputs, client_steps)
     tally = aggregation.tally_clients(weights, accepted, axis)
     aggregated = aggregation.aggregate_or_keep(parts.aggregator, state, accepted, tally, global_active)
-    params = stages.merge(params, raveler.unravel(aggregated, global_params.active), start)
+    stepped, server_state = server_optimizer.take_step(
+      parts.server_optimizer, inputs.state.server, aggregated, global_active, tally.num_accepted
+    )
+    params = stages.merge(params, raveler.unravel(stepped, global_params.active), start)
     calibrated = None
     if parts.calibrate is not None:
       keys = calibration.draw_keys(inputs.seed_key, inputs.round_num)
@@ -83,7 +89,7 @@ def make_round(
         parts.calibrate, params, stop, inputs.server_images, keys, tally.num_accepted
       )
     mean = Losses(*aggregation.mean_over_accepted(losses, weights, accepted, tally, axis))
-    return params, RoundMetrics(mean, losses.total, accepted, calibrated)
+    return params, RoundMetrics(mean, losses.total, accepted, calibrated, RoundState(server_state))
 
   run = functools.partial(jax.jit, static_argnums=0, donate_argnums=1)(shard_round(body, placement))
 

@@ -1,6 +1,6 @@
 """What a round receives and returns besides the parameters."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lwfedssl_jax.base import Array, Bool, Float, Images, Int, Integer, Key, Number
 from lwfedssl_jax.federated.training_step import Losses
@@ -22,6 +22,16 @@ class ClientSlots(NamedTuple):
   returned: Bool[Array, ' K']
 
 
+class RoundState(NamedTuple):
+  """What a round receives from earlier rounds of its stage besides the parameters, and returns for later ones.
+
+  Attributes:
+    server: state of the server's optimizer; None without one.
+  """
+
+  server: Any = None
+
+
 class RoundInputs(NamedTuple):
   """All inputs of a round besides the parameters.
 
@@ -32,6 +42,7 @@ class RoundInputs(NamedTuple):
     clients: who trains.
     server_images: the server's images; (0, ...) without calibration.
     loss_limit: float32; a client whose mean loss is above it is rejected.
+    state: of earlier rounds.
   """
 
   seed_key: Key
@@ -40,15 +51,18 @@ class RoundInputs(NamedTuple):
   clients: ClientSlots
   server_images: Images
   loss_limit: Number
+  state: RoundState = RoundState()
 
 
 class RoundMetrics(NamedTuple):
   """Losses of a round: mean over accepted clients, weighted by images; per client; of calibration.
 
-  A client is accepted if it returned and its update is valid (`aggregation.is_valid_update`).
+  A client is accepted if it returned and its update is valid (`aggregation.is_valid_update`). `state` is for later
+  rounds; unchanged if no client is accepted.
   """
 
   client: Losses
   client_losses: Float[Array, ' K']
   accepted: Bool[Array, ' K']
   calibration: Losses | None
+  state: RoundState = RoundState()

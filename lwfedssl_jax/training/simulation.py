@@ -15,7 +15,7 @@ from lwfedssl_jax.data import batching
 from lwfedssl_jax.federated import round as rounds
 from lwfedssl_jax.federated import round_loader, sampling
 from lwfedssl_jax.federated.round_loader import RoundLoader
-from lwfedssl_jax.federated.round_types import RoundInputs
+from lwfedssl_jax.federated.round_types import RoundInputs, RoundState
 from lwfedssl_jax.resources import accounting
 from lwfedssl_jax.resources.accounting import RoundTraffic
 from lwfedssl_jax.stages import StagePlan
@@ -50,9 +50,11 @@ class Simulation:
     server_images = data.server_images if config.uses_calibration else data.server_images[:0]
     self._server_images = devices.replicate(setup.mesh, server_images)
     self._ledger = accounting.start_ledger(setup.payload, config.effective_num_clients)
+    self.server_state: Any = None
 
-  def resume(self, rounds_done: int) -> None:
-    """Charges the rounds that are done."""
+  def resume(self, rounds_done: int, server_state: Any) -> None:
+    """Charges the rounds that are done, and takes over their state."""
+    self.server_state = server_state
     planned, done = self._participation, slice(0, rounds_done)
     self._ledger = accounting.charge_run(
       self._setup.payload,
@@ -68,6 +70,8 @@ class Simulation:
     """Runs an attempt at a round; see RoundRunner."""
     client_ids, returned = self._participation.client_ids[round_num], self._participation.returned[round_num]
     traffic = self._charge(plan, round_num, attempt)
+    if round_num == plan.first_round and attempt == 0:
+      self.server_state = self._setup.start_server(plan)
     nothing = RoundResult(
       client_ids, returned, np.zeros_like(returned), np.zeros(len(returned), np.float32), None, None, traffic, 0
     )
@@ -81,9 +85,11 @@ class Simulation:
       batch.clients,
       self._server_images,
       np.float32(loss_limit),
+      RoundState(self.server_state),
     )
     params, metrics = self._round.apply(params, plan, inputs)
-    metrics = jax.tree.map(devices.fetch, _wait_for(metrics))
+    self.server_state = metrics.state.server
+    metrics = jax.tree.map(devices.fetch, _wait_for(metrics._replace(state=RoundState())))
     slots = np.flatnonzero(batch.client_ids >= 0)
     slots = slots[np.argsort(batch.client_ids[slots])]  # by ascending client id
     return params, nothing._replace(

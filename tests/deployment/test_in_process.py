@@ -36,6 +36,7 @@ CASES = {
     'aggregation': 'median',
     'client_size_sigma': 0.5,
   },
+  'layerwise, fedyogi': {'method': 'layerwise', 'server_optimizer': 'fedyogi', 'server_learning_rate': 0.05},
 }
 
 
