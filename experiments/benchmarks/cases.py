@@ -13,7 +13,7 @@ from lwfedssl_jax import config as configs
 from lwfedssl_jax import stages
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
-from lwfedssl_jax.federated import calibration
+from lwfedssl_jax.federated import calibration, round_state
 from lwfedssl_jax.federated import round as rounds
 from lwfedssl_jax.federated.client_update import make_step_options
 from lwfedssl_jax.federated.model import make_model
@@ -85,6 +85,7 @@ def _round_case(config: Config, plan: StagePlan, each: int) -> Case:
     return jnp.asarray(generator.integers(0, 256, (count, size, size, 3), np.uint8))
 
   num_server = each if config.uses_calibration else 0
+  model = make_model(config.model, config.objective, size)
   inputs = RoundInputs(
     jax.random.key(config.run.seed),
     jnp.int32(0),
@@ -97,10 +98,11 @@ def _round_case(config: Config, plan: StagePlan, each: int) -> Case:
     ),
     images(num_server),
     jnp.float32(jnp.inf),
+    state=round_state.start(config, model, plan.shape),
   )
   steps = batching.steps_per_epoch(each, batch)
   built = rounds.make_round(config, size, client_steps=epochs * steps)
-  params = make_model(config.model, config.objective, size).init_params(jax.random.key(config.run.seed))
+  params = model.init_params(jax.random.key(config.run.seed))
   start, stop = jnp.int32(plan.start), jnp.int32(plan.stop)
   compiled, seconds = _compile(lambda: built.lower(params, plan, inputs))
 

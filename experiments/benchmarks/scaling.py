@@ -13,7 +13,7 @@ from lwfedssl_jax.config import Config
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
 from lwfedssl_jax.data.sources import ImageDataset
 from lwfedssl_jax.federated import round as rounds
-from lwfedssl_jax.federated import round_loader, sampling
+from lwfedssl_jax.federated import round_loader, round_state, sampling
 from lwfedssl_jax.federated.model import make_model
 from lwfedssl_jax.federated.round_loader import RoundLoader
 from lwfedssl_jax.federated.round_types import RoundInputs
@@ -89,11 +89,14 @@ def build(config: Config, name: str) -> Scaled:
   params = jax.jit(lambda: model.init_params(rng.key(config.run.seed, rng.Stream.INIT)), out_shardings=replicated)()
   seed_key = jax.jit(lambda: jax.random.key(config.run.seed), out_shardings=replicated)()
   server_images = devices.put(data.server_images, replicated)
+  state = jax.jit(lambda: round_state.start(config, model, plan.shape), out_shardings=replicated)()
   bounds, initial = (np.int32(plan.start), np.int32(plan.stop)), jax.tree.map(np.array, params)
 
   def inputs(round_num: int) -> RoundInputs:
     batch = source.load(round_num)
-    return RoundInputs(seed_key, np.int32(round_num), batch.images, batch.clients, server_images, np.float32(np.inf))
+    return RoundInputs(
+      seed_key, np.int32(round_num), batch.images, batch.clients, server_images, np.float32(np.inf), state=state
+    )
 
   first = inputs(0)
   compiled = made.lower(params, plan, first).compile()
