@@ -53,7 +53,11 @@ class ObjectiveConfig(Validated):
   representation_alignment: bool | None = option(
     None, 'align local projections with those of the global model; unset: on for lw_fedssl'
   )
-  alignment_kind: str = option('contrastive', 'form of the alignment regularizer', choices=('contrastive', 'cosine'))
+  alignment_kind: str = option(
+    'contrastive',
+    "form of the alignment regularizer; moon (MOON) compares with the client's own model of its last round too",
+    choices=('contrastive', 'cosine', 'moon'),
+  )
   alignment_weight: float = option(1.0, 'weight of the alignment term', at_least=0)
 
   @property
@@ -231,6 +235,19 @@ class ClientConfig(Validated):
   weight_decay: float = option(
     1e-5, 'AdamW weight decay of matrices; biases, norms and positions have none', at_least=0
   )
+  client_update: str = option(
+    'global',
+    "what a client's training starts from: the global model and a copy of it as target branch; or, where the objective "
+    'has a target branch, fedu (FedU) or fedema (FedEMA): its target branch of its last round, and the global model '
+    'mixed with its own',
+    choices=catalog.CLIENT_UPDATES,
+  )
+  fedu_threshold: float = option(
+    0.4, "divergence of a client's last training from which on fedu keeps its own predictor", at_least=0
+  )
+  fedema_share: float = option(
+    0.7, "tau of fedema: the share of its own model in a client's second round of a stage", at_least=0, at_most=1
+  )
   proximal_weight: float = option(
     0.0,
     "weight mu of FedProx's term (mu / 2) ||w - w_global||^2 over the parameters that a client trains; 0: none",
@@ -343,6 +360,11 @@ class Config:
         f'--clients_per_round: expected at most --num_clients={self.effective_num_clients}, '
         f'got {self.client.clients_per_round}'
       )
+    if self.client.client_update != 'global' and not self.objective.traits.has_target:
+      raise UsageError(
+        f'--client_update: expected global with --objective={self.objective.objective}, which has no target branch, '
+        f'got {self.client.client_update}'
+      )
     held_out = self.data.auxiliary_fraction or self.partition.file
     if self.client.dp_noise_multiplier and not self.method.client_update_clip:
       raise UsageError('--client_update_clip: expected more than 0 with --dp_noise_multiplier, got 0')
@@ -376,6 +398,20 @@ class Config:
   def uses_alignment(self) -> bool:
     chosen = self.objective.representation_alignment
     return self.method.traits.mechanisms if chosen is None else chosen
+
+  @property
+  def uses_previous_model(self) -> bool:
+    """Whether the alignment compares with a client's model of its last round."""
+    return self.uses_alignment and self.objective.alignment_kind == 'moon'
+
+  @property
+  def client_state_flag(self) -> str:
+    """Name of the flag because of which clients keep a state between the rounds of a stage, or empty."""
+    return 'client_update' if self.client.client_update != 'global' else 'alignment_kind' * self.uses_previous_model
+
+  @property
+  def uses_client_state(self) -> bool:
+    return bool(self.client_state_flag)
 
 
 GROUPS: dict[str, type] = typing.get_type_hints(Config)

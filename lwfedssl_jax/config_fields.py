@@ -65,6 +65,9 @@ class ConfigFields(typing.TypedDict, total=False):
   attention: str
   learning_rate: float
   weight_decay: float
+  client_update: str
+  fedu_threshold: float
+  fedema_share: float
   proximal_weight: float
   dp_noise_multiplier: float
   dp_delta: float

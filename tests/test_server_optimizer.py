@@ -10,7 +10,6 @@ import pytest
 from lwfedssl_jax import UsageError, catalog, stages
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.federated import server_optimizer
-from lwfedssl_jax.federated.round_types import RoundState
 from lwfedssl_jax.training import train
 from lwfedssl_jax.workdir import checkpoint, metrics_writer
 from tests import tiny
@@ -100,19 +99,19 @@ def test_a_round_steps_from_the_global_model_and_keeps_the_state_if_no_client_is
     return raveler.ravel(stages.split(tree, plan.shape, plan.start).active)
 
   zeros = optimizer.init(jax.tree.map(jnp.zeros_like, active(params)))
-  inputs = inputs._replace(state=RoundState(zeros))
+  inputs = inputs._replace(server_state=zeros)
 
-  aggregated, before = active(plain.apply(params, plan, inputs._replace(state=RoundState()))[0]), active(params)
+  aggregated, before = active(plain.apply(params, plan, inputs._replace(server_state=None))[0]), active(params)
   after, metrics = stepped.apply(params, plan, inputs)
   for name, found in active(after).items():
     np.testing.assert_allclose(found - before[name], 0.5 * (aggregated[name] - before[name]), rtol=1e-4, atol=1e-7)
     assert float(jnp.abs(found - before[name]).max()) > 1e-3
-  momentum = metrics.state.server[0].trace
+  momentum = metrics.server_state[0].trace
   jax.tree.map(lambda m, a, b: np.testing.assert_array_equal(m, b - a), momentum, aggregated, before)
 
-  kept = inputs._replace(loss_limit=jnp.float32(-1), state=metrics.state)
+  kept = inputs._replace(loss_limit=jnp.float32(-1), server_state=metrics.server_state)
   unchanged, again = stepped.apply(after, plan, kept)
-  jax.tree.map(np.testing.assert_array_equal, (unchanged, again.state), (after, metrics.state))
+  jax.tree.map(np.testing.assert_array_equal, (unchanged, again.server_state), (after, metrics.server_state))
 
 
 def parts_raveler(config):

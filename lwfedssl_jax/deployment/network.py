@@ -98,5 +98,8 @@ class Network:
     self._log(f'round {round_num + 1}: clients took {took[0]:.1f} s, aggregation and calibration {took[1]:.1f} s')
     return stepped.params, result._replace(losses=stepped.losses, calibration=stepped.calibration)
 
+  def keep_since(self, rounds_done: int) -> None:
+    """Does nothing: the server keeps nothing for its clients."""
+
   def close(self) -> None:
     """Does nothing: the transport belongs to the caller."""

@@ -8,7 +8,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from lwfedssl_jax.base import Function, Integer, Params
 from lwfedssl_jax.devices import AXIS
-from lwfedssl_jax.federated.round_types import ClientSlots, RoundInputs, RoundMetrics, RoundState
+from lwfedssl_jax.federated.round_types import ClientSlots, RoundInputs, RoundMetrics
 from lwfedssl_jax.stages import StageShape
 
 
@@ -45,7 +45,7 @@ def input_specs(placement: Placement) -> RoundInputs:
     clients=clients,
     server_images=replicated,
     loss_limit=replicated,
-    state=RoundState(replicated),
+    server_state=replicated,
   )
 
 
@@ -63,7 +63,7 @@ def shard_round(body: Function, placement: Placement) -> Function:
       functools.partial(body, shape),
       mesh=placement.mesh,
       in_specs=(replicated, replicated, replicated, input_specs(placement)),
-      out_specs=(replicated, RoundMetrics(replicated, sharded, sharded, replicated, RoundState(replicated))),
+      out_specs=(replicated, RoundMetrics(replicated, sharded, sharded, replicated, replicated, sharded)),
       check_vma=False,
     )
     return on_device(params, start, stop, inputs)

@@ -21,9 +21,10 @@ from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
 from lwfedssl_jax.federated import aggregation, calibration, client_update, privacy, scheduling, server_optimizer
 from lwfedssl_jax.federated.aggregation import Aggregator, Uploads
+from lwfedssl_jax.federated.client_state import ClientState
 from lwfedssl_jax.federated.client_update import ClientData, ClientKeys, ClientUpdate
 from lwfedssl_jax.federated.placement import Placement, shard_round
-from lwfedssl_jax.federated.round_types import ClientSlots, RoundInputs, RoundMetrics, RoundState
+from lwfedssl_jax.federated.round_types import ClientSlots, RoundInputs, RoundMetrics
 from lwfedssl_jax.federated.training_step import Losses
 from lwfedssl_jax.stages import StageParams, StageShape
 
@@ -39,9 +40,7 @@ class RoundParts(NamedTuple):
 
 def make_parts(config: Config, image_size: int, placement: Placement = Placement()) -> RoundParts:
   """Builds the configured parts of a round."""
-  calibrate = None
-  if config.uses_calibration:
-    calibrate = calibration.make_calibration(config, image_size, placement)
+  calibrate = calibration.make_calibration(config, image_size, placement) if config.uses_calibration else None
   return RoundParts(
     client_update.make_client_update(config, image_size),
     aggregation.make_aggregator(config.method, placement.axis),
@@ -75,11 +74,13 @@ def make_round(
   ) -> tuple[Params, RoundMetrics]:
     global_params = stages.split(params, shape, start)
     global_active = raveler.ravel(global_params.active)
-    state, losses, accepted, weights = _train_clients(config, parts, placement, global_params, inputs, client_steps)
+    state, losses, accepted, kept, weights = _train_clients(
+      config, parts, placement, global_params, inputs, client_steps
+    )
     tally = aggregation.tally_clients(weights, accepted, axis)
     aggregated = aggregation.aggregate_or_keep(parts.aggregator, state, accepted, tally, global_active)
     stepped, server_state = server_optimizer.take_step(
-      parts.server_optimizer, inputs.state.server, aggregated, global_active, tally.num_accepted
+      parts.server_optimizer, inputs.server_state, aggregated, global_active, tally.num_accepted
     )
     params = stages.merge(params, raveler.unravel(stepped, global_params.active), start)
     calibrated = None
@@ -89,7 +90,7 @@ def make_round(
         parts.calibrate, params, stop, inputs.server_images, keys, tally.num_accepted
       )
     mean = Losses(*aggregation.mean_over_accepted(losses, weights, accepted, tally, axis))
-    return params, RoundMetrics(mean, losses.total, accepted, calibrated, RoundState(server_state))
+    return params, RoundMetrics(mean, losses.total, accepted, calibrated, server_state, kept)
 
   run = functools.partial(jax.jit, static_argnums=0, donate_argnums=1)(shard_round(body, placement))
 
@@ -110,23 +111,23 @@ def _train_clients(
   global_params: StageParams,
   inputs: RoundInputs,
   client_steps: int,
-) -> tuple[Any, Losses, Bool[Array, ' K'], Float[Array, ' K']]:
+) -> tuple[Any, Losses, Bool[Array, ' K'], ClientState | None, Float[Array, ' K']]:
   """Trains the clients chunk by chunk; a chunk takes the steps of its busiest client.
 
   Returns:
-    The aggregator's state; each client's losses, whether it is accepted, and its weight.
+    The aggregator's state; each client's losses, whether it is accepted, what it keeps, and its weight.
   """
   client, aggregator = config.client, parts.aggregator
   global_active = parts.client_update.options.model.raveler.ravel(global_params.active)
   chunk = scheduling.run_layout(config, placement.num_devices).chunk
   weights = aggregation.client_weights(inputs.clients.num_images, inputs.clients.returned, placement.axis)
 
-  def upload(slot: ClientSlots, keys: ClientKeys, num_steps: Integer) -> tuple[Raveled, Losses, Bool[Array, '']]:
+  def upload(slot: ClientSlots, keys: ClientKeys, num_steps: Integer) -> tuple[Raveled, Any]:
     data = ClientData(inputs.images, slot.image_ids, slot.num_images)
-    params, losses = parts.client_update.apply(global_params, data, keys, num_steps)
+    params, losses, kept = parts.client_update.apply(global_params, data, keys, num_steps, slot.state)
     params = aggregation.clip_update(params, global_active, config.server_update_clip)
     valid = aggregation.is_valid_update(params, losses.total, inputs.loss_limit)
-    return params, losses, slot.returned & valid
+    return params, (losses, slot.returned & valid, kept)
 
   def add_chunk(carry, scanned):
     (state, first), (slots, chunk_weights) = carry, scanned
@@ -139,10 +140,9 @@ def _train_clients(
 
     taken = batching.client_steps(slots.num_images, client.local_epochs, client.batch_size)
     num_steps = client_steps or taken.max()
-    params, losses, accepted = jax.vmap(upload, in_axes=(0, 0, None))(
-      slots, jax.vmap(draw_keys)(slots.client_ids), num_steps
-    )
-    return (aggregator.add(state, Uploads(params, chunk_weights, accepted), first), first + chunk), (losses, accepted)
+    keys = jax.vmap(draw_keys)(slots.client_ids)
+    params, results = jax.vmap(upload, in_axes=(0, 0, None))(slots, keys, num_steps)
+    return (aggregator.add(state, Uploads(params, chunk_weights, results[1]), first), first + chunk), results
 
   start = (aggregator.init(global_active, len(weights)), jnp.int32(0))
   (state, _), results = jax.lax.scan(add_chunk, start, scheduling.chunk_clients((inputs.clients, weights), chunk))

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from lwfedssl_jax.base import Array, Bool, Float, Images, Int, Integer, Key, Number
+from lwfedssl_jax.federated.client_state import ClientState
 from lwfedssl_jax.federated.training_step import Losses
 
 
@@ -14,22 +15,14 @@ class ClientSlots(NamedTuple):
     image_ids: into the images; a client's own first, padding after.
     num_images: 0 in an empty slot.
     returned: False for a client that dropped out; it is not aggregated.
+    state: what each keeps from its last round, leaves (K, ...); None where clients keep nothing.
   """
 
   client_ids: Int[Array, ' K']
   image_ids: Int[Array, 'K M']
   num_images: Int[Array, ' K']
   returned: Bool[Array, ' K']
-
-
-class RoundState(NamedTuple):
-  """What a round receives from earlier rounds of its stage besides the parameters, and returns for later ones.
-
-  Attributes:
-    server: state of the server's optimizer; None without one.
-  """
-
-  server: Any = None
+  state: ClientState | None = None
 
 
 class RoundInputs(NamedTuple):
@@ -42,7 +35,7 @@ class RoundInputs(NamedTuple):
     clients: who trains.
     server_images: the server's images; (0, ...) without calibration.
     loss_limit: float32; a client whose mean loss is above it is rejected.
-    state: of earlier rounds.
+    server_state: of the server's optimizer; None without one.
   """
 
   seed_key: Key
@@ -51,18 +44,19 @@ class RoundInputs(NamedTuple):
   clients: ClientSlots
   server_images: Images
   loss_limit: Number
-  state: RoundState = RoundState()
+  server_state: Any = None
 
 
 class RoundMetrics(NamedTuple):
   """Losses of a round: mean over accepted clients, weighted by images; per client; of calibration.
 
-  A client is accepted if it returned and its update is valid (`aggregation.is_valid_update`). `state` is for later
-  rounds; unchanged if no client is accepted.
+  A client is accepted if it returned and its update is valid (`aggregation.is_valid_update`). `server_state` is for the
+  next round. `client_states`, leaves (K, ...), is what each client has after its training, accepted or not.
   """
 
   client: Losses
   client_losses: Float[Array, ' K']
   accepted: Bool[Array, ' K']
   calibration: Losses | None
-  state: RoundState = RoundState()
+  server_state: Any = None
+  client_states: ClientState | None = None

@@ -65,5 +65,8 @@ class RoundRunner(Protocol):
       The global parameters, unchanged if no client is accepted, and the result.
     """
 
+  def keep_since(self, rounds_done: int) -> None:
+    """Called after every save: no checkpoint of fewer rounds will be restored."""
+
   def close(self) -> None:
     """Releases what the runner holds."""

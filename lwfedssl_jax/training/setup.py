@@ -11,7 +11,15 @@ from lwfedssl_jax.base import Params
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
 from lwfedssl_jax.evaluation.monitor import Monitor
-from lwfedssl_jax.federated import calibration, execution, privacy, round_loader, scheduling, server_optimizer
+from lwfedssl_jax.federated import (
+  calibration,
+  client_state,
+  execution,
+  privacy,
+  round_loader,
+  scheduling,
+  server_optimizer,
+)
 from lwfedssl_jax.federated.model import make_model
 from lwfedssl_jax.resources import communication, planner, server_planner
 from lwfedssl_jax.stages import StagePlan, StageShape
@@ -91,6 +99,7 @@ def resolve(config: Config, data: FederatedDataset) -> tuple[Config, str]:
     UsageError: no step fits --client_memory_budget_mb or --server_memory_budget_mb, or a package is missing.
   """
   privacy.require_accountant(config)
+  client_state.check(config)
   config, text = with_execution(configs.with_values(config, {'image_size': data.image_size})), ''
   if config.client.client_memory_budget_mb:
     plan = planner.fit(config, data.image_size)

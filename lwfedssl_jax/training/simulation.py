@@ -12,15 +12,17 @@ from lwfedssl_jax import devices, rng
 from lwfedssl_jax.base import Params
 from lwfedssl_jax.config import RunConfig
 from lwfedssl_jax.data import batching
+from lwfedssl_jax.federated import client_state, round_loader, sampling
 from lwfedssl_jax.federated import round as rounds
-from lwfedssl_jax.federated import round_loader, sampling
+from lwfedssl_jax.federated.placement import input_specs
 from lwfedssl_jax.federated.round_loader import RoundLoader
-from lwfedssl_jax.federated.round_types import RoundInputs, RoundState
+from lwfedssl_jax.federated.round_types import RoundInputs
 from lwfedssl_jax.resources import accounting
 from lwfedssl_jax.resources.accounting import RoundTraffic
 from lwfedssl_jax.stages import StagePlan
 from lwfedssl_jax.training.round_runner import RoundResult
 from lwfedssl_jax.training.setup import RunSetup
+from lwfedssl_jax.workdir.client_store import ClientStore
 
 POLL_SECONDS = 0.002
 
@@ -42,6 +44,8 @@ class Simulation:
       config.client.client_dropout,
     )
     placement = round_loader.choose_placement(config, data, self._participation)
+    by_client: Any = input_specs(placement).clients.returned
+    self._by_client = devices.sharding(setup.mesh, by_client)
     self._loader = RoundLoader(config, data, self._participation, placement)
     self._round = _shared_round(
       dataclasses.replace(config, run=RunConfig()), data.image_size, placement, self._loader.client_steps()
@@ -51,10 +55,13 @@ class Simulation:
     self._server_images = devices.replicate(setup.mesh, server_images)
     self._ledger = accounting.start_ledger(setup.payload, config.effective_num_clients)
     self.server_state: Any = None
+    self._store = ClientStore(config.run.workdir) if config.uses_client_state else None
 
   def resume(self, rounds_done: int, server_state: Any) -> None:
     """Charges the rounds that are done, and takes over their state."""
     self.server_state = server_state
+    if self._store is not None:
+      self._store.rewind(rounds_done)
     planned, done = self._participation, slice(0, rounds_done)
     self._ledger = accounting.charge_run(
       self._setup.payload,
@@ -78,20 +85,25 @@ class Simulation:
     if not returned.any():
       return params, nothing
     batch = self._loader.load(round_num)
+    kept = self._load_states(batch.client_ids, plan)
     inputs = RoundInputs(
       self._seed_key(self._config.run.seed, attempt),
       np.int32(round_num),
       batch.images,
-      batch.clients,
+      batch.clients._replace(state=kept),
       self._server_images,
       np.float32(loss_limit),
-      RoundState(self.server_state),
+      server_state=self.server_state,
     )
     params, metrics = self._round.apply(params, plan, inputs)
-    self.server_state = metrics.state.server
-    metrics = jax.tree.map(devices.fetch, _wait_for(metrics._replace(state=RoundState())))
+    self.server_state = metrics.server_state
+    metrics = jax.tree.map(devices.fetch, _wait_for(metrics._replace(server_state=None)))
     slots = np.flatnonzero(batch.client_ids >= 0)
     slots = slots[np.argsort(batch.client_ids[slots])]  # by ascending client id
+    if self._store is not None:
+      for slot in slots[metrics.accepted[slots]]:
+        own = jax.tree.map(lambda leaf, slot=slot: leaf[slot], metrics.client_states)
+        self._store.save(int(batch.client_ids[slot]), round_num + 1, own)
     return params, nothing._replace(
       accepted=metrics.accepted[slots],
       client_losses=metrics.client_losses[slots],
@@ -100,6 +112,19 @@ class Simulation:
       images_trained=batching.images_trained(self._setup.sizes[client_ids], self._config.client),
       padding_fraction=batch.padding_fraction,
     )
+
+  def _load_states(self, client_ids: np.ndarray, plan: StagePlan) -> Any:
+    """Returns what the clients of the slots keep, on their devices; None where clients keep nothing."""
+    if self._store is None:
+      return None
+    like = client_state.trace(self._config, self._setup.model, plan.shape)
+    states = self._store.load(client_ids.tolist(), plan.first_round, like)
+    return jax.tree.map(lambda leaf: devices.put(leaf, self._by_client), states)
+
+  def keep_since(self, rounds_done: int) -> None:
+    """Lets clients forget what only checkpoints of fewer rounds need."""
+    if self._store is not None:
+      self._store.keep_since(rounds_done)
 
   def close(self) -> None:
     """Stops the background copy of images."""

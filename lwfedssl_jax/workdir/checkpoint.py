@@ -115,13 +115,18 @@ class Checkpoints:
       logging.warning('%s: deleted the invalid metadata of a checkpoint: %s', path, _one_line(error)[:200])
       return opened
 
-  def save(self, params: Params, rounds_done: int, server: PyTree = None) -> None:
+  def save(self, params: Params, rounds_done: int, server: PyTree = None) -> int:
     """Starts saving; returns once the parameters and the server's state may change.
+
+    Returns:
+      The rounds done of the oldest checkpoint that may be restored from now on, even if this save is interrupted; 0
+      before the second save.
 
     Raises:
       StorageError: this save, or the one before it in the background, found no room or no permission.
     """
     args, self._last = self._ocp.args, rounds_done
+    oldest = min(self._manager.all_steps(), default=0)  # this save ends before the next one deletes it
     items = {'params': args.StandardSave(params), 'meta': args.JsonSave(_describe(params, rounds_done, server))}
     if server is not None:
       items['server'] = args.StandardSave(_number_leaves(server))
@@ -129,6 +134,7 @@ class Checkpoints:
       saved = self._manager.save(rounds_done, args=args.Composite(**items))
     if not saved:
       raise RuntimeError(f'checkpoint {rounds_done} was not written: one of that number or later exists')
+    return oldest
 
   def restore_newest(
     self, like: PyTree, server_like: Callable[[int], PyTree] = lambda rounds_done: None

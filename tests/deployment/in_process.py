@@ -82,6 +82,9 @@ class Recorder:
     self._digests.append(trees.sha256(params))
     return params, result
 
+  def keep_since(self, rounds_done):
+    self._runner.keep_since(rounds_done)
+
   def close(self):
     self._runner.close()
 
