@@ -10,8 +10,6 @@ import pytest
 from lwfedssl_jax import UsageError, catalog, stages
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.data import federated_dataset
-from lwfedssl_jax.deployment.server_options import ServerOptions
-from lwfedssl_jax.deployment.server_options import check as check_server
 from lwfedssl_jax.federated import client_state, client_update
 from lwfedssl_jax.federated.client_state import ClientState
 from lwfedssl_jax.federated.client_update import ClientData
@@ -421,7 +419,7 @@ def test_a_damaged_state_is_one_line(tmp_path, how):
 
 def test_states_that_are_gone_are_one_line(tmp_path):
   with pytest.raises(UsageError, match="client_states: expected the clients' states of the run"):
-    client_store.ClientStore(str(tmp_path)).rewind(3)
+    client_store.ClientStore(str(tmp_path)).check()
   assert not any(tmp_path.iterdir())
 
 
@@ -430,8 +428,6 @@ def test_what_cannot_be_is_refused_in_one_line(monkeypatch):
     configs.configure(objective='simclr', client_update='fedu')
   for values, flag in ((FEDU, 'client_update'), (MOON, 'alignment_kind')):
     config = configs.configure(method='layerwise', **values)
-    with pytest.raises(UsageError, match=f'--{flag}: expected'):
-      check_server(config, ServerOptions())
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     with pytest.raises(UsageError, match=f'--{flag}: expected one process'):
       client_state.check(config)

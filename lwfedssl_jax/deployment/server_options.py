@@ -30,8 +30,6 @@ def check(config: Config, options: ServerOptions) -> None:
     raise UsageError(f'--method: expected a federated method, got {config.method.method}')
   if config.client.client_dropout:
     raise UsageError('--client_dropout: expected 0, real clients are lost by themselves')
-  if config.uses_client_state:
-    raise UsageError(f'--{config.client_state_flag}: expected another one with real clients, which keep no state here')
   if config.partition.file or config.partition.has_client_folders:
     raise UsageError(
       f'--partition: expected one that is drawn, real clients hold their images, got {config.partition.partition}'

@@ -61,6 +61,8 @@ class Simulation:
     """Charges the rounds that are done, and takes over their state."""
     self.server_state = server_state
     if self._store is not None:
+      if rounds_done:
+        self._store.check()
       self._store.rewind(rounds_done)
     planned, done = self._participation, slice(0, rounds_done)
     self._ledger = accounting.charge_run(

@@ -30,15 +30,13 @@ class ClientStore:
     self._workdir, self._folder = workdir, os.path.join(workdir, FOLDER)
     self._oldest = 0
 
-  def rewind(self, rounds_done: int) -> None:
-    """Deletes what later rounds left.
-
-    Raises:
-      UsageError: the run has rounds behind it, and its folder of states is gone.
-      StorageError: the folder cannot be written.
-    """
-    if rounds_done and not os.path.isdir(self._folder):
+  def check(self) -> None:
+    """Raises UsageError if there is no folder, as one that was deleted."""
+    if not os.path.isdir(self._folder):
       raise UsageError(f"{self._folder}: expected the clients' states of the run that is resumed")
+
+  def rewind(self, rounds_done: int) -> None:
+    """Deletes what later rounds left. Raises StorageError."""
     with storage.writing(self._folder, self._workdir):
       os.makedirs(self._folder, exist_ok=True)
       for client in os.scandir(self._folder):
