@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lwfedssl_jax import UsageError, catalog, stages
+from lwfedssl_jax import UsageError, stages
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.data import federated_dataset
 from lwfedssl_jax.federated import client_state, client_update
@@ -21,19 +21,12 @@ from lwfedssl_jax.workdir import checkpoint, client_store, metrics_writer
 from tests import tiny
 from tests.deployment import in_process
 
-pytestmark = pytest.mark.usefixtures('cheap_views', 'two_blocks')
+pytestmark = pytest.mark.usefixtures('cheap_views', 'tiny_library')
 
 FEDEMA = {'client_update': 'fedema', 'objective': 'byol'}
 FEDU = {'client_update': 'fedu', 'objective': 'byol'}
+ALONE = {'representation_alignment': False}  # beside the tiny rounds' values
 MOON = {'alignment_kind': 'moon', 'representation_alignment': True}
-
-
-@pytest.fixture(scope='module')
-def two_blocks(tiny_library):
-  del tiny_library
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(catalog.ENCODERS, 'vit_micro', dataclasses.replace(tiny.TINY, depth=2))
-    yield
 
 
 def vector(*values):
@@ -173,7 +166,10 @@ def differ(a, b):
 
 def test_online_and_target_are_two_branches_from_the_first_participation_on(tiny_round, tiny_inputs):
   """The official code shares one object between them: the target branch would follow every gradient step."""
-  case, plain = tiny_round('layerwise', 'byol', **FEDEMA), tiny_round('layerwise', 'byol')
+  case, plain = (
+    tiny_round('layerwise', 'byol', client_update='fedema', **ALONE),
+    tiny_round('layerwise', 'byol', **ALONE),
+  )
   (result, received), (expected, _) = (
     train_client(each, tiny_inputs(), s) for each, s in ((case, fresh(case)), (plain, None))
   )
@@ -188,7 +184,7 @@ def test_online_and_target_are_two_branches_from_the_first_participation_on(tiny
 
 
 def test_fedema_s_second_round_starts_between_local_and_global(tiny_round, tiny_inputs):
-  case, inputs = tiny_round('layerwise', 'byol', **FEDEMA), tiny_inputs()
+  case, inputs = tiny_round('layerwise', 'byol', client_update='fedema', **ALONE), tiny_inputs()
   first, received = train_client(case, inputs, fresh(case))
   second, _ = train_client(case, inputs, first.state)
   weight = float(first.state.scale * first.state.divergence)
@@ -214,8 +210,8 @@ def test_fedema_s_second_round_starts_between_local_and_global(tiny_round, tiny_
 
 def test_at_share_zero_fedema_is_fedu_without_a_threshold(tiny_round, tiny_inputs):
   """Both then start from the global parameters, and keep their target branch."""
-  ema = tiny_round('layerwise', 'byol', **FEDEMA, fedema_share=0.0)
-  fedu = tiny_round('layerwise', 'byol', **FEDU, fedu_threshold=1e9)
+  ema = tiny_round('layerwise', 'byol', client_update='fedema', fedema_share=0.0)
+  fedu = tiny_round('layerwise', 'byol', client_update='fedu', fedu_threshold=1e9)
   results = []
   for case in (ema, fedu):
     first, _ = train_client(case, tiny_inputs(), fresh(case))
@@ -267,7 +263,7 @@ def test_micro_batches_give_moon_s_full_gradient(tiny_round, tiny_inputs):
 
 
 def test_a_round_gives_each_client_its_own_state_back(tiny_round, tiny_inputs):
-  case, inputs = tiny_round('layerwise', 'byol', **FEDEMA), tiny_inputs()
+  case, inputs = tiny_round('layerwise', 'byol', client_update='fedema', **ALONE), tiny_inputs()
   plan = case.plans[case.stage]
   model = tiny.make_parts(case.config).client_update.options.model
   empty = client_state.start(case.config, model, plan.shape, 4)
@@ -280,7 +276,13 @@ def test_a_round_gives_each_client_its_own_state_back(tiny_round, tiny_inputs):
 
 # Runs.
 
-VALUES = {'method': 'layerwise', 'rounds_per_stage': 4, 'clients_per_round': 2, 'client_dropout': 0.2}
+VALUES = {
+  'method': 'layerwise',
+  'blocks_per_stage': 2,
+  'rounds_per_stage': 4,
+  'clients_per_round': 2,
+  'client_dropout': 0.2,
+}
 
 
 def run(workdir, **values):

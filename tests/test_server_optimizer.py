@@ -1,7 +1,5 @@
 """Server optimizers: golden examples on three numbers, in a round, and over a run that stops and resumes."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,17 +13,9 @@ from lwfedssl_jax.workdir import checkpoint, metrics_writer
 from tests import tiny
 from tests.deployment import in_process
 
-pytestmark = pytest.mark.usefixtures('cheap_views', 'two_blocks')
+pytestmark = pytest.mark.usefixtures('cheap_views', 'tiny_library')
 
 STEPS = 2 * (np.array([0.1, -0.2, 0.0]), np.array([0.3, 0.1, -0.5]))  # what the aggregation changes in four rounds
-
-
-@pytest.fixture(scope='module')
-def two_blocks(tiny_library):
-  del tiny_library
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(catalog.ENCODERS, 'vit_micro', dataclasses.replace(tiny.TINY, depth=2))
-    yield
 
 
 def by_hand(name, start, learning_rate=0.5, momentum=0.8, tau=1e-2):
@@ -73,8 +63,9 @@ def test_two_rounds_of_fedavgm_written_out():
 
 def test_none_is_no_operation_and_an_unknown_name_is_refused():
   assert server_optimizer.make_server_optimizer(configs.configure().method) is None
-  aggregated, kept = {'kernel': object()}, object()
-  assert server_optimizer.take_step(None, kept, aggregated, None, None) == (aggregated, kept)
+  aggregated, kept = {'kernel': jnp.ones(3)}, {'anything': jnp.ones(3)}
+  found = server_optimizer.take_step(None, kept, aggregated, {'kernel': jnp.zeros(3)}, jnp.float32(0))
+  assert found[0] is aggregated and found[1] is kept
   with pytest.raises(UsageError, match='--server_optimizer: expected one of none, fedavgm'):
     configs.configure(server_optimizer='adam')
 
@@ -118,7 +109,8 @@ def parts_raveler(config):
   return tiny.make_parts(config).client_update.options.model.raveler
 
 
-VALUES = {'method': 'layerwise', 'server_optimizer': 'fedadam', 'server_learning_rate': 0.05, 'rounds_per_stage': 3}
+VALUES = {'method': 'layerwise', 'blocks_per_stage': 2, 'rounds_per_stage': 3}
+VALUES |= {'server_optimizer': 'fedadam', 'server_learning_rate': 0.05}
 
 
 def digest_of(tmp_path, **values):

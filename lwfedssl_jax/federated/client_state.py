@@ -5,6 +5,7 @@ into those that it received. MOON (arXiv 2103.16257 v1) aligns with the client's
 objectives/alignment.py. The state covers the active part, so every client starts a stage without one. It is never sent.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -57,9 +58,9 @@ def kept_groups(config: Config, params: Raveled) -> Raveled:
   }
 
 
-def init(config: Config, params: Raveled) -> ClientState:
-  """Returns the state of a client without one; `params` (arrays or jax.ShapeDtypeStructs) gives shapes."""
-  zero, zeros = jnp.float32(0), jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)
+def init(config: Config, params: Mapping[str, Any]) -> ClientState:
+  """Returns the state of a client without one; raveled parameters (or jax.ShapeDtypeStructs) give the shapes."""
+  zero, zeros = jnp.float32(0), {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in params.items()}
   target = {} if config.client.client_update == 'global' else trees.without_online_only(zeros)
   return ClientState(zero, kept_groups(config, zeros), target, zero, zero)
 
