@@ -400,7 +400,7 @@ class Config:
       )
     kept = 'server_optimizer' if self.method.server_optimizer != 'none' else self.client_state_flag
     if self.effective_depth_dropout_keep and kept:
-      raise UsageError(f'--depth_dropout_keep: expected 0 with --{kept}, whose state covers the same blocks every round')
+      raise UsageError(f'--depth_dropout_keep: expected 0 with --{kept}, whose state is of the same blocks every round')
     if self.method.warmup_rounds >= self.effective_rounds_per_stage:
       raise UsageError(
         f'--warmup_rounds: expected less than the {self.effective_rounds_per_stage} rounds of a stage, '
