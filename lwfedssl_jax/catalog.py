@@ -72,10 +72,14 @@ class EncoderTraits:
   Attributes:
     depth: blocks, of which a stage adds `blocks_per_stage`.
     whole_patches: the patch size must divide the image size.
+    equal_blocks: all blocks have the same shapes and are stacked (block_trees.py).
+    num_adapters: the first blocks, each of which has a temporary layer behind it while it is the last one.
   """
 
   depth: int
   whole_patches: bool = False
+  equal_blocks: bool = True
+  num_adapters: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

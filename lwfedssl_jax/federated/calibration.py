@@ -16,10 +16,9 @@ from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
 from lwfedssl_jax.federated import aggregation, client_update, execution
 from lwfedssl_jax.federated.client_update import Batches, ClientKeys, Pipeline
-from lwfedssl_jax.federated.model import Model, make_model
+from lwfedssl_jax.federated.model import make_model
 from lwfedssl_jax.federated.placement import Placement
 from lwfedssl_jax.federated.training_step import Losses, StepOptions
-from lwfedssl_jax.stages import StageShape
 
 
 class CalibrationBatches(NamedTuple):
@@ -38,11 +37,6 @@ def plan_batches(config: Config, num_images: int) -> CalibrationBatches:
 def largest_divisor(count: int, limit: int) -> int:
   """Returns the largest divisor of `count` that is at most `limit`."""
   return next(size for size in range(min(count, limit), 0, -1) if count % size == 0)
-
-
-def stage_shape(model: Model) -> StageShape:
-  """Returns the shape of the trained part: all blocks and the embedding."""
-  return StageShape(model.encoder.depth, trains_embedding=True)
 
 
 def make_step_options(
@@ -89,8 +83,8 @@ def make_calibration(
     scale: as in StepOptions.
 
   Returns:
-    (params, stop, images, keys) -> (params, mean losses). `stop` (may be traced) is the number of blocks that exist;
-    the others are bit-identical. The learning rate is scaled by the actual batch size.
+    (params, stop, images, keys) -> (params, mean losses). `stop` (may be traced if the blocks are equal) is the number
+    of blocks that exist; the others are bit-identical. The learning rate is scaled by the actual batch size.
   """
   method = config.method
 
@@ -101,7 +95,7 @@ def make_calibration(
     ids, mask = pipeline.plan_epochs(
       keys.shuffle, jnp.arange(len(images)), jnp.int32(len(images)), method.calibration_epochs, steps, batch_size
     )
-    global_params = stages.split(params, stage_shape(options.model), 0, stop)
+    global_params = stages.split_existing(params, stop)
     draw_views = client_update.make_view_drawer(pipeline, config.augment, shared_axis)
     batches = Batches(images, ids, mask, keys.augment)
     trained, losses = client_update.run_steps(options, global_params, batches, draw_views)

@@ -70,6 +70,7 @@ def make_round(
   def body(
     shape: StageShape, params: Params, start: Integer, stop: Integer, inputs: RoundInputs
   ) -> tuple[Params, RoundMetrics]:
+    start, stop = shape.bounds(start, stop)
     global_params = stages.split(params, shape, start)
     global_active = raveler.ravel(global_params.active)
     state, losses, accepted, weights = _train_clients(config, parts, placement, global_params, inputs, client_steps)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lwfedssl_jax import stages, trees
+from lwfedssl_jax import block_trees, stages, trees
 from lwfedssl_jax.base import Array, Float, Function, Mask, Params, Raveled, Scalar
 from lwfedssl_jax.data import augment
 from lwfedssl_jax.federated import optimizer as optimizers
@@ -78,7 +78,7 @@ def make_optimizer(options: StepOptions, global_params: StageParams) -> optax.Gr
   factors = None
   if options.block_learning_rate_decay != 1 or global_params.stop is not None:
     active = global_params.active
-    count = jax.tree.leaves(active['blocks'])[0].shape[0]
+    count = block_trees.count(active['blocks'])
     labels = stages.labels(
       active, 0, count if global_params.stop is None else global_params.stop, trains_embedding='embedding' in active
     )

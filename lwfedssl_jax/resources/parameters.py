@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lwfedssl_jax import block_trees
+from lwfedssl_jax.block_trees import block_name
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.federated.model import Model, make_model
-from lwfedssl_jax.stages import block_name
 
 
 class Shapes(NamedTuple):
@@ -44,7 +45,7 @@ def _trace(model: Model) -> Shapes:
   objective = model.objective
   params = jax.eval_shape(model.init_params, jax.random.key(0))
   expected = {'embedding', 'blocks', 'norm', *objective.head_names}
-  if set(params) != expected:
+  if set(params) - {'adapters'} != expected:
     raise ValueError(f'{objective.name}: expected parameters {sorted(expected)}, got {sorted(params)}')
   pooled, mask = jax.ShapeDtypeStruct((2, 2, model.encoder.width), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.bool_)
   return Shapes(model, params, jax.eval_shape(objective.project, params, pooled, mask).shape[-1])
@@ -58,16 +59,10 @@ def component_params(config: Config, image_size: int) -> dict[str, int]:
     image_size: side of the images, pixels.
 
   Returns:
-    {component: parameters}: 'embedding', 'block_00' .. , 'norm', and the heads.
+    {component: parameters}: 'embedding', 'block_00' .. , 'norm', 'adapter_00' .. , and the heads.
   """
   model, params, _ = trace_shapes(config, image_size)
-
-  def count(part):
-    return sum(leaf.size for leaf in jax.tree.leaves(params[part]))
-
-  depth = model.encoder.depth
-  return {
-    'embedding': count('embedding'),
-    **{block_name(i): count('blocks') // depth for i in range(depth)},
-    **{name: count(name) for name in ('norm', *model.objective.head_names)},
-  }
+  blocks = [block_name(i) for i in range(model.encoder.depth)]
+  names = ('embedding', *blocks, 'norm', *sorted(params.get('adapters', {})), *model.objective.head_names)
+  parts = jax.eval_shape(block_trees.components, params)
+  return {name: sum(leaf.size for leaf in jax.tree.leaves(parts[name])) for name in names}
