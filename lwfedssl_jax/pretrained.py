@@ -1,6 +1,6 @@
 """A trained encoder loaded from its run or from a published folder: one function and its parameters."""
 
-import functools
+import dataclasses
 import os
 from typing import Any, NamedTuple
 
@@ -27,7 +27,8 @@ class LoadedEncoder(NamedTuple):
 
   Attributes:
     apply: (params, images (B, S, S, 3) of the run's size, uint8 or float in [0, 1]) -> embeddings, float32. Pure: may
-      be jitted and differentiated. Raises UsageError for images of another shape or type.
+      be jitted and differentiated. Raises UsageError for images of another shape or type. Its `train` runs the encoder
+      as in training, see EncoderFunction.
     params: `embedding`, `blocks` (those that the run had reached) and `norm`, float32.
     encoder: the functions `apply` is made of.
     config: the run's configuration.
@@ -53,13 +54,26 @@ def _check_images(images: Shaped[Array | np.ndarray, '...'], size: int) -> None:
     raise UsageError(f'images: expected uint8, or floating point in [0, 1], got {images.dtype}')
 
 
-def _apply(
-  encoder: Encoder, image_size: int, params: Params, images: Shaped[Array | np.ndarray, '...']
-) -> Float[Array, 'B D']:
-  _check_images(images, image_size)
-  inputs = augment.to_float(images) if images.dtype == 'uint8' else images
-  tokens = encoder.embed(params['embedding'], augment.normalize(inputs))
-  return encoder.pool(params['norm'], encoder.blocks(params['blocks'], tokens))
+@dataclasses.dataclass(frozen=True)
+class EncoderFunction:
+  """Images to embeddings: called, as in evaluation; `train`, as in training."""
+
+  encoder: Encoder
+  image_size: int
+
+  def __call__(self, params: Params, images: Shaped[Array | np.ndarray, '...']) -> Float[Array, 'B D']:
+    """Returns embeddings, by the running statistics where there are any."""
+    tokens = self.encoder.embed(params['embedding'], self._normalize(images))
+    return self.encoder.pool(params['norm'], self.encoder.blocks(params['blocks'], tokens))
+
+  def train(self, params: Params, images: Shaped[Array | np.ndarray, '...']) -> tuple[Float[Array, 'B D'], Params]:
+    """Returns embeddings, by statistics of the batch where there are any, and a tree of the new running statistics."""
+    run: Any = self.encoder.train
+    return run(params, self._normalize(images), jnp.ones(len(images), bool))
+
+  def _normalize(self, images: Shaped[Array | np.ndarray, '...']) -> Float[Array, 'B H W C']:
+    _check_images(images, self.image_size)
+    return augment.normalize(augment.to_float(images) if images.dtype == 'uint8' else images)
 
 
 def _model(config: Config) -> Model:
@@ -70,7 +84,7 @@ def _of(params: Params, config: Config, depth: int, rounds_done: int) -> LoadedE
   encoder = _model(config).encoder
   kept = {name: params[name] for name in ('embedding', 'norm')}
   kept['blocks'] = block_trees.first(params['blocks'], depth)
-  return LoadedEncoder(functools.partial(_apply, encoder, config.model.image_size), kept, encoder, config, rounds_done)
+  return LoadedEncoder(EncoderFunction(encoder, config.model.image_size), kept, encoder, config, rounds_done)
 
 
 def random_encoder(config: Config, seed: int) -> LoadedEncoder:

@@ -78,7 +78,8 @@ def make_calibration(
   Args:
     config: the run.
     image_size: side of the images, pixels.
-    placement: the devices over which each batch is sharded, if its size is a multiple of their number.
+    placement: the devices over which each batch is sharded, if its size is a multiple of their number and the encoder
+      takes no statistics of a batch; else every device takes the full batch.
     pipeline: how images are shuffled and augmented.
     scale: as in StepOptions.
 
@@ -90,7 +91,8 @@ def make_calibration(
 
   def calibrate(params: Params, stop: Integer, images: Images, keys: ClientKeys) -> tuple[Params, Losses]:
     batch_size, steps = plan_batches(config, len(images))
-    shared_axis = placement.axis if batch_size % placement.num_devices == 0 else None
+    divides = batch_size % placement.num_devices == 0 and not config.model.uses_batch_statistics
+    shared_axis = placement.axis if divides else None
     options = make_step_options(config, image_size, batch_size, shared_axis, placement.num_devices, scale)
     ids, mask = pipeline.plan_epochs(
       keys.shuffle, jnp.arange(len(images)), jnp.int32(len(images)), method.calibration_epochs, steps, batch_size

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lwfedssl_jax import block_trees
-from lwfedssl_jax.block_trees import block_name
+from lwfedssl_jax.block_trees import adapter_name, block_name
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.federated.model import Model, make_model
 
@@ -28,6 +28,11 @@ class Shapes(NamedTuple):
   def count_products(self, head: str) -> int:
     """Multiply-adds of a head for one image and view: every entry of its matrices is used once."""
     return sum(leaf.size for leaf in jax.tree.leaves(self.params[head]) if leaf.ndim == 2)
+
+  def count_adapter(self, stop: int) -> int:
+    """Multiply-adds of the temporary layer behind block `stop` - 1 for one image and view; 0 without one."""
+    layer = self.params.get('adapters', {}).get(adapter_name(stop - 1), {})
+    return sum(leaf.size for leaf in jax.tree.leaves(layer) if leaf.ndim == 2)
 
 
 def trace_shapes(config: Config, image_size: int) -> Shapes:
