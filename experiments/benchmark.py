@@ -7,7 +7,8 @@ r"""Times client steps or whole rounds of every method, against end to end and a
         --method=layerwise --image_size=32 --num_clients=16 --batch_size=32
 
 Timing is interleaved, so that a drift of the machine's speed affects all cases equally. Quote the ratios, which are
-formed within a repeat. PyTorch is skipped if it is not installed (extra `torch`).
+formed within a repeat. PyTorch, with torchvision's transforms in a round, is skipped if it is not installed (extra
+`torch`).
 """
 
 from typing import Any

@@ -40,6 +40,15 @@ def test_similarities_ask_for_float32_products(function):
   assert product_precisions(function, ROWS) == {('HIGHEST', 'HIGHEST')}
 
 
+@pytest.mark.parametrize(('default', 'expected'), [(None, 'DEFAULT'), ('float32', 'HIGHEST')])
+def test_products_of_a_block_follow_the_default_of_jax(default, expected):
+  block, tokens = vit.Block(2, 2, jnp.float32), jnp.ones((1, 4, 8))
+  params = block.init(jax.random.key(0), tokens)
+  with jax.default_matmul_precision(default):
+    found = product_precisions(jax.grad(lambda x: block.apply(params, x).sum()), tokens)
+  assert {names or ('DEFAULT', 'DEFAULT') for names in found} == {(expected, expected)}
+
+
 def test_gelu_in_bfloat16_is_exact_to_its_rounding():
   """1 + erf(x) cancels for negative x; in bfloat16 that costs 8.5 times the rounding error."""
   x = jnp.linspace(-4, -1, 3001).astype(BFLOAT16)

@@ -101,6 +101,16 @@ def test_check_writes_nothing(tmp_path):
   assert not any(tmp_path.iterdir())
 
 
+def test_check_takes_a_run_whose_settings_were_resolved_since(tmp_path):
+  """`lwfedssl-server --resume` checks before the data and the device resolve what the run in the folder has."""
+  given = configs.configure(workdir=str(tmp_path / 'run'), resume=True)
+  with run_dir.claim_workdir(configs.with_values(given, {'rematerialize': 'all', 'client_chunk': 3})):
+    pass
+  run_dir.check_workdir(given)
+  with pytest.raises(UsageError, match=r'differs in client_chunk .run: 3, given: 0., rematerialize'):
+    run_dir.claim_workdir(given).__enter__()
+
+
 def refuse(number):
   """A function of any arguments with which the system refuses to write."""
 

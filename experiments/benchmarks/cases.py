@@ -122,7 +122,7 @@ def _round_case(config: Config, plan: StagePlan, each: int) -> Case:
   )
 
 
-def _torch_case(config: Config, plan: StagePlan) -> Case:
+def _torch_step_case(config: Config, plan: StagePlan) -> Case:
   from . import torch_step
 
   batch = config.client.batch_size
@@ -133,6 +133,13 @@ def _torch_case(config: Config, plan: StagePlan) -> Case:
     return [step() for _ in range(STEPS_PER_CALL)]
 
   return Case(f'PyTorch {config.method.method}, stage {plan.stage + 1}', run, batch, flop_count, steps=STEPS_PER_CALL)
+
+
+def _torch_round_case(config: Config, plan: StagePlan, ours: Case, each: int) -> Case:
+  """Makes PyTorch's case beside ours: as many images, as many products."""
+  from . import torch_round
+
+  return Case(f'PyTorch {ours.name}', torch_round.make_round(config, plan, each), ours.images, ours.flop_count)
 
 
 def _named_stages(config: Config, all_stages: bool) -> list[tuple[str, int]]:
@@ -146,24 +153,29 @@ def _named_stages(config: Config, all_stages: bool) -> list[tuple[str, int]]:
   ]
 
 
-def _has_torch(config: Config) -> bool:
-  """Whether PyTorch's step can be timed too; prints a line if PyTorch is not installed."""
+def _has_torch(config: Config, suite: str) -> bool:
+  """Whether PyTorch can be timed too; prints a line if it is not installed."""
   if config.objective.objective != 'moco_v3' or jax.default_backend() != 'cpu':
     return False
-  if importlib.util.find_spec('torch') is None:
-    print('PyTorch is not installed (extra `torch`): skipped', flush=True)
-    return False
-  return True
+  needed = ('torch',) if suite == 'step' else ('torch', 'torchvision')
+  missing = [name for name in needed if importlib.util.find_spec(name) is None]
+  if missing:
+    print(f'{" and ".join(missing)} not installed (extra `torch`): PyTorch is skipped', flush=True)
+  return not missing
 
 
 def make_cases(config: Config, suite: str, images_per_client: int, all_stages: bool) -> list[Case]:
   """Compiles steps (suite `step`) or rounds (`round`), end to end first, as the reference."""
-  with_torch = suite == 'step' and _has_torch(config)
+  with_torch = _has_torch(config, suite)
   cases, torch_cases = [], []
   for method, stage in _named_stages(config, all_stages):
     run = configs.with_values(config, {'method': method})
     plan = stages.make_plans(run)[stage]
-    cases.append(_step_case(run, plan) if suite == 'step' else _round_case(run, plan, images_per_client))
-    if with_torch and method in ('end_to_end', 'layerwise'):
-      torch_cases.append(_torch_case(run, plan))
+    compare = with_torch and method in ('end_to_end', 'layerwise')
+    if suite == 'step':
+      cases.append(_step_case(run, plan))
+      torch_cases += [_torch_step_case(run, plan)] if compare else []
+    else:
+      cases.append(_round_case(run, plan, images_per_client))
+      torch_cases += [_torch_round_case(run, plan, cases[-1], images_per_client)] if compare else []
   return [*cases, *torch_cases]

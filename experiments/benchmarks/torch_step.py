@@ -89,33 +89,46 @@ def _info_nce(queries, keys, temperature):
   return functional.cross_entropy(logits, torch.arange(len(queries)))
 
 
-def make_step(config: Config, plan: StagePlan) -> Callable[[], Any]:
-  """Builds a MoCo v3 step on random views (2B, 3, H, W) of its own; calling it takes one optimizer step."""
-  d, heads, ratio = _sizes(config)
-  size, client = config.model.image_size, config.client
-  prefix = nn.Sequential(
-    Embedding(d, size, config.model.patch_size), *(Block(d, heads, ratio) for _ in range(plan.start))
-  )
-  online, predictor = Active(config, plan), _head(PROJECTION_SIZE, HEAD_HIDDEN, PROJECTION_SIZE)
-  target = copy.deepcopy(online).requires_grad_(False)
-  trained = [*online.parameters(), *predictor.parameters()]
-  optimizer = torch.optim.AdamW(
-    trained, lr=client.learning_rate * client.batch_size / 256, weight_decay=client.weight_decay, fused=True
-  )
-  views = torch.rand(2 * client.batch_size, 3, size, size)
-  decay, temperature = config.objective.target_decay, config.objective.temperature
+class Client:
+  """A client's trained modules; `step` takes one MoCo v3 step on two views, (2B, 3, H, W), and returns its loss."""
 
-  def step() -> float:
+  def __init__(self, config: Config, prefix: Any, online: Active, predictor: Any):
+    self.modules = nn.ModuleList([online, predictor])
+    self._prefix, self._online, self._predictor = prefix, online, predictor
+    self._target = copy.deepcopy(online).requires_grad_(False)
+    self._decay, self._temperature = config.objective.target_decay, config.objective.temperature
+    client = config.client
+    self._optimizer = torch.optim.AdamW(
+      self.modules.parameters(),
+      lr=client.learning_rate * client.batch_size / 256,
+      weight_decay=client.weight_decay,
+      fused=True,
+    )
+
+  def step(self, views: Any) -> float:
     with torch.no_grad():
-      inputs = views if plan.trains_embedding else prefix(views)
-      keys = target(inputs)
-    queries = [predictor(projection) for projection in online(inputs)]
-    loss = _info_nce(queries[0], keys[1], temperature) + _info_nce(queries[1], keys[0], temperature)
-    optimizer.zero_grad(set_to_none=True)
+      inputs = self._prefix(views)
+      keys = self._target(inputs)
+    queries = [self._predictor(projection) for projection in self._online(inputs)]
+    loss = _info_nce(queries[0], keys[1], self._temperature) + _info_nce(queries[1], keys[0], self._temperature)
+    self._optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    optimizer.step()
+    self._optimizer.step()
     with torch.no_grad():
-      torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), 1 - decay)
+      torch._foreach_lerp_(list(self._target.parameters()), list(self._online.parameters()), 1 - self._decay)
     return loss.item()
 
-  return step
+
+def make_modules(config: Config, plan: StagePlan) -> tuple[Any, Active, Any]:
+  """Builds the frozen prefix (nothing, where the embedding is trained), the trained part and the predictor."""
+  d, heads, ratio = _sizes(config)
+  frozen = [] if plan.trains_embedding else [Embedding(d, config.model.image_size, config.model.patch_size)]
+  prefix = nn.Sequential(*frozen, *(Block(d, heads, ratio) for _ in range(plan.start)))
+  return prefix, Active(config, plan), _head(PROJECTION_SIZE, HEAD_HIDDEN, PROJECTION_SIZE)
+
+
+def make_step(config: Config, plan: StagePlan) -> Callable[[], Any]:
+  """Builds a step on random views of its own; calling it takes one optimizer step."""
+  client = Client(config, *make_modules(config, plan))
+  views = torch.rand(2 * config.client.batch_size, 3, config.model.image_size, config.model.image_size)
+  return lambda: client.step(views)

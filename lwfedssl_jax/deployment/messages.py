@@ -117,6 +117,12 @@ def unpack(envelope: Envelope) -> Record:
   return record(**{name: _CHECKS[name](name, value) for name, value in fields.items()})
 
 
+def describe(envelope: Envelope) -> str:
+  """Returns what one of our own messages is, for a log: its kind, and its round if it has one."""
+  fields = json.loads(envelope.header)
+  return fields['kind'] + (f' of round {fields["round_num"] + 1}' if 'round_num' in fields else '')
+
+
 def check_vectors(vectors: Mapping[str, bytes], sizes_bytes: Mapping[str, int], every: bool = True) -> None:
   """Raises MessageError unless the components are those expected and each has exactly its size.
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 
 import jax
@@ -34,7 +35,7 @@ class Network:
     self, setup: RunSetup, transport: Transport, options: ServerOptions, log: Callable[[str], None] = _print
   ):
     config = setup.config
-    self._setup, self._options = setup, options
+    self._setup, self._options, self._log = setup, options, log
     self._fields = messages.client_config(config)
     identity = json.dumps(self._fields, sort_keys=True).encode()
     self._run = hashlib.sha256(identity).hexdigest()[:32]
@@ -61,10 +62,11 @@ class Network:
       self._picked = sorted([client for client in self._order[round_num].tolist() if client in there][:limit])
       self._sizes = np.array([there[client].num_images for client in self._picked])
     picked, sizes = self._picked, self._sizes
-    task = Task(self._run, self._fields, 0, round_num, attempt, {})
+    task, begin = Task(self._run, self._fields, 0, round_num, attempt, {}), time.monotonic()
     trained, traffic = self._exchange.run(
       task, plan, components.cut(params), picked, self._options.round_timeout_seconds
     )
+    exchanged = time.monotonic()
     updates = [trained.get(client) for client in picked]
     steps = config.client.local_epochs * np.maximum(1, sizes // config.client.batch_size)
     order = scheduling.assign_slots(steps, scheduling.make_layout(len(picked), 1))
@@ -85,6 +87,9 @@ class Network:
       params, plan, [updates[i] for i in order], sizes[order], loss_limit, seed_key, round_num
     )
     result.accepted[order] = accepted
+    jax.block_until_ready(params)
+    took = exchanged - begin, time.monotonic() - exchanged
+    self._log(f'round {round_num + 1}: clients took {took[0]:.1f} s, aggregation and calibration {took[1]:.1f} s')
     return params, result._replace(losses=losses, calibration=calibrated)
 
   def close(self) -> None:

@@ -140,13 +140,15 @@ def _receive(connection: Connection) -> Envelope:
 
 
 def _answer(client: Any, request: Envelope) -> Envelope:
-  """Answers a message; an error of our own is logged, and the server learns of its type."""
+  """Answers a message, and logs how long that took; the server learns of the type of an error of our own."""
+  begin, error_text = time.monotonic(), ''
   try:
-    return client.handle(request)
+    reply = client.handle(request)
   except Exception as error:
-    if os.fstat(sys.stderr.fileno()).st_size < MOST_LOG_BYTES:
-      traceback.print_exc()
-    return messages.pack(Refused(f'internal error: {type(error).__name__}'))
+    reply, error_text = messages.pack(Refused(f'internal error: {type(error).__name__}')), traceback.format_exc()
+  if os.fstat(sys.stderr.fileno()).st_size < MOST_LOG_BYTES:
+    print(f'{error_text}{messages.describe(reply)}: {time.monotonic() - begin:.2f} s', file=sys.stderr, flush=True)
+  return reply
 
 
 def serve(options: NodeOptions) -> None:

@@ -19,12 +19,14 @@ def in_batches(
   run: Callable[[np.ndarray], Any], rows: Shaped[np.ndarray, 'N ...'], batch_size: int = 256
 ) -> Shaped[np.ndarray, 'N ...']:
   """Applies `run` to rows, N at least 1, in batches of one size, the last one padded; joins the results."""
-  parts = []
+  results = []
   for first in range(0, len(rows), batch_size):
     batch = rows[first : first + batch_size]
     padding = [(0, batch_size - len(batch))] + [(0, 0)] * (rows.ndim - 1)
-    parts.append(np.asarray(run(np.pad(batch, padding)))[: len(batch)])
-  return np.concatenate(parts)
+    results.append(run(np.pad(batch, padding)))
+    if len(results) > 1:  # fetched while the next batch is computed
+      results[-2] = np.asarray(results[-2])
+  return np.concatenate(results)[: len(rows)]
 
 
 @functools.lru_cache(maxsize=4)

@@ -183,9 +183,3 @@ def expected_traffic(config: Config, image_size: int) -> ExpectedTraffic:
       sent[plan.stage] += returns * active * sizes
       current = (current + missing) * kept
   return ExpectedTraffic(downloads, sent)
-
-
-def full_participation(config: Config) -> tuple[np.ndarray, np.ndarray]:
-  """Returns (client ids, returned) of shape (rounds, clients) for a run whose clients all take part and return."""
-  shape = (sum(plan.num_rounds for plan in make_plans(config)), config.effective_num_clients)
-  return np.broadcast_to(np.arange(shape[1]), shape), np.ones(shape, bool)

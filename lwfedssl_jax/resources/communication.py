@@ -9,7 +9,6 @@ Neither charges the transfer of a block at the start of a stage, nor a late clie
 Bytes are those of float32 parameters, without a transport's framing.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from lwfedssl_jax.catalog import PAPER_CONVENTIONS
@@ -20,11 +19,6 @@ from lwfedssl_jax.stages import make_plans, modified_components, required_compon
 
 BYTES_PER_PARAM = 4  # float32, for any compute dtype
 PAPER_GB_BYTES = 1000 * 2**20  # the paper's "GB" is 1000 MiB: only so do its numbers come out
-
-
-def paper_gb(num_bytes: int) -> float:
-  """Converts bytes to the paper's GB of 1000 MiB."""
-  return num_bytes / PAPER_GB_BYTES
 
 
 class Payload(NamedTuple):
@@ -73,23 +67,6 @@ class StageTraffic(NamedTuple):
     return self.num_rounds * sum(self.round_uploads.values())
 
 
-class Traffic(NamedTuple):
-  """Bytes of one client over a run."""
-
-  download_bytes: int
-  upload_bytes: int
-
-  @property
-  def total_bytes(self) -> int:
-    """Both directions."""
-    return self.download_bytes + self.upload_bytes
-
-  @property
-  def total_paper_gb(self) -> float:
-    """Both directions, in the paper's GB of 1000 MiB."""
-    return paper_gb(self.total_bytes)
-
-
 def stage_traffic(
   config: Config, image_size: int, convention: str, *, worst_case_download: bool = False
 ) -> tuple[StageTraffic, ...]:
@@ -124,8 +101,3 @@ def stage_traffic(
     )
     for plan in make_plans(config)
   )
-
-
-def total_traffic(stages: Sequence[StageTraffic]) -> Traffic:
-  """Sums a client's traffic over stages."""
-  return Traffic(sum(s.download_bytes for s in stages), sum(s.upload_bytes for s in stages))

@@ -151,13 +151,15 @@ def _train_rounds(
   """Runs rounds from `rounds_done` on; returns the parameters and the rounds done at the end."""
   options = run.config.run
   last = min(options.stop_after_round or run.num_rounds, run.num_rounds)
-  saved = rounds_done
+  saved, ended = rounds_done, time.perf_counter()
   for round_num in range(rounds_done, last):
     plan = run.find_plan(round_num)
     stage_ends = round_num + 1 == plan.first_round + plan.num_rounds
     if round_num == plan.first_round:
       params = stages.init_new_blocks(params, plan, run.config.method.new_block_init)
+    between = time.perf_counter() - ended
     params, row = _run_round(run, runner, params, plan, round_num, log)
+    row['between_seconds'], ended = between, time.perf_counter()
     if row['participants'] and not row['accepted']:
       if saved < round_num:
         checkpoints.save(params, round_num)

@@ -11,6 +11,7 @@ from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.workdir import storage
 
 METRICS = 'metrics.jsonl'
+WALL_CLOCK = ('seconds', 'between_seconds', 'images_per_second')  # all else in a row follows from the seed
 OnRow = Callable[[dict[str, Any]], None]
 
 

@@ -155,19 +155,19 @@ def saved_value(workdir: str, field: str) -> Any:
 
 
 def check_workdir(config: Config) -> None:
-  """Raises the errors of `claim_workdir` without writing.
+  """Raises those errors of `claim_workdir` that need no resolved configuration, without writing.
 
   Raises:
-    UsageError: --workdir is missing or not a folder; another process uses it; it holds a run and --resume is not set;
-      or it holds a run of another configuration, whose differing fields the message names.
+    UsageError: --workdir is missing or not a folder; another process uses it; or it holds a run and --resume is not
+      set.
   """
   workdir = config.run.workdir
   if not workdir:
     raise UsageError('--workdir: expected a folder to write the run to')
   if os.path.exists(workdir) and not os.path.isdir(workdir):
     raise UsageError(f'--workdir: expected a folder, {workdir} is a file')
-  if os.path.exists(os.path.join(workdir, CONFIG)):
-    _check_same(config, workdir)
+  if os.path.exists(os.path.join(workdir, CONFIG)) and not config.run.resume:
+    raise UsageError(f'--workdir: expected a new folder, {workdir} holds a run (--resume continues it)')
   if os.path.exists(os.path.join(workdir, LOCK)):
     with _locked(workdir):
       pass
@@ -181,12 +181,15 @@ def claim_workdir(config: Config) -> Iterator[str]:
     The workdir, with config.json in it.
 
   Raises:
-    UsageError: as `check_workdir`; or the folder cannot be written.
+    UsageError: as `check_workdir`; the folder holds a run of another configuration, whose differing fields the message
+      names; or it cannot be written.
     StorageError: no room, now or while the folder is held.
   """
   check_workdir(config)
   workdir = config.run.workdir
   path = os.path.join(workdir, CONFIG)
+  if os.path.exists(path):
+    _check_same(config, workdir)
   with _locked(workdir), storage.writing(workdir, workdir, storage.NO_ROOM):
     if not os.path.exists(path):
       write_json(path, {'format': FORMAT, 'config': configs.flatten(config), **describe_environment()})
@@ -212,8 +215,6 @@ def _locked(workdir: str) -> Iterator[None]:
 
 
 def _check_same(config: Config, workdir: str) -> None:
-  if not config.run.resume:
-    raise UsageError(f'--workdir: expected a new folder, {workdir} holds a run (--resume continues it)')
   saved, given = configs.flatten(read_config(workdir)), configs.flatten(config)
   differing = [
     f'{name} (run: {saved[name]}, given: {given[name]})'

@@ -26,7 +26,7 @@ VALUES = {
   'knn_bank_images': 60,
   'knn_test_images': 40,
 }
-UNTIMED = ('seconds', 'images_per_second', 'padding_fraction')
+UNTIMED = (*metrics_writer.WALL_CLOCK, 'padding_fraction')
 
 
 def make_config(workdir, **values) -> Config:

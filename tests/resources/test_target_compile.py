@@ -9,7 +9,8 @@ import warnings
 import pytest
 
 from lwfedssl_jax import config as configs
-from lwfedssl_jax.resources import collectives, flops, predict, targets
+from lwfedssl_jax.catalog import PROJECTION_SIZE
+from lwfedssl_jax.resources import collectives, flops, hlo, hlo_costs, memory, predict, targets
 from lwfedssl_jax.stages import make_plans
 
 pytestmark = pytest.mark.usefixtures('fully_optimized')
@@ -81,3 +82,23 @@ def test_a_step_that_does_not_fit_a_tpu_is_an_answer():
   config = config_of('end_to_end', compute_dtype='float32', batch_size=4096)
   (step,) = predict.predict_steps(config, 32, targets.load('tpu-v5e'))
   assert not step.fits and step.peak_bytes > 15.75 * 2**30 and step.roofline is None
+
+
+def executed_products(compute_dtype):
+  """Returns {type: FLOPs} of a client step's products as a TPU executes them; batch 64."""
+  config = config_of('layerwise', encoder='vit_micro', batch_size=64, compute_dtype=compute_dtype)
+  program = memory.compile_client_step(config, 32, make_plans(config)[1], targets.load('tpu-v5e'))
+  total = dict.fromkeys(('bfloat16', 'float32', 'float32_highest'), 0)
+  for kernel in hlo_costs.list_kernels(hlo.parse_program(program.as_text())):
+    for kind, count in kernel.flops.items():
+      total[kind] += kernel.num_launches * count
+  return total
+
+
+@needs_tpu
+@pytest.mark.parametrize('compute_dtype', ['float32', 'bfloat16'])
+def test_precision_of_products_on_a_tpu(compute_dtype):
+  """Similarities are full float32 products; the backend rounds the operands of the others, in either type."""
+  found = executed_products(compute_dtype)
+  assert found['float32_highest'] == 4 * 2 * 64 * 64 * PROJECTION_SIZE  # two views, forward and gradient
+  assert found['bfloat16'] > 2 * found['float32'] > 0

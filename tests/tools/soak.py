@@ -16,6 +16,8 @@ import subprocess
 import sys
 import time
 
+from lwfedssl_jax.workdir import metrics_writer
+
 RUN = [
   '--dataset=digits',
   '--image_size=16',
@@ -34,7 +36,6 @@ RUN = [
   '--knn_bank_images=300',
   '--knn_test_images=100',
 ]
-UNTIMED = ('seconds', 'images_per_second')
 
 
 def start(workdir):
@@ -51,7 +52,7 @@ def finish(process):
 
 def read_rows(workdir):
   rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-  return [{key: value for key, value in row.items() if key not in UNTIMED} for row in rows]
+  return [{key: value for key, value in row.items() if key not in metrics_writer.WALL_CLOCK} for row in rows]
 
 
 def moment(workdir):
