@@ -94,7 +94,7 @@ def components(tree: Any, start: int = 0) -> dict[str, Any]:
     tree: the parameters, or an active part of them.
     start: the number of the first of its blocks, if they are stacked. Each is a stack of one.
   """
-  found = {}
+  found: dict[str, Any] = {}
   for part, subtree in tree.items():
     if part == 'adapters' or (part == 'blocks' and not is_stacked(subtree)):
       found |= subtree

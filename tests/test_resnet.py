@@ -160,6 +160,16 @@ def test_the_frozen_part_runs_by_its_running_statistics():
   assert np.abs(other - found).max() > 0.1
 
 
+def test_running_statistics_have_no_gradient_in_evaluation():
+  encoder, params, _ = build('batch', False)
+  features = encoder.embed(params['embedding'], make_images(3))
+  slopes = jax.grad(lambda blocks: jnp.square(encoder.pool({}, encoder.blocks(blocks, features))).sum())(
+    params['blocks']
+  )
+  for path, leaf in jax.tree_util.tree_leaves_with_path(slopes):
+    assert np.any(leaf) != (path[-1].key in trees.RUNNING), path
+
+
 def moved_parts(before, after):
   """Names of the components of which any leaf has moved."""
   before, after = block_trees.components(before), block_trees.components(after)

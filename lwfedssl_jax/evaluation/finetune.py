@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from lwfedssl_jax import rng, trees
-from lwfedssl_jax.base import Apply, Array, Float, Images, Int, Integer, Key, Params, Scalar, UInt8
+from lwfedssl_jax.base import Apply, Array, Float, Function, Images, Int, Integer, Key, Params, Scalar, UInt8
 from lwfedssl_jax.data import batching, randaugment
 from lwfedssl_jax.evaluation import embeddings
 from lwfedssl_jax.federated import optimizer
@@ -100,7 +100,7 @@ def compute_logits(head: Params, embeddings: Float[Array, 'B D']) -> Float[Array
 @functools.lru_cache(maxsize=2)
 def _make_epoch(apply: Apply, options: FinetuneOptions) -> Callable[..., Any]:
   """Builds (trained, optimizer state, seed key, epoch number, images, labels) -> (trained, state, mean loss)."""
-  run = getattr(apply, 'train', lambda params, images: (apply(params, images), {}))
+  run: Function = getattr(apply, 'train', lambda params, images: (apply(params, images), {}))
 
   def loss(trained: Params, views: Float[Array, 'B H W C'], labels: Int[Array, ' B']) -> tuple[Scalar, Params]:
     embedded, statistics = run(trained['encoder'], views)

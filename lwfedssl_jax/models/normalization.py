@@ -15,7 +15,7 @@ MOMENTUM = 0.1  # weight of a batch in the running statistics
 MOST_GROUPS = 32  # arXiv 1803.08494
 GROUP_NORM_EPSILON = 1e-5
 
-FeatureMaps = Float[Array, 'N H W C']
+FeatureMaps = Float[Array, 'N _ _ _']
 
 
 class BatchNorm(nn.Module):

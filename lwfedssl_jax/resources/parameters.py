@@ -12,6 +12,10 @@ from lwfedssl_jax.config import Config
 from lwfedssl_jax.federated.model import Model, make_model
 
 
+def _count_matrices(tree: Any) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(tree) if leaf.ndim == 2)
+
+
 class Shapes(NamedTuple):
   """A model on abstract arrays.
 
@@ -27,12 +31,11 @@ class Shapes(NamedTuple):
 
   def count_products(self, head: str) -> int:
     """Multiply-adds of a head for one image and view: every entry of its matrices is used once."""
-    return sum(leaf.size for leaf in jax.tree.leaves(self.params[head]) if leaf.ndim == 2)
+    return _count_matrices(self.params[head])
 
   def count_adapter(self, stop: int) -> int:
     """Multiply-adds of the temporary layer behind block `stop` - 1 for one image and view; 0 without one."""
-    layer = self.params.get('adapters', {}).get(adapter_name(stop - 1), {})
-    return sum(leaf.size for leaf in jax.tree.leaves(layer) if leaf.ndim == 2)
+    return _count_matrices(self.params.get('adapters', {}).get(adapter_name(stop - 1), {}))
 
 
 def trace_shapes(config: Config, image_size: int) -> Shapes:

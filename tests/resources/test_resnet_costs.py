@@ -10,7 +10,7 @@ from lwfedssl_jax import catalog, models, stages
 from lwfedssl_jax.config import configure
 from lwfedssl_jax.federated import training_step
 from lwfedssl_jax.federated.client_update import make_step_options
-from lwfedssl_jax.resources import accounting, communication, flops, memory, parameters
+from lwfedssl_jax.resources import accounting, communication, costs, flops, memory, parameters
 
 PAPER = {
   'encoder': 'resnet18',
@@ -25,9 +25,9 @@ PAPER = {
 def test_the_paper_s_end_to_end_row():
   """41 GFLOPs and 11.09 GB (arXiv 2401.11647 v4). Running statistics count; without them it is 11.075."""
   config = configure(method='end_to_end', **PAPER)
-  assert flops.total_flops(flops.paper_stage_flops(config, 32)) / 1e9 == pytest.approx(41, abs=0.5)
-  traffic = communication.total_traffic(communication.stage_traffic(config, 32, 'paper_v4'))
-  assert traffic.total_paper_gb == pytest.approx(11.09, abs=0.01)
+  cost = costs.method_cost(config, 32, 'paper_v4')
+  assert cost.total_flops / 1e9 == pytest.approx(41, abs=0.5)
+  assert cost.total_bytes / costs.gb_bytes('paper_v4') == pytest.approx(11.09, abs=0.01)
 
 
 def test_components_by_hand():
