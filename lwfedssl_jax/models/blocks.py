@@ -42,7 +42,7 @@ class BlockStack(NamedTuple):
 def compose(encoder: Encoder) -> Function:
   """Builds `Encoder.train` of an encoder that trains as it is evaluated."""
 
-  def train(active: Params, x: Array, mask: Mask, stop: Any = None) -> tuple[Float[Array, 'B _'], Params]:
+  def train(active: Params, x: Array, mask: Mask, stop: Any = None) -> tuple[Float[Array, 'N _'], Params]:
     del mask
     if 'embedding' in active:
       x = encoder.embed(active['embedding'], x)

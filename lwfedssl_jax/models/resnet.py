@@ -159,7 +159,7 @@ def make_resnet(
     del params
     return x.astype(jnp.float32).mean((1, 2))
 
-  def train(active: Params, x: Array, mask: Mask, stop: Any = None) -> tuple[Float[Array, 'B _'], Params]:
+  def train(active: Params, x: Array, mask: Mask, stop: Any = None) -> tuple[Float[Array, 'N _'], Params]:
     del stop
     statistics: Params = {'blocks': {}}
     if 'embedding' in active:
