@@ -165,13 +165,13 @@ ROWS = (
   ),
   ('stages.py', 'lowest active block labeled frozen', 'block < start', 'block <= start', TABLE),
   (
-    'stages.py',
+    'block_trees.py',
     'trained blocks are put back one too high',
-    'part.astype(leaf.dtype), start, 0)',
-    'part.astype(leaf.dtype), start + 1, 0)',
+    'new.astype(leaf.dtype), start, 0)',
+    'new.astype(leaf.dtype), start + 1, 0)',
     MERGE,
   ),
-  ('stages.py', 'new blocks copied from themselves', 'leaf[first - 1]', 'leaf[first]', STAGES),
+  ('block_trees.py', 'new blocks copied from themselves', 'set(leaf[start - 1])', 'set(leaf[start])', STAGES),
   (
     'stages.py',
     'calibration changes only what clients train',
@@ -262,8 +262,8 @@ ROWS = (
   (
     'federated/optimizer.py',
     'frozen layers move',
-    'block_decay) ** powers.get(name, 0), 0)',
-    'block_decay) ** powers.get(name, 0), 1)',
+    'block_decay) ** power, 0)',
+    'block_decay) ** power, 1)',
     BLOCK_RATES,
   ),
   (
