@@ -98,6 +98,7 @@ class Network:
       accepted=np.zeros(len(picked), bool),
       client_losses=np.array([update[1][0] if update else 0 for update in updates], np.float32),
       losses=None,
+      divergence=0.0,
       calibration=None,
       traffic=traffic,
       images_trained=batching.images_trained(sizes, config.client),
@@ -105,15 +106,17 @@ class Network:
     if not trained:
       return params, result
     seed_key = self._make_key(config.run.seed, attempt)
-    stepped = self._step.run(
+    params, outcome = self._step.run(
       params, self.server_state, plan, [updates[i] for i in order], sizes[order], loss_limit, seed_key, round_num
     )
-    self.server_state, result.accepted[order] = stepped.server_state, stepped.accepted
+    self.server_state, result.accepted[order] = outcome.server_state, outcome.accepted
     self._note_accepted(plan, round_num, result.client_ids[result.accepted].tolist())
-    jax.block_until_ready(stepped.params)
+    jax.block_until_ready(params)
     took = exchanged - begin, time.monotonic() - exchanged
     self._log(f'round {round_num + 1}: clients took {took[0]:.1f} s, aggregation and calibration {took[1]:.1f} s')
-    return stepped.params, result._replace(losses=stepped.losses, calibration=stepped.calibration)
+    return params, result._replace(
+      losses=outcome.client, divergence=float(outcome.divergence), calibration=outcome.calibration
+    )
 
   def keep_since(self, rounds_done: int) -> None:
     """Lets clients forget states that no checkpoint needs."""

@@ -45,6 +45,7 @@ def input_specs(placement: Placement) -> RoundInputs:
     clients=clients,
     server_images=replicated,
     loss_limit=replicated,
+    stage_round=replicated,
     server_state=replicated,
   )
 
@@ -63,7 +64,7 @@ def shard_round(body: Function, placement: Placement) -> Function:
       functools.partial(body, shape),
       mesh=placement.mesh,
       in_specs=(replicated, replicated, replicated, input_specs(placement)),
-      out_specs=(replicated, RoundMetrics(replicated, sharded, sharded, replicated, replicated, sharded)),
+      out_specs=(replicated, RoundMetrics(replicated, sharded, sharded, replicated, replicated, replicated, sharded)),
       check_vma=False,
     )
     return on_device(params, start, stop, inputs)

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
-from lwfedssl_jax.federated import client_state, execution, scheduling, server_optimizer
+from lwfedssl_jax.federated import client_state, depth_dropout, execution, scheduling, server_optimizer
 from lwfedssl_jax.federated import round as rounds
 from lwfedssl_jax.federated.model import make_model
 from lwfedssl_jax.federated.placement import Placement, input_specs
@@ -97,7 +97,7 @@ def predict_steps(
       continue
     step, text = result
     fits = step.peak_bytes <= target.memory_bytes
-    line = roofline.estimate(text, target.peaks, plan.start)
+    line = roofline.estimate(text, target.peaks, plan.num_frozen)
     found.append(StepPrediction(method, plan.stage, step.peak_bytes, fits, step, line))
   return found
 
@@ -157,11 +157,13 @@ def lower_round(
       struct((slots, batching.padded_capacity(each, batch)), jnp.int32),
       struct((slots,), jnp.int32),
       struct((slots,), jnp.bool_),
-      state=jax.eval_shape(lambda: client_state.start(config, model, plan.shape, slots)),
+      struct((slots, depth_dropout.num_inputs(plan)), jnp.int32) if plan.keep else None,
+      jax.eval_shape(lambda: client_state.start(config, model, plan.shape, slots)),
     ),
     images(server_images if config.uses_calibration else 0),
     struct((), jnp.float32),
-    server_state=jax.eval_shape(lambda: server_optimizer.init_state(config.method, model, plan.shape)),
+    struct((), jnp.int32),
+    jax.eval_shape(lambda: server_optimizer.init_state(config.method, model, plan.shape)),
   )
   if mesh is None:
     inputs = targets.place(inputs, target.sharding)

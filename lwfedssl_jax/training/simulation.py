@@ -36,13 +36,7 @@ class Simulation:
   def __init__(self, setup: RunSetup):
     config, data = setup.config, setup.data
     self._setup, self._config = setup, config
-    self._participation = sampling.plan_participation(
-      config.run.seed,
-      setup.num_rounds,
-      config.effective_num_clients,
-      config.effective_clients_per_round,
-      config.client.client_dropout,
-    )
+    self._participation = sampling.plan_run(config)
     placement = round_loader.choose_placement(config, data, self._participation)
     by_client: Any = input_specs(placement).clients.returned
     self._by_client = devices.sharding(setup.mesh, by_client)
@@ -71,6 +65,7 @@ class Simulation:
       self._config.effective_num_clients,
       planned.client_ids[done],
       planned.returned[done],
+      None if planned.keeps is None else planned.keeps[done],
     ).ledger
 
   def run(
@@ -82,7 +77,7 @@ class Simulation:
     if round_num == plan.first_round and attempt == 0:
       self.server_state = self._setup.start_server(plan)
     nothing = RoundResult(
-      client_ids, returned, np.zeros_like(returned), np.zeros(len(returned), np.float32), None, None, traffic, 0
+      client_ids, returned, np.zeros_like(returned), np.zeros(len(returned), np.float32), None, 0.0, None, traffic, 0
     )
     if not returned.any():
       return params, nothing
@@ -95,7 +90,8 @@ class Simulation:
       batch.clients._replace(state=kept),
       self._server_images,
       np.float32(loss_limit),
-      server_state=self.server_state,
+      np.int32(plan.stage_round(round_num)),
+      self.server_state,
     )
     params, metrics = self._round.apply(params, plan, inputs)
     self.server_state = metrics.server_state
@@ -110,6 +106,7 @@ class Simulation:
       accepted=metrics.accepted[slots],
       client_losses=metrics.client_losses[slots],
       losses=metrics.client,
+      divergence=float(metrics.divergence),
       calibration=metrics.calibration,
       images_trained=batching.images_trained(self._setup.sizes[client_ids], self._config.client),
       padding_fraction=batch.padding_fraction,
@@ -134,10 +131,13 @@ class Simulation:
 
   def _charge(self, plan: StagePlan, round_num: int, attempt: int) -> RoundTraffic:
     """Accounts for an attempt; in a second one clients hold what they require, and upload again."""
-    client_ids, returned = self._participation.client_ids[round_num], self._participation.returned[round_num]
+    planned, payload = self._participation, self._setup.payload
+    returned, keeps = planned.returned[round_num], None if planned.keeps is None else planned.keeps[round_num]
     if attempt:
-      return accounting.second_attempt(self._setup.payload, plan, returned)
-    self._ledger, traffic = accounting.charge_round(self._ledger, self._setup.payload, plan, client_ids, returned)
+      return accounting.second_attempt(payload, plan, returned, keeps)
+    self._ledger, traffic = accounting.charge_round(
+      self._ledger, payload, plan, planned.client_ids[round_num], returned, keeps
+    )
     return traffic
 
 
