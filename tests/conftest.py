@@ -30,6 +30,8 @@ SLOW = (
   'test_cli.py',
   'test_extending.py',
   'test_kill.py',
+  'test_client_state.py',
+  'test_server_optimizer.py',
   'test_target_compile.py',
   'test_devices.py',
   'test_micro_batching.py',
