@@ -53,13 +53,15 @@ METHODS = {
 }
 
 # info_nce has constant keys: per view one product forward and one in the gradient. NT-Xent compares all 2B projections
-# with each other, four times the entries, and has both gradients. BYOL's distance is row-wise: no such product.
+# with each other, four times the entries, and has both gradients. The distances of BYOL and SimSiam are row-wise: no
+# such product. The paper counts both views of SimCLR, which has one branch; so SimSiam's are counted.
 OBJECTIVES = {
   'moco_v3': ObjectiveTraits(similarity_products=4),
   'byol': ObjectiveTraits(similarity_products=0),
   'simclr': ObjectiveTraits(similarity_products=12, paper_views=2),
+  'simsiam': ObjectiveTraits(similarity_products=0, paper_views=2),
 }
-AGGREGATIONS = ['mean', 'median', 'trimmed_mean']  # federated.aggregation.register_aggregator adds to them
+AGGREGATIONS = ['mean', 'median', 'trimmed_mean', 'ldawa']  # federated.aggregation.register_aggregator adds to them
 REMATERIALIZE = ('none', 'elementwise', 'all')  # ever less is kept
 ATTENTION = ('plain', 'cudnn')  # of transformer blocks
 AUTO = 'auto'  # chosen by federated/execution.py
@@ -114,11 +116,17 @@ class ResnetTraits(EncoderTraits):
     return tuple(self.width * 2**i for i in range(self.depth))
 
 
-# vit_tiny: the paper's encoder (arXiv 2401.11647). vit_micro: ours, for CPUs and tests.
+SIZED_VIT = 'vit'
+# vit_tiny: the paper's encoder (arXiv 2401.11647). vit_small: DeiT-S (arXiv 2012.12877). vit_micro: ours, for CPUs and
+# tests. vit_micro12 has vit_tiny's twelve blocks, so that it takes every stage plan of the paper. The size of `vit` is
+# set by flags; that of vit_tiny stands for it here.
 ENCODERS: dict[str, EncoderTraits] = {
   'vit_tiny': VitTraits(width=192, depth=12, num_heads=3, mlp_ratio=4),
+  'vit_small': VitTraits(width=384, depth=12, num_heads=6, mlp_ratio=4),
   'vit_micro': VitTraits(width=64, depth=4, num_heads=2, mlp_ratio=4),
   'resnet18': ResnetTraits(),
+  'vit_micro12': VitTraits(width=64, depth=12, num_heads=2, mlp_ratio=4),
+  SIZED_VIT: VitTraits(width=192, depth=12, num_heads=3, mlp_ratio=4),
 }
 
 # How costs are counted (resources/costs.py): as in versions 4 and 1 of the paper, or as executed.

@@ -22,7 +22,13 @@ MOST_PIXELS_OF_SMALL_STEM = 64  # a side
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Validated):
-  encoder: str = option('vit_micro', 'encoder architecture', choices=catalog.ENCODERS)
+  encoder: str = option(
+    'vit_micro', 'encoder architecture; vit: a vision transformer of the size of --vit_*', choices=catalog.ENCODERS
+  )
+  vit_width: int = option(192, 'width of a token with --encoder=vit, a multiple of the heads', at_least=1)
+  vit_depth: int = option(12, 'blocks with --encoder=vit', at_least=1)
+  vit_heads: int = option(3, 'attention heads with --encoder=vit', at_least=1)
+  vit_mlp_ratio: int = option(4, "width of a block's hidden layer with --encoder=vit, in token widths", at_least=1)
   image_size: int = option(
     0, 'side of the square images, pixels; 0: as the data set has them', at_least=0, at_most=MOST_PIXELS
   )
@@ -50,7 +56,20 @@ class ModelConfig(Validated):
 
   @property
   def traits(self) -> catalog.EncoderTraits:
-    return catalog.ENCODERS[self.encoder]
+    if self.encoder != catalog.SIZED_VIT:
+      return catalog.ENCODERS[self.encoder]
+    return catalog.VitTraits(
+      width=self.vit_width, depth=self.vit_depth, num_heads=self.vit_heads, mlp_ratio=self.vit_mlp_ratio
+    )
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.vit_width % self.vit_heads:
+      raise UsageError(f'--vit_width: expected a multiple of --vit_heads={self.vit_heads}, got {self.vit_width}')
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if field.name.startswith('vit_') and value != field.default and self.encoder != catalog.SIZED_VIT:
+        raise UsageError(f'--{field.name}: expected --encoder={catalog.SIZED_VIT} with it, got {self.encoder}')
 
   @property
   def uses_batch_statistics(self) -> bool:
@@ -94,11 +113,30 @@ class MethodConfig(Validated):
     'layer-wise one (depth / blocks_per_stage * rounds_per_stage)',
     at_least=1,
   )
+  total_rounds: int = option(
+    0, 'rounds in all, shared evenly by the layer-wise stages, instead of rounds_per_stage; 0: not set', at_least=0
+  )
+  depth_dropout_keep: int = option(
+    0,
+    'depth dropout: blocks that a client keeps at most, those that the stage adds and a random subset of the earlier '
+    'ones, drawn per client and round; 0: all blocks. No effect on a method of one stage',
+    at_least=0,
+  )
+  warmup_rounds: int = option(
+    0,
+    'warm-up: first rounds of every stage but the first in which the new blocks train alone, with norm and heads; no '
+    'effect on a method whose clients train nothing else',
+    at_least=0,
+  )
   aggregation: str = option(
     'mean',
-    'aggregation of client updates: mean weighted by images; or coordinate-wise median or trimmed mean, '
-    'unweighted, which hold all updates of a round in memory',
+    'aggregation of client updates: mean weighted by images; coordinate-wise median or trimmed mean, '
+    'unweighted, which hold all updates of a round in memory; or ldawa, the unweighted mean of the tensors of clients, '
+    'each times its cosine to the received one',
     choices=catalog.AGGREGATIONS,
+  )
+  ldawa_fedavg_rounds: int = option(
+    3, 'first rounds of every stage that --aggregation=ldawa aggregates as mean does', at_least=0
   )
   trim_fraction: float = option(
     0.2, 'share of clients trimmed at either end by --aggregation=trimmed_mean', at_least=0, at_most=0.49
@@ -335,6 +373,21 @@ class Config:
         f'--blocks_per_stage: expected a divisor of the {depth} blocks of {model.encoder}, '
         f'got {self.method.blocks_per_stage}'
       )
+    if self.method.total_rounds % (depth // self.method.blocks_per_stage):
+      raise UsageError(
+        f'--total_rounds: expected a multiple of the {depth // self.method.blocks_per_stage} layer-wise stages, '
+        f'got {self.method.total_rounds}'
+      )
+    if 0 < self.method.depth_dropout_keep < self.method.blocks_per_stage:
+      raise UsageError(
+        f'--depth_dropout_keep: expected 0 or at least --blocks_per_stage={self.method.blocks_per_stage}, '
+        f'got {self.method.depth_dropout_keep}'
+      )
+    if self.method.warmup_rounds >= self.effective_rounds_per_stage:
+      raise UsageError(
+        f'--warmup_rounds: expected less than the {self.effective_rounds_per_stage} rounds of a stage, '
+        f'got {self.method.warmup_rounds}'
+      )
     if self.client.micro_batch_size and self.client.batch_size % self.client.micro_batch_size:
       raise UsageError(
         f'--micro_batch_size: expected a divisor of --batch_size={self.client.batch_size}, '
@@ -357,6 +410,11 @@ class Config:
     model = self.model
     if self.method.new_block_init == 'previous' and not model.traits.equal_blocks:
       raise UsageError(f'--new_block_init: expected random for {model.encoder}, whose blocks are unlike, got previous')
+    if self.effective_depth_dropout_keep and not model.traits.equal_blocks:
+      raise UsageError(
+        f'--depth_dropout_keep: expected 0 for {model.encoder}, whose blocks are unlike, '
+        f'got {self.method.depth_dropout_keep}'
+      )
     pieces = {
       'micro_batch_size': self.client.micro_batch_size % self.client.batch_size,
       'calibration_micro_batch_size': self.method.calibration_micro_batch_size,
@@ -382,9 +440,21 @@ class Config:
     return self.client.clients_per_round or self.effective_num_clients
 
   @property
+  def effective_rounds_per_stage(self) -> int:
+    """Rounds of a layer-wise stage."""
+    method = self.method
+    shared = method.total_rounds // (self.model.traits.depth // method.blocks_per_stage)
+    return shared or method.rounds_per_stage
+
+  @property
   def uses_calibration(self) -> bool:
     chosen = self.method.server_calibration
     return self.method.traits.mechanisms if chosen is None else chosen
+
+  @property
+  def effective_depth_dropout_keep(self) -> int:
+    """The blocks that a client keeps at most, up to all of them; 0: no depth dropout, as in a method of one stage."""
+    return min(self.method.depth_dropout_keep, self.model.traits.depth) if self.method.traits.staged else 0
 
   @property
   def server_update_clip(self) -> float:

@@ -8,6 +8,10 @@ class ConfigFields(typing.TypedDict, total=False):
 
   # ModelConfig
   encoder: str
+  vit_width: int
+  vit_depth: int
+  vit_heads: int
+  vit_mlp_ratio: int
   image_size: int
   patch_size: int
   position_init: str
@@ -25,7 +29,11 @@ class ConfigFields(typing.TypedDict, total=False):
   method: str
   blocks_per_stage: int
   rounds_per_stage: int
+  total_rounds: int
+  depth_dropout_keep: int
+  warmup_rounds: int
   aggregation: str
+  ldawa_fedavg_rounds: int
   trim_fraction: float
   client_update_clip: float
   client_loss_limit: float

@@ -235,6 +235,10 @@ def test_micro_batches_are_exact_with_group_norm():
     ({'micro_batch_size': 8, 'batch_size': 16}, '--micro_batch_size: expected 0 for resnet18 with --norm=batch'),
     ({'calibration_micro_batch_size': 8}, '--calibration_micro_batch_size: expected 0 for resnet18 with --norm=batch'),
     ({'new_block_init': 'previous'}, '--new_block_init: expected random for resnet18, whose blocks are unlike'),
+    (
+      {'depth_dropout_keep': 2, 'method': 'layerwise'},
+      '--depth_dropout_keep: expected 0 for resnet18, whose blocks are unlike, got 2',
+    ),
     ({'blocks_per_stage': 3}, '--blocks_per_stage: expected a divisor of the 4 blocks of resnet18, got 3'),
   ],
 )

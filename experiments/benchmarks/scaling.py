@@ -12,6 +12,7 @@ from lwfedssl_jax.base import Params
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
 from lwfedssl_jax.data.sources import ImageDataset
+from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.federated import round as rounds
 from lwfedssl_jax.federated import round_loader, sampling
 from lwfedssl_jax.federated.model import make_model
@@ -72,6 +73,8 @@ def _federation(config: Config, server_images: int) -> FederatedDataset:
 
 def build(config: Config, name: str) -> Scaled:
   """Compiles the last stage's round on a synthetic data set with IMAGES_A_CLIENT images per client."""
+  if config.effective_depth_dropout_keep:
+    raise UsageError(f'--depth_dropout_keep: expected 0 with this suite, got {config.method.depth_dropout_keep}')
   data = _federation(config, IMAGES_A_CLIENT if config.uses_calibration else 0)
   plan = stages.make_plans(config)[-1]
   participation = sampling.plan_participation(
@@ -93,7 +96,8 @@ def build(config: Config, name: str) -> Scaled:
 
   def inputs(round_num: int) -> RoundInputs:
     batch = source.load(round_num)
-    return RoundInputs(seed_key, np.int32(round_num), batch.images, batch.clients, server_images, np.float32(np.inf))
+    limit, number = np.float32(np.inf), np.int32(round_num)
+    return RoundInputs(seed_key, number, batch.images, batch.clients, server_images, limit, number)
 
   first = inputs(0)
   compiled = made.lower(params, plan, first).compile()

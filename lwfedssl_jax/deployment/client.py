@@ -104,7 +104,9 @@ class Client:
     budget = options.memory_budget_mb and max(options.memory_budget_mb - images.nbytes / planner.MEGABYTE, 0.1)
     config = configs.with_values(config, {'client_memory_budget_mb': float(budget)})
     if budget:
-      config = planner.fit(config, size).config
+      plan = planner.fit(config, size)
+      config = plan.config
+      print(planner.describe(plan), flush=True)
     return LocalTraining(config, images), config
 
   def _load_images(self, config: Config) -> np.ndarray:
@@ -125,6 +127,7 @@ class Client:
   def _check_memory(self, training: LocalTraining, plan: stages.StagePlan) -> None:
     budget = self._options.memory_budget_mb
     needed = training.peak_bytes(plan) / planner.MEGABYTE
+    print(f'stage {plan.stage + 1}: a program of {needed:.1f} MB', flush=True)
     if budget and needed > budget:
       raise UsageError(f'--memory_budget_mb: expected at least {needed:.1f} for stage {plan.stage + 1}, got {budget:g}')
 
@@ -144,7 +147,7 @@ def _head_names(config: Config) -> tuple[str, ...]:
 
 
 def _find_plan(config: Config, round_num: int) -> stages.StagePlan:
-  for plan in stages.make_plans(config):
-    if plan.first_round <= round_num < plan.first_round + plan.num_rounds:
-      return plan
-  raise MessageError(f'round_num: expected a round of the run, got {round_num}')
+  try:
+    return stages.find_plan(stages.make_plans(config), round_num)
+  except IndexError as error:
+    raise MessageError(f'round_num: expected a round of the run, got {round_num}') from error

@@ -76,6 +76,7 @@ class Network:
       accepted=np.zeros(len(picked), bool),
       client_losses=np.array([update[1][0] if update else 0 for update in updates], np.float32),
       losses=None,
+      divergence=0.0,
       calibration=None,
       traffic=traffic,
       images_trained=batching.images_trained(sizes, config.client),
@@ -83,14 +84,16 @@ class Network:
     if not trained:
       return params, result
     seed_key = self._make_key(config.run.seed, attempt)
-    params, accepted, losses, calibrated = self._step.run(
+    params, outcome = self._step.run(
       params, plan, [updates[i] for i in order], sizes[order], loss_limit, seed_key, round_num
     )
-    result.accepted[order] = accepted
+    result.accepted[order] = outcome.accepted
     jax.block_until_ready(params)
     took = exchanged - begin, time.monotonic() - exchanged
     self._log(f'round {round_num + 1}: clients took {took[0]:.1f} s, aggregation and calibration {took[1]:.1f} s')
-    return params, result._replace(losses=losses, calibration=calibrated)
+    return params, result._replace(
+      losses=outcome.client, divergence=float(outcome.divergence), calibration=outcome.calibration
+    )
 
   def close(self) -> None:
     """Does nothing: the transport belongs to the caller."""

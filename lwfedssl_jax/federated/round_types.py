@@ -14,12 +14,14 @@ class ClientSlots(NamedTuple):
     image_ids: into the images; a client's own first, padding after.
     num_images: 0 in an empty slot.
     returned: False for a client that dropped out; it is not aggregated.
+    kept: with depth dropout, the numbers of the blocks that each keeps (`depth_dropout.select_inputs`).
   """
 
   client_ids: Int[Array, ' K']
   image_ids: Int[Array, 'K M']
   num_images: Int[Array, ' K']
   returned: Bool[Array, ' K']
+  kept: Int[Array, 'K n'] | None = None
 
 
 class RoundInputs(NamedTuple):
@@ -32,6 +34,7 @@ class RoundInputs(NamedTuple):
     clients: who trains.
     server_images: the server's images; (0, ...) without calibration.
     loss_limit: float32; a client whose mean loss is above it is rejected.
+    stage_round: int32, 0-based over the stage; only some aggregators need it.
   """
 
   seed_key: Key
@@ -40,15 +43,22 @@ class RoundInputs(NamedTuple):
   clients: ClientSlots
   server_images: Images
   loss_limit: Number
+  stage_round: Integer = 0
 
 
 class RoundMetrics(NamedTuple):
-  """Losses of a round: mean over accepted clients, weighted by images; per client; of calibration.
+  """What a round reports of its clients and of its calibration.
 
-  A client is accepted if it returned and its update is valid (`aggregation.is_valid_update`).
+  Attributes:
+    client: mean losses over accepted clients, weighted by images.
+    client_losses: of each client.
+    accepted: clients that returned with a valid update (`aggregation.is_valid_update`).
+    divergence: distance between the accepted clients' parameters (`divergence.py`), at least 0.
+    calibration: mean losses of the server; None where it does not train.
   """
 
   client: Losses
   client_losses: Float[Array, ' K']
   accepted: Bool[Array, ' K']
+  divergence: Float[Array, '']
   calibration: Losses | None

@@ -71,7 +71,15 @@ def nt_xent(projections: Projections, temperature: float, mask: Mask) -> Scalar:
   return _cross_entropy(logits, positives, ~row_mask[None, :] | (index[:, None] == index), row_mask)
 
 
+def _cosines(x: Float[Array, 'B P'], y: Float[Array, 'B P']) -> Float[Array, ' B']:
+  return (l2_normalize(x) * l2_normalize(jax.lax.stop_gradient(y))).sum(-1)
+
+
 def cosine_distance(x: Float[Array, 'B P'], y: Float[Array, 'B P'], mask: Mask) -> Scalar:
   """Mean of 1 - cos(x_i, y_i) over the valid rows, y under stop-gradient."""
-  cosine = (l2_normalize(x) * l2_normalize(jax.lax.stop_gradient(y))).sum(-1)
-  return mean_over(1 - cosine, mask)
+  return mean_over(1 - _cosines(x, y), mask)
+
+
+def negative_cosine(x: Float[Array, 'B P'], y: Float[Array, 'B P'], mask: Mask) -> Scalar:
+  """Mean of -cos(x_i, y_i) over the valid rows, y under stop-gradient."""
+  return mean_over(-_cosines(x, y), mask)

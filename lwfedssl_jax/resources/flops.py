@@ -1,8 +1,8 @@
 """FLOPs of a client: in the paper's convention, and as this program executes them.
 
 The two counts are not comparable. `paper_*` is the convention of arXiv 2401.11647 v4, Table 2, derived from its
-numbers: one image, one view (SimCLR: both), online branch only, a multiply-add counts 1. `executed_flops` counts the
-matrix products of one training step, all branches and views; a multiply-add counts 2.
+numbers: one image, one view (SimCLR and SimSiam: both), online branch only, a multiply-add counts 1. `executed_flops`
+counts the matrix products of one training step, all branches and views; a multiply-add counts 2.
 """
 
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ class StageFlops(NamedTuple):
     return self.epochs * (self.forward_flops + self.backward_flops)
 
 
-def paper_stage_flops(config: Config, image_size: int, *, depth_dropout_keep: int = 0) -> tuple[StageFlops, ...]:
+def paper_stage_flops(config: Config, image_size: int) -> tuple[StageFlops, ...]:
   """Counts the FLOPs of a client per stage, as arXiv 2401.11647 v4 does.
 
   Linear layers, the two attention products and 5 FLOPs per element of a layer norm count; biases, the position
@@ -71,8 +71,6 @@ def paper_stage_flops(config: Config, image_size: int, *, depth_dropout_keep: in
   Args:
     config: the run.
     image_size: side of the images, pixels.
-    depth_dropout_keep: maximum number of blocks that a client keeps with depth dropout, the newest among them (Guo et
-      al. 2023); 0: all.
   """
   shapes = trace_shapes(config, image_size)
   parts = shapes.model.encoder.flops
@@ -80,14 +78,13 @@ def paper_stage_flops(config: Config, image_size: int, *, depth_dropout_keep: in
   views = config.objective.traits.paper_views
   stages = []
   for plan in make_plans(config):
-    kept = min(plan.stop, depth_dropout_keep or plan.stop)
     ends = _paper_count(parts.pool) + shapes.count_adapter(plan.stop) + sum(_count_heads(shapes))
-    trained = sum(blocks[max(plan.start, plan.stop - kept) : plan.stop]) + ends + plan.trains_embedding * embedding
+    trained = sum(blocks[plan.stop - plan.shape.num_active : plan.stop]) + ends + plan.trains_embedding * embedding
     stages.append(
       StageFlops(
         stage=plan.stage,
         epochs=plan.num_rounds * config.client.local_epochs,
-        forward_flops=views * (embedding + sum(blocks[plan.stop - kept : plan.stop]) + ends),
+        forward_flops=views * (embedding + sum(blocks[plan.stop - plan.num_kept : plan.stop]) + ends),
         backward_flops=views * 2 * trained,
       )
     )
@@ -146,7 +143,8 @@ def _step_flops(
   plan: StagePlan,
   batch_size: int,
   *,
-  start: int,
+  num_frozen: int,
+  num_active: int,
   trains_embedding: bool,
   aligned: bool,
   micro_batched: bool,
@@ -155,10 +153,11 @@ def _step_flops(
   parts, heads = shapes.model.encoder.flops, _count_heads(shapes)
   pair = 2 * 2 * batch_size  # 2 FLOPs per multiply-add, two views
   embedding = parts.embedding.products if trains_embedding else 0
-  frozen = sum(block.products for block in parts.blocks[:start])
-  blocks = sum(block.products for block in parts.blocks[start : plan.stop])
+  lowest = plan.stop - num_active
+  frozen = sum(block.products for block in parts.blocks[lowest - num_frozen : lowest])
+  blocks = sum(block.products for block in parts.blocks[lowest : plan.stop])
   active = blocks + parts.pool.products + shapes.count_adapter(plan.stop)
-  without_gradient = embedding if trains_embedding else parts.blocks[start].input_products
+  without_gradient = embedding if trains_embedding else parts.blocks[lowest].input_products
   has_target = shapes.model.objective.update_target is not None
   branches = 1 + has_target + aligned
   return StepFlops(
@@ -193,7 +192,8 @@ def executed_flops(config: Config, image_size: int, plan: StagePlan, batch_size:
     image_size,
     plan,
     batch_size,
-    start=plan.start,
+    num_frozen=plan.num_frozen,
+    num_active=plan.shape.num_active,
     trains_embedding=plan.trains_embedding,
     aligned=config.uses_alignment,
     micro_batched=0 < config.client.micro_batch_size < batch_size,
@@ -207,5 +207,13 @@ def calibration_flops(config: Config, image_size: int, plan: StagePlan, batch_si
   are those of `executed_flops`; nothing is frozen. Counts a step whether or not `plan` calibrates.
   """
   return _step_flops(
-    config, image_size, plan, batch_size, start=0, trains_embedding=True, aligned=False, micro_batched=False
+    config,
+    image_size,
+    plan,
+    batch_size,
+    num_frozen=0,
+    num_active=plan.stop,
+    trains_embedding=True,
+    aligned=False,
+    micro_batched=False,
   )

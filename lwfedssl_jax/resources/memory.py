@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from lwfedssl_jax import stages
 from lwfedssl_jax.base import Integer, Params
 from lwfedssl_jax.config import Config
-from lwfedssl_jax.federated import calibration, execution, training_step
+from lwfedssl_jax.federated import calibration, depth_dropout, execution, training_step
 from lwfedssl_jax.federated.client_update import make_step_options
 from lwfedssl_jax.federated.training_step import Batch, StepOptions, StepState
 from lwfedssl_jax.resources import targets
@@ -54,11 +54,19 @@ def lower_client_step(
     options,
     image_size,
     (num_steps,) if num_steps > 1 else (),
-    lambda params, start: stages.split(params, plan.shape, start),
+    lambda params, start: split_for_client(params, plan, start),
   )
   if target is not None:
     arguments = targets.place(arguments, target.sharding)
   return jax.jit(make_steps(options, num_steps), donate_argnums=0).lower(*arguments)
+
+
+def split_for_client(params: Params, plan: StagePlan, start: Integer) -> StageParams:
+  """Returns what a client of a stage has of the global parameters; with depth dropout, of any of its draws."""
+  if not plan.keep:
+    return stages.split(params, plan.shape, start)
+  kept = jnp.arange(depth_dropout.num_inputs(plan))
+  return stages.keep_blocks(stages.split(params, plan.shape if plan.start else stages.whole(params), start), kept)
 
 
 def _abstract_arguments(

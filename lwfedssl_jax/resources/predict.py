@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
-from lwfedssl_jax.federated import execution, scheduling
+from lwfedssl_jax.federated import depth_dropout, execution, scheduling
 from lwfedssl_jax.federated import round as rounds
 from lwfedssl_jax.federated.model import make_model
 from lwfedssl_jax.federated.placement import Placement, input_specs
@@ -97,7 +97,7 @@ def predict_steps(
       continue
     step, text = result
     fits = step.peak_bytes <= target.memory_bytes
-    line = roofline.estimate(text, target.peaks, plan.start)
+    line = roofline.estimate(text, target.peaks, plan.num_frozen)
     found.append(StepPrediction(method, plan.stage, step.peak_bytes, fits, step, line))
   return found
 
@@ -156,15 +156,17 @@ def lower_round(
       struct((slots, batching.padded_capacity(each, batch)), jnp.int32),
       struct((slots,), jnp.int32),
       struct((slots,), jnp.bool_),
+      struct((slots, depth_dropout.num_inputs(plan)), jnp.int32) if plan.keep else None,
     ),
     images(server_images if config.uses_calibration else 0),
     struct((), jnp.float32),
+    struct((), jnp.int32),
   )
   if mesh is None:
     inputs = targets.place(inputs, target.sharding)
   else:
     inputs = jax.tree.map(
-      lambda leaf, spec: targets.place(leaf, NamedSharding(mesh, spec)), inputs, input_specs(placement)
+      lambda spec, part: targets.place(part, NamedSharding(mesh, spec)), input_specs(placement), inputs
     )
   params = jax.eval_shape(make_model(config.model, config.objective, image_size).init_params, jax.random.key(0))
   params = targets.place(params, targets.replicated(target, mesh))

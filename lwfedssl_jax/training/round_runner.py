@@ -19,6 +19,7 @@ class RoundResult(NamedTuple):
     accepted: whether it is valid too (`aggregation.is_valid_update`).
     client_losses: mean loss of each; any value for a client that did not return.
     losses: means over the accepted clients, weighted by images; None if no client returned.
+    divergence: distance between the accepted clients' parameters (`federated/divergence.py`).
     calibration: the server's mean losses; None where it does not train.
     traffic: bytes of this attempt, per component.
     images_trained: by the sampled clients, over all local epochs.
@@ -30,6 +31,7 @@ class RoundResult(NamedTuple):
   accepted: Bool[np.ndarray, ' K']
   client_losses: Float[np.ndarray, ' K']
   losses: Losses | None
+  divergence: float
   calibration: Losses | None
   traffic: RoundTraffic
   images_trained: int

@@ -42,7 +42,7 @@ class RunSetup:
 
   def find_plan(self, round_num: int) -> StagePlan:
     """Returns the stage plan of a round (0-based, over the run)."""
-    return self.plans[round_num // self.plans[0].num_rounds]
+    return stages.find_plan(self.plans, round_num)
 
 
 def with_chunk(config: Config, data: FederatedDataset) -> Config:

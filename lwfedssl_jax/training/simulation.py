@@ -34,13 +34,7 @@ class Simulation:
   def __init__(self, setup: RunSetup):
     config, data = setup.config, setup.data
     self._setup, self._config = setup, config
-    self._participation = sampling.plan_participation(
-      config.run.seed,
-      setup.num_rounds,
-      config.effective_num_clients,
-      config.effective_clients_per_round,
-      config.client.client_dropout,
-    )
+    self._participation = sampling.plan_run(config)
     placement = round_loader.choose_placement(config, data, self._participation)
     self._loader = RoundLoader(config, data, self._participation, placement)
     self._round = _shared_round(
@@ -60,6 +54,7 @@ class Simulation:
       self._config.effective_num_clients,
       planned.client_ids[done],
       planned.returned[done],
+      None if planned.keeps is None else planned.keeps[done],
     ).ledger
 
   def run(
@@ -69,7 +64,7 @@ class Simulation:
     client_ids, returned = self._participation.client_ids[round_num], self._participation.returned[round_num]
     traffic = self._charge(plan, round_num, attempt)
     nothing = RoundResult(
-      client_ids, returned, np.zeros_like(returned), np.zeros(len(returned), np.float32), None, None, traffic, 0
+      client_ids, returned, np.zeros_like(returned), np.zeros(len(returned), np.float32), None, 0.0, None, traffic, 0
     )
     if not returned.any():
       return params, nothing
@@ -81,6 +76,7 @@ class Simulation:
       batch.clients,
       self._server_images,
       np.float32(loss_limit),
+      np.int32(plan.stage_round(round_num)),
     )
     params, metrics = self._round.apply(params, plan, inputs)
     metrics = jax.tree.map(devices.fetch, _wait_for(metrics))
@@ -90,6 +86,7 @@ class Simulation:
       accepted=metrics.accepted[slots],
       client_losses=metrics.client_losses[slots],
       losses=metrics.client,
+      divergence=float(metrics.divergence),
       calibration=metrics.calibration,
       images_trained=batching.images_trained(self._setup.sizes[client_ids], self._config.client),
       padding_fraction=batch.padding_fraction,
@@ -101,10 +98,13 @@ class Simulation:
 
   def _charge(self, plan: StagePlan, round_num: int, attempt: int) -> RoundTraffic:
     """Accounts for an attempt; in a second one clients hold what they require, and upload again."""
-    client_ids, returned = self._participation.client_ids[round_num], self._participation.returned[round_num]
+    planned, payload = self._participation, self._setup.payload
+    returned, keeps = planned.returned[round_num], None if planned.keeps is None else planned.keeps[round_num]
     if attempt:
-      return accounting.second_attempt(self._setup.payload, plan, returned)
-    self._ledger, traffic = accounting.charge_round(self._ledger, self._setup.payload, plan, client_ids, returned)
+      return accounting.second_attempt(payload, plan, returned, keeps)
+    self._ledger, traffic = accounting.charge_round(
+      self._ledger, payload, plan, planned.client_ids[round_num], returned, keeps
+    )
     return traffic
 
 

@@ -224,6 +224,7 @@ def _run_round(
   row['padding_fraction'] = result.padding_fraction
   row['loss'] = float(result.losses.total)
   row['objective_loss'] = float(result.losses.objective)
+  row['client_divergence'] = result.divergence
   if run.config.uses_alignment:
     row['alignment_loss'] = float(result.losses.alignment)
   if result.calibration is not None:

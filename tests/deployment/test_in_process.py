@@ -29,7 +29,14 @@ def two_blocks(tiny_library):
 CASES = {
   'lw_fedssl': {'method': 'lw_fedssl'},
   'layerwise, partial, clipped, retried': {'method': 'layerwise', 'clients_per_round': 2, 'client_update_clip': 0.05},
-  'prog_fedssl, simclr, lost, retried': {'method': 'prog_fedssl', 'objective': 'simclr', 'client_dropout': 0.3},
+  'prog_fedssl, simclr, warm-up, L-DAWA, lost, retried': {
+    'method': 'prog_fedssl',
+    'objective': 'simclr',
+    'client_dropout': 0.3,
+    'warmup_rounds': 1,
+    'aggregation': 'ldawa',
+    'ldawa_fedavg_rounds': 1,
+  },
   'end_to_end, byol, median, unequal': {
     'method': 'end_to_end',
     'objective': 'byol',
