@@ -118,14 +118,12 @@ class ResnetTraits(EncoderTraits):
 
 SIZED_VIT = 'vit'
 # vit_tiny: the paper's encoder (arXiv 2401.11647). vit_small: DeiT-S (arXiv 2012.12877). vit_micro: ours, for CPUs and
-# tests. vit_micro12 has vit_tiny's twelve blocks, so that it takes every stage plan of the paper. The size of `vit` is
-# set by flags; that of vit_tiny stands for it here.
+# tests. The size of `vit` is set by flags; that of vit_tiny stands for it here.
 ENCODERS: dict[str, EncoderTraits] = {
   'vit_tiny': VitTraits(width=192, depth=12, num_heads=3, mlp_ratio=4),
   'vit_small': VitTraits(width=384, depth=12, num_heads=6, mlp_ratio=4),
   'vit_micro': VitTraits(width=64, depth=4, num_heads=2, mlp_ratio=4),
   'resnet18': ResnetTraits(),
-  'vit_micro12': VitTraits(width=64, depth=12, num_heads=2, mlp_ratio=4),
   SIZED_VIT: VitTraits(width=192, depth=12, num_heads=3, mlp_ratio=4),
 }
 

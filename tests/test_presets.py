@@ -1,6 +1,5 @@
 """The presets of the paper's tables: what their sweeps run, that they run, and one table made by two commands."""
 
-import dataclasses
 import json
 import re
 
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 
 from experiments import command, evaluate, presets, sweep
-from lwfedssl_jax import catalog
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.training import simulation
 from lwfedssl_jax.training import sweep as sweeps
@@ -16,7 +14,7 @@ from lwfedssl_jax.workdir import metrics_writer
 from tests import tiny
 from tests.tools import preset_work
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('tiny_library', 'cheap_views')]
 
 METHODS = ('end_to_end', 'layerwise', 'prog_fedssl')
 # Methods, fields that vary and their numbers of values; the run of the sweep that is trained here.
@@ -28,6 +26,7 @@ TABLES = {
   'v4_blocks': (('layerwise', 'prog_fedssl'), {'blocks_per_stage': 5}, 4),
   'v4_byol': (METHODS, {'objective': 1}, 0),
   'v4_centralized': (('centralized', *METHODS), {}, 0),
+  'v4_depth_dropout': (('layerwise', 'prog_fedssl'), {}, 1),
   'v4_dirichlet': (METHODS, {'dirichlet_beta': 3}, 5),
   'v4_dropout': (METHODS, {'client_dropout': 2}, 3),
   'v4_medmnist': (METHODS, {'image_size': 3}, 3),
@@ -37,6 +36,8 @@ TABLES = {
 }
 SMALLER = (
   '--preset=scale_cpu',
+  '--vit_width=8',
+  '--vit_mlp_ratio=2',
   '--total_rounds=36',  # so that two rounds end no stage, and no embedding is measured
   '--stop_after_round=2',
   '--batch_size=8',
@@ -45,15 +46,8 @@ SMALLER = (
   '--learning_rate=1e-3',
   '--knn_bank_images=50',
   '--tracker=none',
+  *tiny.PLAIN_VIEWS,
 )
-
-
-@pytest.fixture(scope='module', autouse=True)
-def narrow(tiny_library, cheap_views):
-  del tiny_library, cheap_views
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(catalog.ENCODERS, 'vit_micro12', dataclasses.replace(tiny.TINY, depth=12))
-    yield
 
 
 @pytest.fixture(scope='module')
@@ -111,10 +105,9 @@ def execute(capsys, one, *arguments):
   return printed.out.splitlines()
 
 
-def test_two_commands_pretrain_on_train_finetune_on_val_and_test_on_test(images, tmp_path, capsys, monkeypatch):
+def test_two_commands_pretrain_on_train_finetune_on_val_and_test_on_test(images, tmp_path, capsys):
   """Every method of a sweep, and random weights beside them."""
-  monkeypatch.setitem(catalog.ENCODERS, 'vit_micro12', dataclasses.replace(tiny.TINY, depth=2))
-  methods = ('--methods=layerwise,end_to_end', '--total_rounds=2', '--stop_after_round=0')
+  methods = ('--methods=layerwise,end_to_end', '--vit_depth=2', '--total_rounds=2', '--stop_after_round=0')
   printed = execute(
     capsys, sweep.COMMAND, '--preset=v4_medmnist', *SMALLER, *images, '--vary=', *methods, f'--output={tmp_path}/runs'
   )
