@@ -142,8 +142,8 @@ ROWS = (
   (
     'federated/aggregation_by_block.py',
     'who did not train a block counts',
-    'accepted = uploads.accepted[:, None] & jnp.zeros(',
-    'accepted = uploads.accepted[:, None] | jnp.zeros(',
+    'uploads.accepted[:, None] & trained',
+    'uploads.accepted[:, None] | trained',
     DEPTH_DROPOUT,
   ),
   ('federated/ldawa.py', 'one cosine for all blocks', "is_stacked and path[0].key == 'blocks'", 'False', LDAWA),
@@ -152,8 +152,8 @@ ROWS = (
   (
     'stages.py',
     'methods run for different numbers of rounds',
-    'config.method.rounds_per_stage * (step // config.method.blocks_per_stage)',
-    'config.method.rounds_per_stage',
+    'config.effective_rounds_per_stage * (step // config.method.blocks_per_stage)',
+    'config.effective_rounds_per_stage',
     STAGES,
   ),
   (
