@@ -30,10 +30,12 @@ class ObjectiveTraits(typing.NamedTuple):
   Attributes:
     similarity_products: products of (B, P) by (P, B) that a step executes, forward and backward.
     paper_views: views that the paper's FLOP count includes.
+    has_target: there is a target branch, which a client can keep.
   """
 
   similarity_products: int
   paper_views: int = 1
+  has_target: bool = False
 
 
 def _everything(stop: int, step: int) -> int:
@@ -56,12 +58,15 @@ METHODS = {
 # with each other, four times the entries, and has both gradients. The distances of BYOL and SimSiam are row-wise: no
 # such product. The paper counts both views of SimCLR, which has one branch; so SimSiam's are counted.
 OBJECTIVES = {
-  'moco_v3': ObjectiveTraits(similarity_products=4),
-  'byol': ObjectiveTraits(similarity_products=0),
+  'moco_v3': ObjectiveTraits(similarity_products=4, has_target=True),
+  'byol': ObjectiveTraits(similarity_products=0, has_target=True),
   'simclr': ObjectiveTraits(similarity_products=12, paper_views=2),
   'simsiam': ObjectiveTraits(similarity_products=0, paper_views=2),
 }
 AGGREGATIONS = ['mean', 'median', 'trimmed_mean', 'ldawa']  # federated.aggregation.register_aggregator adds to them
+# Of the aggregated change: the learning rate that each has if none is named.
+SERVER_OPTIMIZERS = {'none': 1.0, 'fedavgm': 1.0, 'fedadam': 0.01, 'fedyogi': 0.01}
+CLIENT_UPDATES = ('global', 'fedu', 'fedema')
 REMATERIALIZE = ('none', 'elementwise', 'all')  # ever less is kept
 ATTENTION = ('plain', 'cudnn')  # of transformer blocks
 AUTO = 'auto'  # chosen by federated/execution.py

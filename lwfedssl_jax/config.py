@@ -93,7 +93,11 @@ class ObjectiveConfig(Validated):
   representation_alignment: bool | None = option(
     None, 'align local projections with those of the global model; unset: on for lw_fedssl'
   )
-  alignment_kind: str = option('contrastive', 'form of the alignment regularizer', choices=('contrastive', 'cosine'))
+  alignment_kind: str = option(
+    'contrastive',
+    "form of the alignment regularizer; moon (MOON) compares with the client's own model of its last round too",
+    choices=('contrastive', 'cosine', 'moon'),
+  )
   alignment_weight: float = option(1.0, 'weight of the alignment term', at_least=0)
 
   @property
@@ -141,6 +145,21 @@ class MethodConfig(Validated):
   trim_fraction: float = option(
     0.2, 'share of clients trimmed at either end by --aggregation=trimmed_mean', at_least=0, at_most=0.49
   )
+  server_optimizer: str = option(
+    'none',
+    "optimizer of the global parameters, whose gradient is what the clients' aggregation changed: FedAvgM, FedAdam or "
+    'FedYogi; none: the aggregation is the new global model',
+    choices=catalog.SERVER_OPTIMIZERS,
+  )
+  server_learning_rate: float = option(
+    0.0, 'learning rate of --server_optimizer; 0: 1 for fedavgm, 0.01 for fedadam and fedyogi', at_least=0
+  )
+  server_momentum: float = option(
+    0.9, 'momentum of fedavgm; decay beta_1 of the first moment of fedadam and fedyogi', at_least=0, at_most=0.999
+  )
+  server_epsilon: float = option(
+    1e-3, 'adaptivity tau of fedadam and fedyogi, added to the root of the second moment', above=0
+  )
   client_update_clip: float = option(
     0.0, "maximum l2 norm of a client's update; larger ones are clipped; 0: no limit", at_least=0
   )
@@ -177,6 +196,10 @@ class MethodConfig(Validated):
   @property
   def traits(self) -> catalog.MethodTraits:
     return catalog.METHODS[self.method]
+
+  @property
+  def effective_server_learning_rate(self) -> float:
+    return self.server_learning_rate or catalog.SERVER_OPTIMIZERS[self.server_optimizer]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -270,6 +293,19 @@ class ClientConfig(Validated):
   learning_rate: float = option(2e-3, 'base learning rate of AdamW per 256 images (times batch_size / 256)', above=0)
   weight_decay: float = option(
     1e-5, 'AdamW weight decay of matrices; biases, norms and positions have none', at_least=0
+  )
+  client_update: str = option(
+    'global',
+    "what a client's training starts from: the global model and a copy of it as target branch; or, where the objective "
+    'has a target branch, fedu (FedU) or fedema (FedEMA): its target branch of its last round, and the global model '
+    'mixed with its own',
+    choices=catalog.CLIENT_UPDATES,
+  )
+  fedu_threshold: float = option(
+    0.4, "divergence of a client's last training from which on fedu keeps its own predictor", at_least=0
+  )
+  fedema_share: float = option(
+    0.7, "tau of fedema: the share of its own model in a client's second round of a stage", at_least=0, at_most=1
   )
   proximal_weight: float = option(
     0.0,
@@ -383,6 +419,9 @@ class Config:
         f'--depth_dropout_keep: expected 0 or at least --blocks_per_stage={self.method.blocks_per_stage}, '
         f'got {self.method.depth_dropout_keep}'
       )
+    kept = 'server_optimizer' if self.method.server_optimizer != 'none' else self.client_state_flag
+    if self.effective_depth_dropout_keep and kept:
+      raise UsageError(f'--depth_dropout_keep: expected 0 with --{kept}, whose state is of the same blocks every round')
     if self.method.warmup_rounds >= self.effective_rounds_per_stage:
       raise UsageError(
         f'--warmup_rounds: expected less than the {self.effective_rounds_per_stage} rounds of a stage, '
@@ -398,6 +437,11 @@ class Config:
       raise UsageError(
         f'--clients_per_round: expected at most --num_clients={self.effective_num_clients}, '
         f'got {self.client.clients_per_round}'
+      )
+    if self.client.client_update != 'global' and not self.objective.traits.has_target:
+      raise UsageError(
+        f'--client_update: expected global with --objective={self.objective.objective}, which has no target branch, '
+        f'got {self.client.client_update}'
       )
     held_out = self.data.auxiliary_fraction or self.partition.file
     if self.client.dp_noise_multiplier and not self.method.client_update_clip:
@@ -465,6 +509,20 @@ class Config:
   def uses_alignment(self) -> bool:
     chosen = self.objective.representation_alignment
     return self.method.traits.mechanisms if chosen is None else chosen
+
+  @property
+  def uses_previous_model(self) -> bool:
+    """Whether the alignment compares with a client's model of its last round."""
+    return self.uses_alignment and self.objective.alignment_kind == 'moon'
+
+  @property
+  def client_state_flag(self) -> str:
+    """Name of the flag because of which clients keep a state between the rounds of a stage, or empty."""
+    return 'client_update' if self.client.client_update != 'global' else 'alignment_kind' * self.uses_previous_model
+
+  @property
+  def uses_client_state(self) -> bool:
+    return bool(self.client_state_flag)
 
 
 GROUPS: dict[str, type] = typing.get_type_hints(Config)

@@ -35,6 +35,10 @@ class ConfigFields(typing.TypedDict, total=False):
   aggregation: str
   ldawa_fedavg_rounds: int
   trim_fraction: float
+  server_optimizer: str
+  server_learning_rate: float
+  server_momentum: float
+  server_epsilon: float
   client_update_clip: float
   client_loss_limit: float
   new_block_init: str
@@ -71,6 +75,9 @@ class ConfigFields(typing.TypedDict, total=False):
   attention: str
   learning_rate: float
   weight_decay: float
+  client_update: str
+  fedu_threshold: float
+  fedema_share: float
   proximal_weight: float
   dp_noise_multiplier: float
   dp_delta: float

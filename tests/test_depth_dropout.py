@@ -74,6 +74,16 @@ def test_what_makes_no_sense_is_refused(registries):
     stages.make_plans(config_of('last_two', 3))
 
 
+@pytest.mark.parametrize('values', [{'server_optimizer': 'fedadam'}, {'client_update': 'fedema', 'objective': 'byol'}])
+def test_what_is_kept_between_rounds_covers_the_same_blocks(values):
+  values = {'method': 'prog_fedssl', **values}
+  with pytest.raises(
+    UsageError, match=r'--depth_dropout_keep: expected 0 with --(server_optimizer|client_update), whose'
+  ):
+    configs.with_values(configs.Config(), values | {'depth_dropout_keep': 2})
+  assert configs.with_values(configs.Config(), values | {'depth_dropout_keep': 2, 'method': 'end_to_end'})
+
+
 def test_real_clients_keep_all_blocks():
   server_options.check(config_of('end_to_end', 3), server_options.ServerOptions())
   with pytest.raises(UsageError, match='--depth_dropout_keep: expected 0 with real clients, got 3'):

@@ -11,7 +11,7 @@ import optax
 from lwfedssl_jax import catalog, stages
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.data import augment
-from lwfedssl_jax.federated import aggregation, calibration, client_update, depth_dropout
+from lwfedssl_jax.federated import aggregation, calibration, client_update, depth_dropout, server_optimizer
 from lwfedssl_jax.federated import round as rounds
 from lwfedssl_jax.federated.model import make_model
 from lwfedssl_jax.federated.placement import Placement
@@ -133,6 +133,7 @@ def make_parts(config, epsilon=SMOOTH_EPSILON, placement=Placement(), pipeline=C
     client_update.make_client_update(config, IMAGE_SIZE, pipeline, scale),
     aggregation.make_aggregator(config.method, placement.axis),
     calibrate,
+    server_optimizer.make_server_optimizer(config.method),
   )
 
 

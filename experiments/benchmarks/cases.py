@@ -13,7 +13,7 @@ from lwfedssl_jax import config as configs
 from lwfedssl_jax import stages
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
-from lwfedssl_jax.federated import calibration, depth_dropout
+from lwfedssl_jax.federated import calibration, client_state, depth_dropout, server_optimizer
 from lwfedssl_jax.federated import round as rounds
 from lwfedssl_jax.federated.client_update import make_step_options
 from lwfedssl_jax.federated.model import make_model
@@ -65,10 +65,11 @@ def _step_case(config: Config, plan: StagePlan) -> Case:
   )
   # Copied, because the step donates its state.
   state = jax.tree.map(jnp.copy, memory.init_step_state(options, global_params))
+  previous = memory.previous_model(config, options, global_params, jnp.ones((), bool))
 
   def run() -> None:
     nonlocal state
-    state, _ = jax.block_until_ready(compiled(state, global_params, batches))
+    state, _ = jax.block_until_ready(compiled(state, global_params, batches, *previous))
 
   flop_count = flops.executed_flops(config, size, plan, batch).total_flops
   name = f'{config.method.method}, stage {plan.stage + 1}'
@@ -85,6 +86,7 @@ def _round_case(config: Config, plan: StagePlan, each: int) -> Case:
     return jnp.asarray(generator.integers(0, 256, (count, size, size, 3), np.uint8))
 
   num_server = each if config.uses_calibration else 0
+  model = make_model(config.model, config.objective, size)
   inputs = RoundInputs(
     jax.random.key(config.run.seed),
     jnp.int32(0),
@@ -95,14 +97,16 @@ def _round_case(config: Config, plan: StagePlan, each: int) -> Case:
       jnp.full(clients, each),
       jnp.ones(clients, bool),
       _draw_kept(config, plan),
+      client_state.start(config, model, plan.shape, clients),
     ),
     images(num_server),
     jnp.float32(jnp.inf),
     jnp.int32(0),
+    server_optimizer.init_state(config.method, model, plan.shape),
   )
   steps = batching.steps_per_epoch(each, batch)
   built = rounds.make_round(config, size, client_steps=epochs * steps)
-  params = make_model(config.model, config.objective, size).init_params(jax.random.key(config.run.seed))
+  params = model.init_params(jax.random.key(config.run.seed))
   start, stop = jnp.int32(plan.start), jnp.int32(plan.stop)
   compiled, seconds = _compile(lambda: built.lower(params, plan, inputs))
 

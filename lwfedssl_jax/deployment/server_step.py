@@ -13,7 +13,7 @@ from lwfedssl_jax import stages
 from lwfedssl_jax.base import Params
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.deployment import components
-from lwfedssl_jax.federated import aggregation, calibration, divergence
+from lwfedssl_jax.federated import aggregation, calibration, divergence, server_optimizer
 from lwfedssl_jax.federated.model import make_model
 from lwfedssl_jax.federated.round_types import RoundMetrics
 from lwfedssl_jax.federated.training_step import Losses
@@ -34,6 +34,7 @@ class ServerStep:
     self._config = config
     self._raveler = make_model(config.model, config.objective, image_size).raveler
     self._aggregator = aggregation.make_aggregator(config.method)
+    self._optimizer = server_optimizer.make_server_optimizer(config.method)
     self._calibrate = None
     if config.uses_calibration:
       self._calibrate = jax.jit(self._build_calibration(image_size), static_argnums=0)
@@ -45,6 +46,7 @@ class ServerStep:
   def run(
     self,
     params: Params,
+    server_state: Any,
     plan: StagePlan,
     updates: list[tuple[dict[str, np.ndarray], np.ndarray] | None],
     num_images: np.ndarray,
@@ -56,6 +58,7 @@ class ServerStep:
 
     Args:
       params: the global parameters.
+      server_state: of the server's optimizer.
       plan: of the round's stage.
       updates: (active components, three losses) of each client, None for a lost one, in the order of addition.
       num_images: int (K,), of the same clients.
@@ -64,7 +67,7 @@ class ServerStep:
       round_num: 0-based over the run.
     """
     count, returned = len(updates), np.array([update is not None for update in updates])
-    active, global_active, sums = self._start(plan.shape, params, np.int32(plan.start), count)
+    active, sums = self._start(plan.shape, params, np.int32(plan.start), count)
     stage_round = np.int32(plan.stage_round(round_num))
     sizes = aggregation.weigh_clients(self._aggregator, jnp.asarray(num_images, jnp.int32), stage_round)
     weights = aggregation.client_weights(sizes, jnp.asarray(returned))
@@ -81,12 +84,14 @@ class ServerStep:
     mean = Losses(*aggregation.mean_over_accepted(list(jnp.asarray(losses)), weights, jnp.asarray(accepted), tally))
     distance, calibrated = jnp.float32(0), None
     if accepted.any():
-      params, distance = self._finish(params, np.int32(plan.start), active, global_active, sums, accepted, tally)
+      params, server_state, distance = self._finish(
+        params, server_state, np.int32(plan.start), active, sums, accepted, tally
+      )
       if self._calibrate is not None:
         keys = calibration.draw_keys(seed_key, np.int32(round_num))
         stop, images = np.int32(plan.stop), self._server_images
         params, calibrated = self._calibrate(plan.static_stop, params, stop, images, keys, tally.num_accepted)
-    return params, RoundMetrics(mean, jnp.asarray(losses[0]), jnp.asarray(accepted), distance, calibrated)
+    return params, RoundMetrics(mean, jnp.asarray(losses[0]), jnp.asarray(accepted), distance, calibrated, server_state)
 
   def _build_calibration(self, image_size: int) -> Any:
     calibrate = calibration.make_calibration(self._config, image_size)
@@ -101,7 +106,7 @@ class ServerStep:
     active = stages.split(params, shape, start).active
     global_active = self._raveler.ravel(active)
     sums = (self._aggregator.init(global_active, count), divergence.init(self._aggregator, global_active))
-    return active, global_active, sums
+    return active, sums
 
   def _add_client(
     self, sums: Any, own: tuple[Params, Any, Any], active: Params, loss_limit: Any, position: Any, stage_round: Any
@@ -121,8 +126,12 @@ class ServerStep:
     return (state, divergence.add(sums[1], uploads, global_active)), valid[0]
 
   def _finish_round(
-    self, params: Params, start: Any, active: Params, global_active: Any, sums: Any, accepted: Any, tally: Any
-  ) -> tuple[Params, Any]:
+    self, params: Params, server_state: Any, start: Any, active: Params, sums: Any, accepted: Any, tally: Any
+  ) -> tuple[Params, Any, Any]:
+    global_active = self._raveler.ravel(active)
     aggregated = aggregation.aggregate_or_keep(self._aggregator, sums[0], accepted, tally, global_active)
     distance = divergence.finish(sums[1], tally, aggregated, global_active)
-    return stages.merge(params, self._raveler.unravel(aggregated, active), start), distance
+    stepped, server_state = server_optimizer.take_step(
+      self._optimizer, server_state, aggregated, global_active, tally.num_accepted
+    )
+    return stages.merge(params, self._raveler.unravel(stepped, active), start), server_state, distance

@@ -1,8 +1,9 @@
 """What a round receives and returns besides the parameters."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lwfedssl_jax.base import Array, Bool, Float, Images, Int, Integer, Key, Number
+from lwfedssl_jax.federated.client_state import ClientState
 from lwfedssl_jax.federated.training_step import Losses
 
 
@@ -15,6 +16,7 @@ class ClientSlots(NamedTuple):
     num_images: 0 in an empty slot.
     returned: False for a client that dropped out; it is not aggregated.
     kept: with depth dropout, the numbers of the blocks that each keeps (`depth_dropout.select_inputs`).
+    state: what each keeps from its last round, leaves (K, ...); None where clients keep nothing.
   """
 
   client_ids: Int[Array, ' K']
@@ -22,6 +24,7 @@ class ClientSlots(NamedTuple):
   num_images: Int[Array, ' K']
   returned: Bool[Array, ' K']
   kept: Int[Array, 'K n'] | None = None
+  state: ClientState | None = None
 
 
 class RoundInputs(NamedTuple):
@@ -35,6 +38,7 @@ class RoundInputs(NamedTuple):
     server_images: the server's images; (0, ...) without calibration.
     loss_limit: float32; a client whose mean loss is above it is rejected.
     stage_round: int32, 0-based over the stage; only some aggregators need it.
+    server_state: of the server's optimizer; None without one.
   """
 
   seed_key: Key
@@ -44,6 +48,7 @@ class RoundInputs(NamedTuple):
   server_images: Images
   loss_limit: Number
   stage_round: Integer = 0
+  server_state: Any = None
 
 
 class RoundMetrics(NamedTuple):
@@ -55,6 +60,8 @@ class RoundMetrics(NamedTuple):
     accepted: clients that returned with a valid update (`aggregation.is_valid_update`).
     divergence: distance between the accepted clients' parameters (`divergence.py`), at least 0.
     calibration: mean losses of the server; None where it does not train.
+    server_state: of the server's optimizer, for the next round.
+    client_states: leaves (K, ...), what each client has after its training, accepted or not.
   """
 
   client: Losses
@@ -62,3 +69,5 @@ class RoundMetrics(NamedTuple):
   accepted: Bool[Array, ' K']
   divergence: Float[Array, '']
   calibration: Losses | None
+  server_state: Any = None
+  client_states: ClientState | None = None

@@ -107,7 +107,8 @@ class StepFlops(NamedTuple):
     online_forward_flops: active blocks, pool, and the embedding where it is trained.
     online_backward_flops: of the same.
     target_forward_flops: the same of the target branch; 0 where the objective has none.
-    global_forward_flops: the same of the global model; 0 without representation alignment.
+    global_forward_flops: the same of the global model, and with `moon` of the client's previous one; 0 without
+      representation alignment.
     heads_forward_flops: the heads of all branches, and those of the online branch alone.
     heads_backward_flops: of the online branch.
     similarity_flops: similarity matrices of objective and alignment, forward and backward.
@@ -159,13 +160,14 @@ def _step_flops(
   active = blocks + parts.pool.products + shapes.count_adapter(plan.stop)
   without_gradient = embedding if trains_embedding else parts.blocks[lowest].input_products
   has_target = shapes.model.objective.update_target is not None
-  branches = 1 + has_target + aligned
+  compared = aligned * (1 + (config.objective.alignment_kind == 'moon'))
+  branches = 1 + has_target + compared
   return StepFlops(
     prefix_flops=pair * (parts.embedding.products - embedding + frozen),
     online_forward_flops=pair * (embedding + active),
     online_backward_flops=pair * (2 * (embedding + active) - without_gradient),
     target_forward_flops=has_target * pair * (embedding + active),
-    global_forward_flops=aligned * pair * (embedding + active),
+    global_forward_flops=compared * pair * (embedding + active),
     heads_forward_flops=pair * (branches * heads.shared + heads.online_only),
     heads_backward_flops=pair * 2 * sum(heads),
     similarity_flops=_similarity_flops(config, shapes, batch_size, aligned),

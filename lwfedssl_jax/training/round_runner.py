@@ -1,6 +1,6 @@
 """The contract between the driver and whoever trains: simulated clients, or real ones over a network."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -40,10 +40,16 @@ class RoundResult(NamedTuple):
 
 @runtime_checkable
 class RoundRunner(Protocol):
-  """Runs rounds for the driver (`train.py`), which decides on stages, attempts, checkpoints and metrics."""
+  """Runs rounds for the driver (`train.py`), which decides on stages, attempts, checkpoints and metrics.
 
-  def resume(self, rounds_done: int) -> None:
-    """Continues a run: called once, before `run`, with the rounds that the parameters have behind them."""
+  Attributes:
+    server_state: of the server's optimizer after the last round; None without one. It is saved with the parameters.
+  """
+
+  server_state: Any
+
+  def resume(self, rounds_done: int, server_state: Any) -> None:
+    """Continues a run: called once, before `run`, with the rounds that parameters and state have behind them."""
 
   def run(
     self, params: Params, plan: StagePlan, round_num: int, attempt: int, loss_limit: float
@@ -60,6 +66,9 @@ class RoundRunner(Protocol):
     Returns:
       The global parameters, unchanged if no client is accepted, and the result.
     """
+
+  def keep_since(self, rounds_done: int) -> None:
+    """Called after every save: no checkpoint of fewer rounds will be restored."""
 
   def close(self) -> None:
     """Releases what the runner holds."""

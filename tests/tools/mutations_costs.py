@@ -51,7 +51,7 @@ ROWS = (
   (
     'resources/flops.py',
     'projections of the received model forgotten',
-    '1 + has_target + aligned',
+    '1 + has_target + compared',
     '1 + has_target',
     FLOPS,
   ),
