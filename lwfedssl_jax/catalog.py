@@ -128,8 +128,8 @@ ENCODERS: dict[str, EncoderTraits] = {
   'vit_tiny': VitTraits(width=192, depth=12, num_heads=3, mlp_ratio=4),
   'vit_small': VitTraits(width=384, depth=12, num_heads=6, mlp_ratio=4),
   'vit_micro': VitTraits(width=64, depth=4, num_heads=2, mlp_ratio=4),
-  SIZED_VIT: VitTraits(width=192, depth=12, num_heads=3, mlp_ratio=4),
   'resnet18': ResnetTraits(),
+  SIZED_VIT: VitTraits(width=192, depth=12, num_heads=3, mlp_ratio=4),
 }
 
 # How costs are counted (resources/costs.py): as in versions 4 and 1 of the paper, or as executed.

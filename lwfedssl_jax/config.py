@@ -454,6 +454,11 @@ class Config:
     model = self.model
     if self.method.new_block_init == 'previous' and not model.traits.equal_blocks:
       raise UsageError(f'--new_block_init: expected random for {model.encoder}, whose blocks are unlike, got previous')
+    if self.effective_depth_dropout_keep and not model.traits.equal_blocks:
+      raise UsageError(
+        f'--depth_dropout_keep: expected 0 for {model.encoder}, whose blocks are unlike, '
+        f'got {self.method.depth_dropout_keep}'
+      )
     pieces = {
       'micro_batch_size': self.client.micro_batch_size % self.client.batch_size,
       'calibration_micro_batch_size': self.method.calibration_micro_batch_size,

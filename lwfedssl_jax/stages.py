@@ -48,10 +48,10 @@ class StagePlan(NamedTuple):
     calibrates: the server trains everything below `stop` after aggregation.
     num_new: blocks that this stage adds, the last ones below `stop`.
     depth: blocks in the encoder, absent ones included.
-    keep: blocks that a client keeps at most, the new ones among them (depth dropout); 0: all.
-    warmup_rounds: rounds of the stage before the plan's first.
     equal_blocks: all blocks have the same shapes.
     has_adapter: a temporary layer follows the last block.
+    keep: blocks that a client keeps at most, the new ones among them (depth dropout); 0: all.
+    warmup_rounds: rounds of the stage before the plan's first.
   """
 
   stage: int
@@ -63,15 +63,16 @@ class StagePlan(NamedTuple):
   calibrates: bool
   num_new: int
   depth: int
-  keep: int = 0
-  warmup_rounds: int = 0
   equal_blocks: bool = True
   has_adapter: bool = False
+  keep: int = 0
+  warmup_rounds: int = 0
 
   @property
   def shape(self) -> StageShape:
-    num_active = min(self.stop - self.start, self.num_kept)
-    return StageShape(num_active, self.trains_embedding, None if self.equal_blocks else self.start)
+    return StageShape(
+      min(self.stop - self.start, self.num_kept), self.trains_embedding, None if self.equal_blocks else self.start
+    )
 
   @property
   def static_stop(self) -> int | None:
@@ -104,8 +105,6 @@ def make_plans(config: Config) -> tuple[StagePlan, ...]:
   """
   method, encoder, keep = config.method.traits, config.model.traits, config.effective_depth_dropout_keep
   depth = encoder.depth
-  if keep and not encoder.equal_blocks:
-    raise UsageError(f'--depth_dropout_keep: expected 0 with --encoder={config.model.encoder}, whose blocks are unlike')
   step = config.method.blocks_per_stage if method.staged else depth
   rounds = config.effective_rounds_per_stage * (step // config.method.blocks_per_stage)
   plans = []
@@ -188,6 +187,16 @@ def whole(params: Params) -> StageShape:
   return StageShape(block_trees.count(params['blocks']), trains_embedding=True)
 
 
+def split_existing(params: Params, stop: Integer) -> StageParams:
+  """Splits off all that exists below `stop`, which may be traced if the blocks are equal; the rest is absent.
+
+  Equal blocks are active in full depth, so that one program serves every `stop`.
+  """
+  if block_trees.is_stacked(params['blocks']):
+    return split(params, whole(params), 0, stop)
+  return split(params, StageShape(int(stop), True, start=0), 0)
+
+
 def keep_blocks(global_params: StageParams, kept: Int[Array, ' n']) -> StageParams:
   """Returns what a client has of the global parameters with depth dropout (Guo et al. 2023).
 
@@ -213,16 +222,6 @@ def put_blocks(active: Params, trained: Params, kept: Int[Array, ' n']) -> Param
   """Returns the active part of a client that trained the blocks `kept`; its other blocks are those of `active`."""
   blocks = jax.tree.map(lambda whole, part: whole.at[kept].set(part), active['blocks'], trained['blocks'])
   return dict(trained, blocks=blocks)
-
-
-def split_existing(params: Params, stop: Integer) -> StageParams:
-  """Splits off all that exists below `stop`, which may be traced if the blocks are equal; the rest is absent.
-
-  Equal blocks are active in full depth, so that one program serves every `stop`.
-  """
-  if block_trees.is_stacked(params['blocks']):
-    return split(params, whole(params), 0, stop)
-  return split(params, StageShape(int(stop), True, start=0), 0)
 
 
 def merge(params: Params, active: Params, start: Integer) -> Params:

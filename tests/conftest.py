@@ -27,6 +27,8 @@ SLOW = (
   'test_naive_round.py',
   'test_by_hand.py',
   'test_in_process.py',
+  'test_resnet_runs.py',
+  'test_resnet.py',
   'test_cli.py',
   'test_extending.py',
   'test_kill.py',

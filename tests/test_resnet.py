@@ -10,7 +10,7 @@ import pytest
 from lwfedssl_jax import UsageError, block_trees, catalog, models, stages, trees
 from lwfedssl_jax.config import configure
 from lwfedssl_jax.evaluation import finetune
-from lwfedssl_jax.federated import aggregation, client_update, training_step
+from lwfedssl_jax.federated import aggregation, client_update, ldawa, server_optimizer, training_step
 from lwfedssl_jax.federated.client_update import ClientData
 from lwfedssl_jax.federated.model import make_model
 from lwfedssl_jax.federated.training_step import Batch
@@ -214,6 +214,27 @@ def test_a_round_moves_what_its_stage_trains_and_averages_statistics_as_paramete
   assert np.std([client['statistics'] for client in found], axis=0).max() > 1e-3
 
 
+def test_a_server_optimizer_and_ldawa_leave_running_statistics_as_they_are_aggregated():
+  config = tiny_config(method='layerwise', server_optimizer='fedavgm', server_momentum=0.5)
+  plan, model = stages.make_plans(config)[1], make_model(config.model, config.objective, SIDE)
+  state = server_optimizer.init_state(config.method, model, plan.shape)
+  optimizer = server_optimizer.make_server_optimizer(config.method)
+  shapes = jax.eval_shape(model.init_params, jax.random.key(0))
+  before, after = (model.raveler.ravel(stages.split(draw(shapes, i), plan.shape, 1).active) for i in range(2))
+  state = jax.tree.map(lambda leaf: leaf + 0.1, state)
+  stepped, _ = server_optimizer.take_step(optimizer, state, after, before, jnp.float32(2))
+  np.testing.assert_array_equal(stepped['statistics'], after['statistics'])
+  assert np.abs(stepped['kernel'] - after['kernel']).max() > 0.01
+  params = [draw(shapes, i) for i in range(2)]
+  scaled = ldawa.scale_tensors(*params)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(scaled):
+    own = functools.reduce(lambda tree, part: tree[part.key], path, params[0])
+    received = functools.reduce(lambda tree, part: tree[part.key], path, params[1])
+    cosine = (own * received).sum() / (np.linalg.norm(own) * np.linalg.norm(received) + 1e-30)
+    factor = 1 if path[-1].key in trees.RUNNING or not np.any(received) else cosine
+    np.testing.assert_allclose(leaf, factor * own, rtol=1e-4, atol=1e-5, err_msg=str(path))
+
+
 def test_micro_batches_are_exact_with_group_norm():
   def gradient(size):
     config = tiny_config(method='prog_fedssl', norm='group', micro_batch_size=size)
@@ -235,6 +256,10 @@ def test_micro_batches_are_exact_with_group_norm():
     ({'micro_batch_size': 8, 'batch_size': 16}, '--micro_batch_size: expected 0 for resnet18 with --norm=batch'),
     ({'calibration_micro_batch_size': 8}, '--calibration_micro_batch_size: expected 0 for resnet18 with --norm=batch'),
     ({'new_block_init': 'previous'}, '--new_block_init: expected random for resnet18, whose blocks are unlike'),
+    (
+      {'depth_dropout_keep': 2, 'method': 'layerwise'},
+      '--depth_dropout_keep: expected 0 for resnet18, whose blocks are unlike, got 2',
+    ),
     ({'blocks_per_stage': 3}, '--blocks_per_stage: expected a divisor of the 4 blocks of resnet18, got 3'),
   ],
 )

@@ -27,10 +27,13 @@ def registered(registries):
   models.register_encoder('resnet_tiny', catalog.ResnetTraits(width=4, units=(1, 1)), models.build_resnet)
 
 
-@pytest.mark.parametrize('method', ['lw_fedssl', 'prog_fedssl'])
-def test_real_clients_give_the_simulation_s_parameters_and_bytes(tmp_path, method):
+CASES = [('layerwise', {'representation_alignment': True}), ('prog_fedssl', {})]
+
+
+@pytest.mark.parametrize(('method', 'more'), CASES)
+def test_real_clients_give_the_simulation_s_parameters_and_bytes(tmp_path, method, more):
   """Running statistics and temporary layers travel with the rest; the simulation resumes from its checkpoint."""
-  values = {**VALUES, 'method': method}
+  values = {**VALUES, 'method': method, **more}
   simulated = in_process.make_config(tmp_path / 'simulated', **values)
   first = in_process.make_config(tmp_path / 'simulated', **values, stop_after_round=1)
   assert lwfedssl_jax.train(first)['rounds_done'] == 1

@@ -34,9 +34,10 @@ def layer_factors(params: Params, labels: Labels, block_decay: float) -> Params:
   """
   active = block_trees.gather(labels['blocks']) == stages.ACTIVE
   newest = jnp.where(active, jnp.arange(len(active)), -1).max()
+  of_blocks, of_embedding = jnp.maximum(newest - jnp.arange(len(active)), 0), active.sum()
   powers = jax.tree.map(lambda _: 0, labels) | {
-    'blocks': block_trees.spread(labels['blocks'], jnp.maximum(newest - jnp.arange(len(active)), 0)),
-    'embedding': jax.tree.map(lambda _: active.sum(), labels.get('embedding', {})),
+    'blocks': block_trees.spread(labels['blocks'], of_blocks),
+    'embedding': jax.tree.map(lambda _: of_embedding, labels.get('embedding', {})),
   }
 
   def factor(leaf, label, power):

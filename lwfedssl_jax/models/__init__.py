@@ -44,9 +44,8 @@ def build_resnet(config: ModelConfig, image_size: int, execution: BlockExecution
 
 
 # (configuration, side of the images in pixels, execution of blocks) -> encoder
-BUILDERS: dict[str, Builder] = {
-  name: build_vit if isinstance(traits, VitTraits) else build_resnet for name, traits in ENCODERS.items()
-}
+_OF_TRAITS: dict[type, Builder] = {VitTraits: build_vit, ResnetTraits: build_resnet}
+BUILDERS: dict[str, Builder] = {name: _OF_TRAITS[type(traits)] for name, traits in ENCODERS.items()}
 
 
 def register_encoder(name: str, traits: EncoderTraits, builder: Builder) -> None:

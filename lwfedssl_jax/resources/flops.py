@@ -141,6 +141,7 @@ def _similarity_flops(config: Config, shapes: Shapes, batch_size: int, aligned: 
 def _step_flops(
   config: Config,
   image_size: int,
+  plan: StagePlan,
   batch_size: int,
   *,
   num_frozen: int,
@@ -153,12 +154,11 @@ def _step_flops(
   parts, heads = shapes.model.encoder.flops, _count_heads(shapes)
   pair = 2 * 2 * batch_size  # 2 FLOPs per multiply-add, two views
   embedding = parts.embedding.products if trains_embedding else 0
-  stop = num_frozen + num_active
-  frozen, blocks = (
-    sum(block.products for block in part) for part in (parts.blocks[:num_frozen], parts.blocks[num_frozen:stop])
-  )
-  active = blocks + parts.pool.products + shapes.count_adapter(stop)
-  without_gradient = embedding if trains_embedding else parts.blocks[num_frozen].input_products
+  lowest = plan.stop - num_active
+  frozen = sum(block.products for block in parts.blocks[lowest - num_frozen : lowest])
+  blocks = sum(block.products for block in parts.blocks[lowest : plan.stop])
+  active = blocks + parts.pool.products + shapes.count_adapter(plan.stop)
+  without_gradient = embedding if trains_embedding else parts.blocks[lowest].input_products
   has_target = shapes.model.objective.update_target is not None
   compared = aligned * (1 + (config.objective.alignment_kind == 'moon'))
   branches = 1 + has_target + compared
@@ -192,6 +192,7 @@ def executed_flops(config: Config, image_size: int, plan: StagePlan, batch_size:
   return _step_flops(
     config,
     image_size,
+    plan,
     batch_size,
     num_frozen=plan.num_frozen,
     num_active=plan.shape.num_active,
@@ -210,6 +211,7 @@ def calibration_flops(config: Config, image_size: int, plan: StagePlan, batch_si
   return _step_flops(
     config,
     image_size,
+    plan,
     batch_size,
     num_frozen=0,
     num_active=plan.stop,

@@ -142,11 +142,11 @@ ROWS = (
   (
     'federated/aggregation_by_block.py',
     'who did not train a block counts',
-    'accepted = uploads.accepted[:, None] & trained',
-    'accepted = uploads.accepted[:, None] | trained',
+    'uploads.accepted[:, None] & trained',
+    'uploads.accepted[:, None] | trained',
     DEPTH_DROPOUT,
   ),
-  ('federated/ldawa.py', 'one cosine for all blocks', "startswith('blocks/')", "startswith('none')", LDAWA),
+  ('federated/ldawa.py', 'one cosine for all blocks', "is_stacked and path[0].key == 'blocks'", 'False', LDAWA),
   ('federated/ldawa.py', 'images count', 'jnp.minimum(num_images, 1)', 'num_images', LDAWA),
   ('stages.py', 'stages begin a round after each other', 'first_round=stage * rounds', 'first_round=stage', STAGES),
   (
