@@ -27,6 +27,7 @@ SLOW = (
   'test_naive_round.py',
   'test_by_hand.py',
   'test_in_process.py',
+  'test_client_memory.py',
   'test_cli.py',
   'test_extending.py',
   'test_kill.py',

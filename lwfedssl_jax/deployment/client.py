@@ -104,7 +104,7 @@ class Client:
     budget = options.memory_budget_mb and max(options.memory_budget_mb - images.nbytes / planner.MEGABYTE, 0.1)
     config = configs.with_values(config, {'client_memory_budget_mb': float(budget)})
     if budget:
-      plan = planner.fit(config, size)
+      plan = _fit(config, size)
       config = plan.config
       print(planner.describe(plan), flush=True)
     return LocalTraining(config, images), config
@@ -136,6 +136,13 @@ class Client:
     if self._store is None or self._store[0] != identity:
       self._store = identity, Store(self._options.state_dir, *identity)
     return self._store[1]
+
+
+def _fit(config: Config, image_size: int) -> planner.MemoryPlan:
+  try:
+    return planner.fit(config, image_size)
+  except UsageError as error:  # it names the run's flag; here the limit is the client's
+    raise UsageError(str(error).replace('--client_memory_budget_mb', '--memory_budget_mb')) from error
 
 
 def _sizes(config: Config) -> dict[str, int]:
