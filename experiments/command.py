@@ -72,20 +72,17 @@ def parse(command: Command, arguments: Sequence[str]) -> None:
   define_flags(command)
   for name in command.flags:
     command.flags[name].unparse()
-  moved = presets.put_first(presets.expand(arguments) if command.has_config else arguments)
+  files, own = presets.split(presets.expand(arguments) if command.has_config else arguments)
   try:
-    left = command.flags(['program', *moved])
+    left = command.flags(['program', *presets.read(files, command.flags), *own])
   except OSError as error:
     raise UsageError(f'--flagfile: expected a file of flags, {error}') from error
   except UnicodeDecodeError as error:
-    files = [argument for argument in moved if argument.lstrip('-').startswith('flagfile=')]
-    raise UsageError(f'{" ".join(files)}: expected a file of flags, {error}') from error
+    raise UsageError(f'{" ".join(files or own)}: expected a file of flags, {error}') from error
   except (absl_flags.Error, ValueError) as error:  # ValueError: of --noflag=value
     raise UsageError(str(error)) from error
   if len(left) > 1:
     raise UsageError(f'expected flags only (--name=value), got {left[1]!r}')
-  if command.has_config and command.flags['preset'].present:
-    raise UsageError('--preset: expected on the command line, found in a file of flags (use --flagfile=PATH there)')
   logging.set_verbosity(command.flags.verbosity)
 
 

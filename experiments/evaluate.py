@@ -1,9 +1,10 @@
 """Evaluates encoders of runs: kNN, linear probe or finetuning, on all or few labels, on their data set or another.
 
     python -m experiments.evaluate --workdir=runs/a,runs/b --protocol=linear --label_fraction=0.1 --seeds=0,1,2
+    python -m experiments.evaluate --workdir=runs/sweep --protocol=finetune --train_split=val
 
-A sweep's folder means all runs in it. Writes evaluations/NAME.json and a confusion matrix, NAME.png, into each
-run's folder.
+A sweep's folder means all runs in it. Finetuning of several runs has a row of random weights beside them. Writes
+evaluations/NAME.json and a confusion matrix, NAME.png, into each run's folder.
 """
 
 from collections.abc import Mapping
@@ -43,7 +44,15 @@ _TRAIN_SPLIT = absl_flags.DEFINE_enum(
 _MAX_TRAIN = absl_flags.DEFINE_integer(
   'max_train_images', 0, 'number of training images to use; 0: all', lower_bound=0, flag_values=FLAGS
 )
-_FROM_SCRATCH = absl_flags.DEFINE_boolean('from_scratch', False, 'random weights, the reference', flag_values=FLAGS)
+_FROM_SCRATCH = absl_flags.DEFINE_boolean(
+  'from_scratch', False, 'random weights, the reference, instead of trained ones', flag_values=FLAGS
+)
+_SCRATCH_ROW = absl_flags.DEFINE_boolean(
+  'scratch_row',
+  None,
+  'random weights too, once for all runs that share encoder and data set; default: for finetune of several runs',
+  flag_values=FLAGS,
+)
 # Defaults of `finetune.FinetuneOptions`, whose module loads jax; a test requires equality.
 _EPOCHS = absl_flags.DEFINE_integer('epochs', 40, 'finetune: epochs', lower_bound=1, flag_values=FLAGS)
 _WARMUP = absl_flags.DEFINE_integer('warmup_epochs', 10, 'finetune: warm-up epochs', lower_bound=0, flag_values=FLAGS)
@@ -63,8 +72,25 @@ def _row(workdir: str, result: Mapping[str, Any]) -> list[str]:
   return [workdir, result['name'], str(len(result['runs'])), *figures]
 
 
-def _evaluate(workdir: str, seeds: list[int]) -> dict[str, Any]:
-  """Evaluates one run by the flags."""
+def _plan_rows(workdirs: list[str]) -> list[tuple[str, bool]]:
+  """Returns (workdir, whether with random weights) of each row: runs in their order, then the references."""
+  from lwfedssl_jax.workdir import run_dir
+
+  rows = [(workdir, _FROM_SCRATCH.value) for workdir in workdirs]
+  wanted = _SCRATCH_ROW.value
+  if wanted is None:
+    wanted = _PROTOCOL.value == 'finetune' and len(workdirs) > 1
+  if not wanted or _FROM_SCRATCH.value:
+    return rows
+  first: dict[Any, str] = {}
+  for workdir in workdirs:
+    config = run_dir.read_config(workdir)
+    first.setdefault((config.model, _DATASET.value or config.data.dataset, config.augment.flip_probability), workdir)
+  return rows + [(workdir, True) for workdir in first.values()]
+
+
+def _evaluate(workdir: str, seeds: list[int], from_scratch: bool) -> dict[str, Any]:
+  """Evaluates one run, or random weights of its encoder, by the flags."""
   from lwfedssl_jax import run_evaluation
   from lwfedssl_jax.data import sources
   from lwfedssl_jax.evaluation import finetune
@@ -90,7 +116,7 @@ def _evaluate(workdir: str, seeds: list[int]) -> dict[str, Any]:
     split=_SPLIT.value,
     train_split=_TRAIN_SPLIT.value,
     max_train_images=_MAX_TRAIN.value,
-    from_scratch=_FROM_SCRATCH.value,
+    from_scratch=from_scratch,
     options=options,
   )
 
@@ -111,8 +137,8 @@ def main() -> dict[str, Any]:
   command.use_compilation_cache()
   rows, results = [], []
   workdirs, _ = runs.find(_WORKDIR.value)
-  for workdir in workdirs:
-    result = _evaluate(workdir, seeds)
+  for workdir, from_scratch in _plan_rows(workdirs):
+    result = _evaluate(workdir, seeds, from_scratch)
     rows.append(_row(workdir, result))
     results.append({'workdir': workdir, **{key: result[key] for key in ('name', 'mean', 'std')}})
     print(f'{workdir}: {result["name"]}: accuracy {rows[-1][3]}', flush=True)

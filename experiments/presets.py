@@ -1,11 +1,18 @@
-"""Presets: files of flags, by name (`--preset=NAME`) or path (`--flagfile=PATH`); the command line overrides them."""
+"""Presets: files of flags, by name (`--preset=NAME`) or path (`--flagfile=PATH`); the command line overrides them.
+
+A file may start from others: its own `--preset=NAME` and `--flagfile=PATH` lines stand for theirs, in place.
+"""
 
 import pathlib
 from collections.abc import Iterator, Sequence
 
+from absl import flags as absl_flags
+
 from lwfedssl_jax.errors import UsageError
 
 FOLDER = pathlib.Path(__file__).parent / 'presets'
+SWEEP_ONLY = ('methods', 'vary')  # flags of experiments.sweep in a file, which every other command skips
+_DEEPEST = 8  # files inside files
 
 
 def names() -> list[str]:
@@ -37,11 +44,31 @@ def expand(arguments: Sequence[str]) -> list[str]:
   return [argument if name is None else f'--flagfile={find(name)}' for argument, name in given]
 
 
-def put_first(arguments: Sequence[str]) -> list[str]:
-  """Moves flag files to the front, in the order given.
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Returns the arguments that name files of flags, in the order given, and the others.
 
-  In absl the last value of a flag wins. A later file therefore overrides an earlier one, and the command line both.
+  In absl the last value of a flag wins. Files that are parsed first therefore lose against the command line, and a
+  later file overrides an earlier one.
   """
   given = list(_read_values('flagfile', arguments))
-  files = [f'--flagfile={path}' for _, path in given if path is not None]
-  return [*files, *(argument for argument, path in given if path is None)]
+  return (
+    [f'--flagfile={path}' for _, path in given if path is not None],
+    [argument for argument, path in given if path is None],
+  )
+
+
+def read(files: Sequence[str], values: absl_flags.FlagValues) -> list[str]:
+  """Replaces files of flags (`--flagfile=PATH`) by their lines, as far as a command of these flags can use them.
+
+  Raises:
+    UsageError: no preset of that name, or presets that include each other.
+    absl.flags.Error, OSError, UnicodeDecodeError: a file cannot be read.
+  """
+  lines = list(files)
+  for _ in range(_DEEPEST):
+    lines = values.read_flags_from_files(lines)
+    if 'preset' not in values or not any(name is not None for _, name in _read_values('preset', lines)):
+      skipped = {f'--{name}' for name in SWEEP_ONLY if name not in values}
+      return [line for line in lines if line.partition('=')[0] not in skipped]
+    lines = expand(lines)
+  raise UsageError('--preset: expected files of flags that do not include each other')

@@ -136,7 +136,7 @@ def main() -> dict[str, Any]:
   runs = [configs.with_values(config, {'method': method}) for method in methods]
 
   from lwfedssl_jax.plots import cost_plots
-  from lwfedssl_jax.resources import costs, planner
+  from lwfedssl_jax.resources import cost_tables, costs, planner
 
   command.use_compilation_cache()
   plans = [planner.fit(run, image_size) for run in runs] if config.client.client_memory_budget_mb else []
@@ -145,11 +145,18 @@ def main() -> dict[str, Any]:
     print(f'{plan.config.method.method}: {planner.describe(plan)}', flush=True)
   runs = [plan.config for plan in plans] or runs
   found = [
-    costs.method_cost(run, image_size, convention, worst_case_download=_WORST_CASE.value, with_memory=_MEMORY.value)
+    costs.method_cost(
+      run,
+      image_size,
+      convention,
+      worst_case_download=_WORST_CASE.value,
+      with_memory=_MEMORY.value,
+      with_server_memory=_MEMORY.value,
+    )
     for run in runs
   ]
   if _FORMAT.value == 'table':
-    print(costs.to_text(found), flush=True)
+    print(cost_tables.to_text(found), flush=True)
   if _PLOTS.value:
     os.makedirs(_PLOTS.value, exist_ok=True)
     cost_plots.write_cost_plots(_PLOTS.value, found)

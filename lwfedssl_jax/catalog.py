@@ -30,10 +30,12 @@ class ObjectiveTraits(typing.NamedTuple):
   Attributes:
     similarity_products: products of (B, P) by (P, B) that a step executes, forward and backward.
     paper_views: views that the paper's FLOP count includes.
+    has_target: there is a target branch, which a client can keep.
   """
 
   similarity_products: int
   paper_views: int = 1
+  has_target: bool = False
 
 
 def _everything(stop: int, step: int) -> int:
@@ -53,13 +55,18 @@ METHODS = {
 }
 
 # info_nce has constant keys: per view one product forward and one in the gradient. NT-Xent compares all 2B projections
-# with each other, four times the entries, and has both gradients. BYOL's distance is row-wise: no such product.
+# with each other, four times the entries, and has both gradients. The distances of BYOL and SimSiam are row-wise: no
+# such product. The paper counts both views of SimCLR, which has one branch; so SimSiam's are counted.
 OBJECTIVES = {
-  'moco_v3': ObjectiveTraits(similarity_products=4),
-  'byol': ObjectiveTraits(similarity_products=0),
+  'moco_v3': ObjectiveTraits(similarity_products=4, has_target=True),
+  'byol': ObjectiveTraits(similarity_products=0, has_target=True),
   'simclr': ObjectiveTraits(similarity_products=12, paper_views=2),
+  'simsiam': ObjectiveTraits(similarity_products=0, paper_views=2),
 }
-AGGREGATIONS = ['mean', 'median', 'trimmed_mean']  # federated.aggregation.register_aggregator adds to them
+AGGREGATIONS = ['mean', 'median', 'trimmed_mean', 'ldawa']  # federated.aggregation.register_aggregator adds to them
+# Of the aggregated change: the learning rate that each has if none is named.
+SERVER_OPTIMIZERS = {'none': 1.0, 'fedavgm': 1.0, 'fedadam': 0.01, 'fedyogi': 0.01}
+CLIENT_UPDATES = ('global', 'fedu', 'fedema')
 REMATERIALIZE = ('none', 'elementwise', 'all')  # ever less is kept
 ATTENTION = ('plain', 'cudnn')  # of transformer blocks
 AUTO = 'auto'  # chosen by federated/execution.py
@@ -88,10 +95,14 @@ class VitTraits(EncoderTraits):
   whole_patches: bool = True
 
 
-# vit_tiny: the paper's encoder (arXiv 2401.11647). vit_micro: ours, for CPUs and tests.
+SIZED_VIT = 'vit'
+# vit_tiny: the paper's encoder (arXiv 2401.11647). vit_small: DeiT-S (arXiv 2012.12877). vit_micro: ours, for CPUs and
+# tests. The size of `vit` is set by flags; that of vit_tiny stands for it here.
 ENCODERS: dict[str, EncoderTraits] = {
   'vit_tiny': VitTraits(width=192, depth=12, num_heads=3, mlp_ratio=4),
+  'vit_small': VitTraits(width=384, depth=12, num_heads=6, mlp_ratio=4),
   'vit_micro': VitTraits(width=64, depth=4, num_heads=2, mlp_ratio=4),
+  SIZED_VIT: VitTraits(width=192, depth=12, num_heads=3, mlp_ratio=4),
 }
 
 # How costs are counted (resources/costs.py): as in versions 4 and 1 of the paper, or as executed.

@@ -21,7 +21,13 @@ MOST_PIXELS = 4096  # a side; a typing error beyond it would allocate terabytes
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Validated):
-  encoder: str = option('vit_micro', 'encoder architecture', choices=catalog.ENCODERS)
+  encoder: str = option(
+    'vit_micro', 'encoder architecture; vit: a vision transformer of the size of --vit_*', choices=catalog.ENCODERS
+  )
+  vit_width: int = option(192, 'width of a token with --encoder=vit, a multiple of the heads', at_least=1)
+  vit_depth: int = option(12, 'blocks with --encoder=vit', at_least=1)
+  vit_heads: int = option(3, 'attention heads with --encoder=vit', at_least=1)
+  vit_mlp_ratio: int = option(4, "width of a block's hidden layer with --encoder=vit, in token widths", at_least=1)
   image_size: int = option(
     0, 'side of the square images, pixels; 0: as the data set has them', at_least=0, at_most=MOST_PIXELS
   )
@@ -37,7 +43,20 @@ class ModelConfig(Validated):
 
   @property
   def traits(self) -> catalog.EncoderTraits:
-    return catalog.ENCODERS[self.encoder]
+    if self.encoder != catalog.SIZED_VIT:
+      return catalog.ENCODERS[self.encoder]
+    return catalog.VitTraits(
+      width=self.vit_width, depth=self.vit_depth, num_heads=self.vit_heads, mlp_ratio=self.vit_mlp_ratio
+    )
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.vit_width % self.vit_heads:
+      raise UsageError(f'--vit_width: expected a multiple of --vit_heads={self.vit_heads}, got {self.vit_width}')
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if field.name.startswith('vit_') and value != field.default and self.encoder != catalog.SIZED_VIT:
+        raise UsageError(f'--{field.name}: expected --encoder={catalog.SIZED_VIT} with it, got {self.encoder}')
 
   def check_image_size(self, image_size: int, named: str) -> None:
     """Raises UsageError where the encoder takes no images of that side, pixels; the message calls it `named`."""
@@ -53,7 +72,11 @@ class ObjectiveConfig(Validated):
   representation_alignment: bool | None = option(
     None, 'align local projections with those of the global model; unset: on for lw_fedssl'
   )
-  alignment_kind: str = option('contrastive', 'form of the alignment regularizer', choices=('contrastive', 'cosine'))
+  alignment_kind: str = option(
+    'contrastive',
+    "form of the alignment regularizer; moon (MOON) compares with the client's own model of its last round too",
+    choices=('contrastive', 'cosine', 'moon'),
+  )
   alignment_weight: float = option(1.0, 'weight of the alignment term', at_least=0)
 
   @property
@@ -73,14 +96,48 @@ class MethodConfig(Validated):
     'layer-wise one (depth / blocks_per_stage * rounds_per_stage)',
     at_least=1,
   )
+  total_rounds: int = option(
+    0, 'rounds in all, shared evenly by the layer-wise stages, instead of rounds_per_stage; 0: not set', at_least=0
+  )
+  depth_dropout_keep: int = option(
+    0,
+    'depth dropout: blocks that a client keeps at most, those that the stage adds and a random subset of the earlier '
+    'ones, drawn per client and round; 0: all blocks. No effect on a method of one stage',
+    at_least=0,
+  )
+  warmup_rounds: int = option(
+    0,
+    'warm-up: first rounds of every stage but the first in which the new blocks train alone, with norm and heads; no '
+    'effect on a method whose clients train nothing else',
+    at_least=0,
+  )
   aggregation: str = option(
     'mean',
-    'aggregation of client updates: mean weighted by images; or coordinate-wise median or trimmed mean, '
-    'unweighted, which hold all updates of a round in memory',
+    'aggregation of client updates: mean weighted by images; coordinate-wise median or trimmed mean, '
+    'unweighted, which hold all updates of a round in memory; or ldawa, the unweighted mean of the tensors of clients, '
+    'each times its cosine to the received one',
     choices=catalog.AGGREGATIONS,
+  )
+  ldawa_fedavg_rounds: int = option(
+    3, 'first rounds of every stage that --aggregation=ldawa aggregates as mean does', at_least=0
   )
   trim_fraction: float = option(
     0.2, 'share of clients trimmed at either end by --aggregation=trimmed_mean', at_least=0, at_most=0.49
+  )
+  server_optimizer: str = option(
+    'none',
+    "optimizer of the global parameters, whose gradient is what the clients' aggregation changed: FedAvgM, FedAdam or "
+    'FedYogi; none: the aggregation is the new global model',
+    choices=catalog.SERVER_OPTIMIZERS,
+  )
+  server_learning_rate: float = option(
+    0.0, 'learning rate of --server_optimizer; 0: 1 for fedavgm, 0.01 for fedadam and fedyogi', at_least=0
+  )
+  server_momentum: float = option(
+    0.9, 'momentum of fedavgm; decay beta_1 of the first moment of fedadam and fedyogi', at_least=0, at_most=0.999
+  )
+  server_epsilon: float = option(
+    1e-3, 'adaptivity tau of fedadam and fedyogi, added to the root of the second moment', above=0
   )
   client_update_clip: float = option(
     0.0, "maximum l2 norm of a client's update; larger ones are clipped; 0: no limit", at_least=0
@@ -118,6 +175,10 @@ class MethodConfig(Validated):
   @property
   def traits(self) -> catalog.MethodTraits:
     return catalog.METHODS[self.method]
+
+  @property
+  def effective_server_learning_rate(self) -> float:
+    return self.server_learning_rate or catalog.SERVER_OPTIMIZERS[self.server_optimizer]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -211,6 +272,19 @@ class ClientConfig(Validated):
   learning_rate: float = option(2e-3, 'base learning rate of AdamW per 256 images (times batch_size / 256)', above=0)
   weight_decay: float = option(
     1e-5, 'AdamW weight decay of matrices; biases, norms and positions have none', at_least=0
+  )
+  client_update: str = option(
+    'global',
+    "what a client's training starts from: the global model and a copy of it as target branch; or, where the objective "
+    'has a target branch, fedu (FedU) or fedema (FedEMA): its target branch of its last round, and the global model '
+    'mixed with its own',
+    choices=catalog.CLIENT_UPDATES,
+  )
+  fedu_threshold: float = option(
+    0.4, "divergence of a client's last training from which on fedu keeps its own predictor", at_least=0
+  )
+  fedema_share: float = option(
+    0.7, "tau of fedema: the share of its own model in a client's second round of a stage", at_least=0, at_most=1
   )
   proximal_weight: float = option(
     0.0,
@@ -314,6 +388,24 @@ class Config:
         f'--blocks_per_stage: expected a divisor of the {depth} blocks of {model.encoder}, '
         f'got {self.method.blocks_per_stage}'
       )
+    if self.method.total_rounds % (depth // self.method.blocks_per_stage):
+      raise UsageError(
+        f'--total_rounds: expected a multiple of the {depth // self.method.blocks_per_stage} layer-wise stages, '
+        f'got {self.method.total_rounds}'
+      )
+    if 0 < self.method.depth_dropout_keep < self.method.blocks_per_stage:
+      raise UsageError(
+        f'--depth_dropout_keep: expected 0 or at least --blocks_per_stage={self.method.blocks_per_stage}, '
+        f'got {self.method.depth_dropout_keep}'
+      )
+    kept = 'server_optimizer' if self.method.server_optimizer != 'none' else self.client_state_flag
+    if self.effective_depth_dropout_keep and kept:
+      raise UsageError(f'--depth_dropout_keep: expected 0 with --{kept}, whose state is of the same blocks every round')
+    if self.method.warmup_rounds >= self.effective_rounds_per_stage:
+      raise UsageError(
+        f'--warmup_rounds: expected less than the {self.effective_rounds_per_stage} rounds of a stage, '
+        f'got {self.method.warmup_rounds}'
+      )
     if self.client.micro_batch_size and self.client.batch_size % self.client.micro_batch_size:
       raise UsageError(
         f'--micro_batch_size: expected a divisor of --batch_size={self.client.batch_size}, '
@@ -323,6 +415,11 @@ class Config:
       raise UsageError(
         f'--clients_per_round: expected at most --num_clients={self.effective_num_clients}, '
         f'got {self.client.clients_per_round}'
+      )
+    if self.client.client_update != 'global' and not self.objective.traits.has_target:
+      raise UsageError(
+        f'--client_update: expected global with --objective={self.objective.objective}, which has no target branch, '
+        f'got {self.client.client_update}'
       )
     held_out = self.data.auxiliary_fraction or self.partition.file
     if self.client.dp_noise_multiplier and not self.method.client_update_clip:
@@ -344,9 +441,21 @@ class Config:
     return self.client.clients_per_round or self.effective_num_clients
 
   @property
+  def effective_rounds_per_stage(self) -> int:
+    """Rounds of a layer-wise stage."""
+    method = self.method
+    shared = method.total_rounds // (self.model.traits.depth // method.blocks_per_stage)
+    return shared or method.rounds_per_stage
+
+  @property
   def uses_calibration(self) -> bool:
     chosen = self.method.server_calibration
     return self.method.traits.mechanisms if chosen is None else chosen
+
+  @property
+  def effective_depth_dropout_keep(self) -> int:
+    """The blocks that a client keeps at most, up to all of them; 0: no depth dropout, as in a method of one stage."""
+    return min(self.method.depth_dropout_keep, self.model.traits.depth) if self.method.traits.staged else 0
 
   @property
   def server_update_clip(self) -> float:
@@ -357,6 +466,20 @@ class Config:
   def uses_alignment(self) -> bool:
     chosen = self.objective.representation_alignment
     return self.method.traits.mechanisms if chosen is None else chosen
+
+  @property
+  def uses_previous_model(self) -> bool:
+    """Whether the alignment compares with a client's model of its last round."""
+    return self.uses_alignment and self.objective.alignment_kind == 'moon'
+
+  @property
+  def client_state_flag(self) -> str:
+    """Name of the flag because of which clients keep a state between the rounds of a stage, or empty."""
+    return 'client_update' if self.client.client_update != 'global' else 'alignment_kind' * self.uses_previous_model
+
+  @property
+  def uses_client_state(self) -> bool:
+    return bool(self.client_state_flag)
 
 
 GROUPS: dict[str, type] = typing.get_type_hints(Config)

@@ -8,6 +8,10 @@ class ConfigFields(typing.TypedDict, total=False):
 
   # ModelConfig
   encoder: str
+  vit_width: int
+  vit_depth: int
+  vit_heads: int
+  vit_mlp_ratio: int
   image_size: int
   patch_size: int
   position_init: str
@@ -23,8 +27,16 @@ class ConfigFields(typing.TypedDict, total=False):
   method: str
   blocks_per_stage: int
   rounds_per_stage: int
+  total_rounds: int
+  depth_dropout_keep: int
+  warmup_rounds: int
   aggregation: str
+  ldawa_fedavg_rounds: int
   trim_fraction: float
+  server_optimizer: str
+  server_learning_rate: float
+  server_momentum: float
+  server_epsilon: float
   client_update_clip: float
   client_loss_limit: float
   new_block_init: str
@@ -61,6 +73,9 @@ class ConfigFields(typing.TypedDict, total=False):
   attention: str
   learning_rate: float
   weight_decay: float
+  client_update: str
+  fedu_threshold: float
+  fedema_share: float
   proximal_weight: float
   dp_noise_multiplier: float
   dp_delta: float

@@ -43,6 +43,7 @@ class Stream(enum.IntEnum):
   MEASUREMENT = 19  # parameters of a memory measurement
   FOLDER_HOLDOUT = 20  # test images of an image folder without test images
   PRIVACY = 21  # noise on a client's update
+  DEPTH_DROPOUT = 22  # which earlier blocks a client keeps in a round
 
 
 def key(seed: int | Any, stream: Stream | Any, *indices: int | Any) -> Key:

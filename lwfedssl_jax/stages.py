@@ -4,13 +4,15 @@ A method is data: traits (catalog.METHODS), from which this module makes a `Stag
 v1-v3, Fig. 2 and Algorithm 1). No other module depends on which method runs.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lwfedssl_jax.base import Integer, Labels, Params
+from lwfedssl_jax.base import Array, Int, Integer, Labels, Params
 from lwfedssl_jax.config import Config
+from lwfedssl_jax.errors import UsageError
 
 
 class StageShape(NamedTuple):
@@ -21,18 +23,20 @@ class StageShape(NamedTuple):
 
 
 class StagePlan(NamedTuple):
-  """One stage of training.
+  """One stage of training, or one of the two parts of a stage with a warm-up.
 
   Attributes:
     stage: 0-based.
-    first_round: 0-based global number of the stage's first round.
-    num_rounds: rounds in the stage.
+    first_round: 0-based global number of the plan's first round.
+    num_rounds: rounds of the plan.
     start: blocks below are frozen on the client.
     stop: blocks from here on are absent.
     trains_embedding: the embedding is active too.
     calibrates: the server trains everything below `stop` after aggregation.
     num_new: blocks that this stage adds, the last ones below `stop`.
     depth: blocks in the encoder, absent ones included.
+    keep: blocks that a client keeps at most, the new ones among them (depth dropout); 0: all.
+    warmup_rounds: rounds of the stage before the plan's first.
   """
 
   stage: int
@@ -44,37 +48,82 @@ class StagePlan(NamedTuple):
   calibrates: bool
   num_new: int
   depth: int
+  keep: int = 0
+  warmup_rounds: int = 0
 
   @property
   def shape(self) -> StageShape:
-    return StageShape(self.stop - self.start, self.trains_embedding)
+    return StageShape(min(self.stop - self.start, self.num_kept), self.trains_embedding)
+
+  def stage_round(self, round_num: int) -> int:
+    """Returns the 0-based number, within its stage, of a round of the run."""
+    return round_num - self.first_round + self.warmup_rounds
+
+  @property
+  def num_kept(self) -> int:
+    """Blocks that a client keeps: trains or runs."""
+    return min(self.stop, self.keep or self.stop)
+
+  @property
+  def num_frozen(self) -> int:
+    """Frozen blocks that a client runs."""
+    return self.num_kept - self.shape.num_active
 
 
 def make_plans(config: Config) -> tuple[StagePlan, ...]:
-  """Builds the stage plans of a run.
+  """Builds the stage plans of a run, in the order of its rounds.
 
-  All methods run the same number of rounds in all: depth / blocks_per_stage * rounds_per_stage.
+  All methods run the same number of rounds in all: depth / blocks_per_stage * rounds_per_stage, or total_rounds. A
+  stage whose new blocks train alone for `warmup_rounds` has two plans (ProgFed, arXiv 2110.05323).
+
+  Raises:
+    UsageError: depth dropout with a method that trains some of the earlier blocks, not all or none.
   """
-  method, depth = config.method.traits, config.model.traits.depth
+  method, depth, keep = config.method.traits, config.model.traits.depth, config.effective_depth_dropout_keep
   step = config.method.blocks_per_stage if method.staged else depth
-  rounds = config.method.rounds_per_stage * (step // config.method.blocks_per_stage)
+  rounds = config.effective_rounds_per_stage * (step // config.method.blocks_per_stage)
   plans = []
   for stage, stop in enumerate(range(step, depth + 1, step)):
     start = method.first_trained(stop, step)
-    plans.append(
-      StagePlan(
-        stage=stage,
-        first_round=stage * rounds,
-        num_rounds=rounds,
-        start=start,
-        stop=stop,
-        trains_embedding=start == 0,
-        calibrates=config.uses_calibration,
-        num_new=step,
-        depth=depth,
+    if keep and start not in (0, stop - step):
+      raise UsageError(
+        f'--depth_dropout_keep: expected 0 with --method={config.method.method}, which trains some earlier blocks'
       )
+    plan = StagePlan(
+      stage=stage,
+      first_round=stage * rounds,
+      num_rounds=rounds,
+      start=start,
+      stop=stop,
+      trains_embedding=start == 0,
+      calibrates=config.uses_calibration,
+      num_new=step,
+      depth=depth,
+      keep=keep,
     )
+    plans += _with_warmup(plan, config.method.warmup_rounds)
   return tuple(plans)
+
+
+def _with_warmup(plan: StagePlan, num_rounds: int) -> list[StagePlan]:
+  """Splits a stage's plan: its new blocks alone, then all; a stage that trains nothing else is one plan."""
+  newest = plan.stop - plan.num_new
+  if not num_rounds or plan.start == newest:
+    return [plan]
+  return [
+    plan._replace(num_rounds=num_rounds, start=newest, trains_embedding=False),
+    plan._replace(
+      first_round=plan.first_round + num_rounds, num_rounds=plan.num_rounds - num_rounds, warmup_rounds=num_rounds
+    ),
+  ]
+
+
+def find_plan(plans: Sequence[StagePlan], round_num: int) -> StagePlan:
+  """Returns the plan of a round (0-based, over the run). Raises IndexError for a round beyond the run."""
+  for plan in plans:
+    if plan.first_round <= round_num < plan.first_round + plan.num_rounds:
+      return plan
+  raise IndexError(f'the run has no round {round_num}')
 
 
 class StageParams(NamedTuple):
@@ -102,6 +151,38 @@ def split(params: Params, shape: StageShape, start: Integer, stop: Integer | Non
   frozen = {'blocks': params['blocks']}
   (active if shape.trains_embedding else frozen)['embedding'] = params['embedding']
   return StageParams(active, frozen, start, stop)
+
+
+def whole(params: Params) -> StageShape:
+  """Returns the shape of a stage in which everything is active."""
+  return StageShape(jax.tree.leaves(params['blocks'])[0].shape[0], trains_embedding=True)
+
+
+def keep_blocks(global_params: StageParams, kept: Int[Array, ' n']) -> StageParams:
+  """Returns what a client has of the global parameters with depth dropout (Guo et al. 2023).
+
+  Args:
+    global_params: split for the stage. Where the embedding is active, `active` has all blocks.
+    kept: ascending block numbers, see `depth_dropout.draw_kept`. Where the embedding is active, those of the blocks
+      that the client trains. Else those of the frozen blocks that it runs, of which `start` exist at most.
+  """
+
+  def gather(blocks: Params) -> Params:
+    rows = kept if kept.shape[0] else jnp.zeros(1, kept.dtype)  # a loop of no steps still indexes its blocks
+    return jax.tree.map(lambda leaf: leaf[rows], blocks)
+
+  active, frozen, start, _ = global_params
+  if 'embedding' in active:
+    return global_params._replace(active=dict(active, blocks=gather(active['blocks'])), frozen={})
+  return global_params._replace(
+    frozen=dict(frozen, blocks=gather(frozen['blocks'])), start=jnp.minimum(start, kept.shape[0])
+  )
+
+
+def put_blocks(active: Params, trained: Params, kept: Int[Array, ' n']) -> Params:
+  """Returns the active part of a client that trained the blocks `kept`; its other blocks are those of `active`."""
+  blocks = jax.tree.map(lambda whole, part: whole.at[kept].set(part), active['blocks'], trained['blocks'])
+  return dict(trained, blocks=blocks)
 
 
 def merge(params: Params, active: Params, start: Integer) -> Params:
@@ -142,8 +223,11 @@ def labels(params: Params, start: Integer, stop: Integer, trains_embedding: bool
 
 
 def init_new_blocks(params: Params, plan: StagePlan, new_block_init: str) -> Params:
-  """Initializes a stage's new blocks: as drawn (`random`), or each a copy of the block below the stage (`previous`)."""
-  if new_block_init == 'random' or plan.stage == 0:
+  """Initializes a stage's new blocks: as drawn (`random`), or each a copy of the block below the stage (`previous`).
+
+  After the warm-up of a stage they are kept.
+  """
+  if new_block_init == 'random' or plan.stage == 0 or plan.warmup_rounds:
     return params
   first = plan.stop - plan.num_new
   blocks = jax.tree.map(lambda leaf: leaf.at[first : plan.stop].set(leaf[first - 1]), params['blocks'])
@@ -155,6 +239,14 @@ def init_new_blocks(params: Params, plan: StagePlan, new_block_init: str) -> Par
 
 def block_name(index: int) -> str:
   return f'block_{index:02d}'
+
+
+def kept_share(plan: StagePlan, component: str) -> float:
+  """Returns the probability that a client keeps a component that exists; below 1 for earlier blocks, depth dropout."""
+  earlier = plan.stop - plan.num_new
+  if plan.num_kept == plan.stop or component not in map(block_name, range(earlier)):
+    return 1
+  return (plan.num_kept - plan.num_new) / earlier
 
 
 def uploaded_components(plan: StagePlan, head_names: tuple[str, ...]) -> tuple[str, ...]:

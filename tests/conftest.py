@@ -47,6 +47,8 @@ SLOW = (
   'test_heads.py',
   'test_fuzz.py',
   'test_knn_and_collapse.py',
+  'test_depth_dropout.py',
+  'test_ldawa.py',
   'test_sampling.py',
   'test_finetune.py',
   'test_properties.py',
@@ -117,14 +119,14 @@ def registries():
 
 @pytest.fixture(scope='module')
 def cheap_views():
-  """Replaces the augmentation, a third of what a run compiles, while a module's tests run."""
-  original = client_update.make_view_drawer
+  """Replaces the default augmentation, a third of what a run compiles, while a module's tests run."""
+  original, default = client_update.make_view_drawer, client_update.Pipeline()
+
+  def draw_cheaply(pipeline, config, axis=None):
+    return original(tiny.CHEAP_PIPELINE if pipeline == default else pipeline, config, axis)
+
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(
-      client_update,
-      'make_view_drawer',
-      lambda pipeline, config, axis=None: original(tiny.CHEAP_PIPELINE, config, axis),
-    )
+    patch.setattr(client_update, 'make_view_drawer', draw_cheaply)
     simulation._shared_round.cache_clear()
     yield
   simulation._shared_round.cache_clear()

@@ -75,6 +75,7 @@ def _run(values, num_devices, budget_mb):
       {
         'params': [np.array(devices.fetch(leaf)) for leaf in jax.tree.leaves(params)],
         'loss': float(metrics.client.total),
+        'divergence': float(metrics.divergence),
         'calibration': None if metrics.calibration is None else float(metrics.calibration.total),
       }
     )
@@ -116,6 +117,7 @@ def main():
       'moved': max(float(np.abs(leaf).max()) for leaf in one['after'][0]['params']),
       'embeddings_differ': float(np.abs(one['embeddings'] - four['embeddings']).max()),
       'loss': [run['after'][0]['loss'] for run in (one, four)],
+      'divergence': [run['after'][0]['divergence'] for run in (one, four)],
       'calibration': [run['after'][0]['calibration'] for run in (one, four)],
       'accepted': [one['accepted'], four['accepted']],
       'bytes_per_round': [collectives.bytes_per_round(run['collectives']) for run in (one, four)],

@@ -175,6 +175,22 @@ def test_identity_when_everything_is_off(images):
   np.testing.assert_allclose(views, np.stack([images, images]) / 255, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+  'values',
+  [
+    {'jitter_probability': 0.5},
+    {'grayscale_probability': 0.5},
+    {'blur_probability': (0.0, 0.5)},
+    {'solarize_probability': (0.0, 0.5)},
+  ],
+)
+def test_what_has_no_probability_is_not_in_the_program(images, values):
+  def size(config):
+    return len(str(jax.make_jaxpr(lambda key: augment.two_views(key, images, config))(jax.random.key(0))))
+
+  assert size(AugmentConfig(**OFF)) < size(AugmentConfig(**{**OFF, **values}))
+
+
 def test_always_on_is_the_operation(images):
   image = images / 255
   flipped = views_of(images, flip_probability=1.0)

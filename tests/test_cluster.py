@@ -12,6 +12,7 @@ import pytest
 from lwfedssl_jax import devices
 from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.workdir import metrics_writer
+from tests.tiny import PLAIN_VIEWS
 
 RUN = [
   '--dataset=digits',
@@ -28,8 +29,7 @@ RUN = [
   '--local_epochs=1',
   '--learning_rate=1e-3',
   '--temperature=0.5',
-  '--blur_probability=0,0',
-  '--solarize_probability=0,0',
+  *PLAIN_VIEWS,
   '--knn_bank_images=100',
   '--knn_test_images=50',
 ]

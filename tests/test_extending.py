@@ -63,7 +63,7 @@ def check_by_hand(names):
   assert np.isfinite(names['client_losses'].total)
 
 
-@pytest.mark.usefixtures('registries')
+@pytest.mark.usefixtures('registries', 'cheap_views')
 def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   use, objective, method, rule, encoder, by_hand = re.findall(r'```python\n(.*?)```', PAGE.read_text(), flags=re.DOTALL)

@@ -194,13 +194,12 @@ def test_a_mangled_npz_is_read_or_refused_in_one_line(data):
   )
 )
 def test_presets_move_to_the_front_and_nothing_is_lost(arguments):
-  moved = presets.put_first(arguments)
+  files, others = presets.split(arguments)
 
   def is_preset(argument):
     return argument.startswith('--flagfile=') or argument.startswith('-flagfile=')
 
-  count = sum(map(is_preset, moved))
-  assert all(map(is_preset, moved[:count]))
+  assert all(map(is_preset, files))
   kept = [argument for argument in arguments if not is_preset(argument)]
   if not {'--flagfile', '-flagfile'} & set(arguments):
-    assert moved[count:] == kept and count == len(arguments) - len(kept)
+    assert others == kept and len(files) == len(arguments) - len(kept)

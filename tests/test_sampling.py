@@ -18,7 +18,7 @@ def plan(seed=0, num_rounds=30, num_clients=10, clients_per_round=4, client_drop
 @pytest.mark.parametrize(('num_clients', 'clients_per_round'), [(1, 1), (10, 4), (11, 10), (1000, 3)])
 @pytest.mark.parametrize('seed', [0, 2**31 - 1])
 def test_rows_are_sorted_without_repetition(seed, num_clients, clients_per_round):
-  ids, returned = plan(seed, 30, num_clients, clients_per_round)
+  ids, returned, _ = plan(seed, 30, num_clients, clients_per_round)
   assert ids.shape == returned.shape == (30, clients_per_round)
   assert (np.diff(ids, axis=1) > 0).all()
   assert ids.min() >= 0 and ids.max() < num_clients
@@ -62,7 +62,7 @@ def test_dropout_leaves_the_sample_alone_and_has_its_rate(dropout):
 
 def test_return_of_a_client_does_not_depend_on_who_else_is_sampled():
   some, everyone = plan(client_dropout=0.5), plan(clients_per_round=10, client_dropout=0.5)
-  for row, (ids, returned) in enumerate(zip(*some)):
+  for row, (ids, returned) in enumerate(zip(some.client_ids, some.returned)):
     np.testing.assert_array_equal(returned, everyone.returned[row, ids])
 
 

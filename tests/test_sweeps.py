@@ -14,8 +14,7 @@ BASE = configs.with_values(configs.Config(), TINY)
 
 
 def plan(tmp_path, methods=('layerwise', 'lw_fedssl'), seeds=(0, 1), vary=None):
-  variation = sweep.parse_variation(vary) if vary else None
-  return sweep.plan(BASE, methods, seeds, variation, str(tmp_path))
+  return sweep.plan(BASE, methods, seeds, sweep.parse_variations(vary or ''), str(tmp_path))
 
 
 def test_every_combination_has_its_folder(tmp_path):
@@ -37,16 +36,39 @@ def test_every_combination_has_its_folder(tmp_path):
   ],
 )
 def test_values_have_their_field_s_type(text, values):
-  assert sweep.parse_variation(text).values == values
+  [variation] = sweep.parse_variations(text)
+  assert variation.values == tuple((value,) for value in values)
+
+
+def test_variations_are_combined_and_joined_flags_vary_together(tmp_path):
+  runs = plan(tmp_path, ('layerwise',), (0,), 'client_dropout=0.25,0.5; image_size+patch_size=16+4,32+8')
+  assert [os.path.basename(run.workdir) for run in runs] == [
+    f'layerwise-client_dropout={dropout}-image_size={size}-patch_size={size // 4}-seed0'
+    for dropout in (0.25, 0.5)
+    for size in (16, 32)
+  ]
+  found = [(run.config.client.client_dropout, run.config.model.image_size, run.config.model.patch_size) for run in runs]
+  assert found == [(0.25, 16, 4), (0.25, 32, 8), (0.5, 16, 4), (0.5, 32, 8)]
 
 
 @pytest.mark.parametrize(
   'text',
-  ['', 'learning_rate', 'nonsense=1', 'seed=1,2', 'num_clients=many', 'server_calibration=perhaps', 'num_clients='],
+  [
+    'learning_rate',
+    'nonsense=1',
+    ';',
+    'num_clients=2;',
+    'image_size+patch_size=16+4,32',
+    'image_size+seed=16+4',
+    'seed=1,2',
+    'num_clients=many',
+    'server_calibration=perhaps',
+    'num_clients=',
+  ],
 )
 def test_what_cannot_vary(text):
   with pytest.raises(UsageError, match='--vary: expected'):
-    sweep.parse_variation(text)
+    sweep.parse_variations(text)
 
 
 def test_finished_runs_are_skipped_and_failures_do_not_stop_the_rest(tmp_path, monkeypatch, capsys):
@@ -138,7 +160,7 @@ def test_runs_that_differ_in_seed_share_the_compiled_round(tmp_path):
   """And a seed trained in a sweep ends with the same bits as one trained alone."""
   values = {'rounds_per_stage': 1, 'blocks_per_stage': 4, 'client_size_sigma': 0.0}
   base = configs.with_values(BASE, values)
-  runs = sweep.plan(base, ['layerwise'], [0, 1], None, str(tmp_path))
+  runs = sweep.plan(base, ['layerwise'], [0, 1], (), str(tmp_path))
   simulation._shared_round.cache_clear()
   assert sorted(sweep.run_all(runs).finished) == sorted(run.workdir for run in runs)
   assert simulation._shared_round.cache_info().misses == 1

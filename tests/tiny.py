@@ -11,7 +11,7 @@ import optax
 from lwfedssl_jax import catalog, stages
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.data import augment
-from lwfedssl_jax.federated import aggregation, calibration, client_update
+from lwfedssl_jax.federated import aggregation, calibration, client_update, depth_dropout, server_optimizer
 from lwfedssl_jax.federated import round as rounds
 from lwfedssl_jax.federated.model import make_model
 from lwfedssl_jax.federated.placement import Placement
@@ -44,7 +44,7 @@ VALUES = {
 }
 
 # Values of the rounds of an objective, besides VALUES. A round depends on the method only through the stage plan, so
-# only moco_v3 builds (and compiles) a round for each method. For the other two, the plans of all methods run on one
+# only moco_v3 builds (and compiles) a round for each method. For the others, the plans of all methods run on one
 # round, of which `layerwise` is only the name.
 OBJECTIVE_VALUES = {
   'byol': {'client_chunk': 4, 'representation_alignment': True},
@@ -55,6 +55,7 @@ OBJECTIVE_VALUES = {
     'block_learning_rate_decay': 0.5,
     'server_calibration': False,
   },
+  'simsiam': {'client_chunk': 2, 'representation_alignment': True},
 }
 METHOD_VALUES = {
   ('end_to_end', 'moco_v3'): {},
@@ -66,7 +67,9 @@ METHOD_VALUES = {
   ('layerwise', 'simclr'): {'blocks_per_stage': 2},
   ('lw_fedssl', 'simclr'): {'blocks_per_stage': 2},
   ('centralized', 'byol'): {'clients_per_round': 0},
+  ('lw_fedssl', 'simsiam'): {'server_calibration': False},
   ('centralized', 'simclr'): {'clients_per_round': 0},
+  ('centralized', 'simsiam'): {'clients_per_round': 0},
 }
 
 # Stage of each case, 0-based, of 4 (layer-wise stages of simclr: of 2). A method of one stage has stage 0.
@@ -80,6 +83,9 @@ STAGES = {
   ('layerwise', 'simclr'): 1,
   ('lw_fedssl', 'simclr'): 1,
   ('prog_fedssl', 'simclr'): 3,
+  ('layerwise', 'simsiam'): 2,
+  ('lw_fedssl', 'simsiam'): 3,
+  ('prog_fedssl', 'simsiam'): 1,
 }
 
 # Adam divides by |gradient| + epsilon. With 1e-8 an element whose gradient is rounding noise moves by a full step in
@@ -108,6 +114,13 @@ def cheap_two_views(key, images, config, piece=None):
 
 
 CHEAP_PIPELINE = client_update.Pipeline(two_views=cheap_two_views)
+# For commands: crops and flips only, so that there is a third less to compile.
+PLAIN_VIEWS = (
+  '--jitter_probability=0',
+  '--grayscale_probability=0',
+  '--blur_probability=0,0',
+  '--solarize_probability=0,0',
+)
 
 
 def make_parts(config, epsilon=SMOOTH_EPSILON, placement=Placement(), pipeline=CHEAP_PIPELINE):
@@ -120,6 +133,7 @@ def make_parts(config, epsilon=SMOOTH_EPSILON, placement=Placement(), pipeline=C
     client_update.make_client_update(config, IMAGE_SIZE, pipeline, scale),
     aggregation.make_aggregator(config.method, placement.axis),
     calibrate,
+    server_optimizer.make_server_optimizer(config.method),
   )
 
 
@@ -164,3 +178,9 @@ def random_params(shapes: Any, seed: int) -> Any:
 def build_round(epsilon: float, pipeline: Any, values: tuple[tuple[str, Any], ...]) -> Any:
   traces, config = [], configs.with_values(configs.Config(), dict(values))
   return make_round(config, epsilon, pipeline=pipeline, traces=traces), traces
+
+
+def with_kept(inputs, plan):
+  """The inputs of a round whose clients keep what they draw."""
+  keeps = depth_dropout.draw_kept(0, [plan], [int(inputs.round_num)], np.asarray(inputs.clients.client_ids)[None])[0]
+  return inputs._replace(clients=inputs.clients._replace(kept=jnp.asarray(depth_dropout.select_inputs(plan, keeps))))

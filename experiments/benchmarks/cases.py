@@ -13,7 +13,7 @@ from lwfedssl_jax import config as configs
 from lwfedssl_jax import stages
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
-from lwfedssl_jax.federated import calibration
+from lwfedssl_jax.federated import calibration, client_state, depth_dropout, server_optimizer
 from lwfedssl_jax.federated import round as rounds
 from lwfedssl_jax.federated.client_update import make_step_options
 from lwfedssl_jax.federated.model import make_model
@@ -58,17 +58,18 @@ def _step_case(config: Config, plan: StagePlan) -> Case:
   compiled, seconds = _compile(lambda: memory.lower_client_step(config, size, plan, STEPS_PER_CALL))
   options = make_step_options(config, size)
   params = options.model.init_params(jax.random.key(config.run.seed))
-  global_params = stages.split(params, plan.shape, jnp.int32(plan.start))
+  global_params = memory.split_for_client(params, plan, jnp.int32(plan.start))
   batches = Batch(
     jax.random.uniform(jax.random.key(1), (STEPS_PER_CALL, 2, batch, size, size, 3)),
     jnp.ones((STEPS_PER_CALL, batch), bool),
   )
   # Copied, because the step donates its state.
   state = jax.tree.map(jnp.copy, memory.init_step_state(options, global_params))
+  previous = memory.previous_model(config, options, global_params, jnp.ones((), bool))
 
   def run() -> None:
     nonlocal state
-    state, _ = jax.block_until_ready(compiled(state, global_params, batches))
+    state, _ = jax.block_until_ready(compiled(state, global_params, batches, *previous))
 
   flop_count = flops.executed_flops(config, size, plan, batch).total_flops
   name = f'{config.method.method}, stage {plan.stage + 1}'
@@ -85,6 +86,7 @@ def _round_case(config: Config, plan: StagePlan, each: int) -> Case:
     return jnp.asarray(generator.integers(0, 256, (count, size, size, 3), np.uint8))
 
   num_server = each if config.uses_calibration else 0
+  model = make_model(config.model, config.objective, size)
   inputs = RoundInputs(
     jax.random.key(config.run.seed),
     jnp.int32(0),
@@ -94,13 +96,17 @@ def _round_case(config: Config, plan: StagePlan, each: int) -> Case:
       jnp.arange(clients * each).reshape(clients, each),
       jnp.full(clients, each),
       jnp.ones(clients, bool),
+      _draw_kept(config, plan),
+      client_state.start(config, model, plan.shape, clients),
     ),
     images(num_server),
     jnp.float32(jnp.inf),
+    jnp.int32(0),
+    server_optimizer.init_state(config.method, model, plan.shape),
   )
   steps = batching.steps_per_epoch(each, batch)
   built = rounds.make_round(config, size, client_steps=epochs * steps)
-  params = make_model(config.model, config.objective, size).init_params(jax.random.key(config.run.seed))
+  params = model.init_params(jax.random.key(config.run.seed))
   start, stop = jnp.int32(plan.start), jnp.int32(plan.stop)
   compiled, seconds = _compile(lambda: built.lower(params, plan, inputs))
 
@@ -120,6 +126,15 @@ def _round_case(config: Config, plan: StagePlan, each: int) -> Case:
   return Case(
     name, run, clients * epochs * steps * batch, flop_count, seconds, memory.read_analysis(compiled).peak_bytes
   )
+
+
+def _draw_kept(config: Config, plan: StagePlan) -> jax.Array | None:
+  """Draws the blocks that every client keeps in the first round of a stage."""
+  if not plan.keep:
+    return None
+  ids = np.arange(config.effective_num_clients)[None]
+  keeps = depth_dropout.draw_kept(config.run.seed, [plan], [plan.first_round], ids)[0]
+  return jnp.asarray(depth_dropout.select_inputs(plan, keeps))
 
 
 def _torch_step_case(config: Config, plan: StagePlan) -> Case:
@@ -155,7 +170,7 @@ def _named_stages(config: Config, all_stages: bool) -> list[tuple[str, int]]:
 
 def _has_torch(config: Config, suite: str) -> bool:
   """Whether PyTorch can be timed too; prints a line if it is not installed."""
-  if config.objective.objective != 'moco_v3' or jax.default_backend() != 'cpu':
+  if config.objective.objective != 'moco_v3' or config.method.depth_dropout_keep or jax.default_backend() != 'cpu':
     return False
   needed = ('torch',) if suite == 'step' else ('torch', 'torchvision')
   missing = [name for name in needed if importlib.util.find_spec(name) is None]
@@ -170,7 +185,7 @@ def make_cases(config: Config, suite: str, images_per_client: int, all_stages: b
   cases, torch_cases = [], []
   for method, stage in _named_stages(config, all_stages):
     run = configs.with_values(config, {'method': method})
-    plan = stages.make_plans(run)[stage]
+    plan = [plan for plan in stages.make_plans(run) if plan.stage == stage][-1]  # after a warm-up
     compare = with_torch and method in ('end_to_end', 'layerwise')
     if suite == 'step':
       cases.append(_step_case(run, plan))

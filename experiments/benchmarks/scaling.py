@@ -12,9 +12,11 @@ from lwfedssl_jax.base import Params
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
 from lwfedssl_jax.data.sources import ImageDataset
+from lwfedssl_jax.errors import UsageError
+from lwfedssl_jax.federated import client_state, round_loader, sampling, scheduling, server_optimizer
 from lwfedssl_jax.federated import round as rounds
-from lwfedssl_jax.federated import round_loader, sampling
 from lwfedssl_jax.federated.model import make_model
+from lwfedssl_jax.federated.placement import input_specs
 from lwfedssl_jax.federated.round_loader import RoundLoader
 from lwfedssl_jax.federated.round_types import RoundInputs
 from lwfedssl_jax.resources import collectives, memory
@@ -72,6 +74,8 @@ def _federation(config: Config, server_images: int) -> FederatedDataset:
 
 def build(config: Config, name: str) -> Scaled:
   """Compiles the last stage's round on a synthetic data set with IMAGES_A_CLIENT images per client."""
+  if config.effective_depth_dropout_keep:
+    raise UsageError(f'--depth_dropout_keep: expected 0 with this suite, got {config.method.depth_dropout_keep}')
   data = _federation(config, IMAGES_A_CLIENT if config.uses_calibration else 0)
   plan = stages.make_plans(config)[-1]
   participation = sampling.plan_participation(
@@ -89,11 +93,19 @@ def build(config: Config, name: str) -> Scaled:
   params = jax.jit(lambda: model.init_params(rng.key(config.run.seed, rng.Stream.INIT)), out_shardings=replicated)()
   seed_key = jax.jit(lambda: jax.random.key(config.run.seed), out_shardings=replicated)()
   server_images = devices.put(data.server_images, replicated)
+  slots = scheduling.run_layout(config, placement.num_devices).slots
+  by_client: Any = input_specs(placement).clients.returned
+  server_state = server_optimizer.init_state(config.method, model, plan.shape)
+  client_states = jax.device_put(
+    client_state.start(config, model, plan.shape, slots), devices.sharding(placement.mesh, by_client)
+  )
   bounds, initial = (np.int32(plan.start), np.int32(plan.stop)), jax.tree.map(np.array, params)
 
   def inputs(round_num: int) -> RoundInputs:
     batch = source.load(round_num)
-    return RoundInputs(seed_key, np.int32(round_num), batch.images, batch.clients, server_images, np.float32(np.inf))
+    limit, number = np.float32(np.inf), np.int32(round_num)
+    clients = batch.clients._replace(state=client_states)
+    return RoundInputs(seed_key, number, batch.images, clients, server_images, limit, number, server_state)
 
   first = inputs(0)
   compiled = made.lower(params, plan, first).compile()

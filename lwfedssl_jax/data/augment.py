@@ -212,8 +212,10 @@ def apply_view(image: Float[Array, 'S S 3'], view: ViewParams, config: AugmentCo
   top, left, height, width = view.box
   rows, columns = crop_matrix(size, top, height, jnp.bool_(False)), crop_matrix(size, left, width, view.flips)
   image = jnp.clip(resample(image, rows, columns), 0, 1)
-  image = jnp.where(view.jitters, jitter(image, view.factors, view.order), image)
-  image = jnp.where(view.is_gray, gray(image), image)
+  if config.jitter_probability:
+    image = jnp.where(view.jitters, jitter(image, view.factors, view.order), image)
+  if config.grayscale_probability:
+    image = jnp.where(view.is_gray, gray(image), image)
   if any(config.blur_probability):
     blur = blur_matrix(size, view.sigma, blur_support(config, size))
     image = jnp.where(view.blurs, resample(image, blur, blur), image)

@@ -8,6 +8,7 @@ import numpy as np
 
 from lwfedssl_jax import config as configs
 from lwfedssl_jax import stages
+from lwfedssl_jax.base import Params
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import federated_dataset, sources
 from lwfedssl_jax.data.partition import MIN_CLIENT_IMAGES
@@ -82,11 +83,25 @@ class Client:
       return messages.pack(Lacking(lacking))
     global_vectors = {name: components.from_bytes(store.get(name)) for name in required}
     params = components.paste(training.empty_params(), global_vectors)
-    active, losses = training.train(params, plan, task.client_id, task.round_num, task.attempt)
+    active, losses = self._train(training, store, params, plan, task)
     return messages.pack(
       Update(task.client_id, task.round_num, task.attempt, tuple(map(float, losses))),
       {name: components.to_bytes(vector) for name, vector in active.items()},
     )
+
+  def _train(
+    self, training: LocalTraining, store: Store, params: Params, plan: stages.StagePlan, task: Task
+  ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Trains from the state that the server names, and keeps the new one; a client that lost it starts without one."""
+    like, state = training.trace_state(plan), None
+    if like is not None:
+      store.states.rewind(task.state_round)
+      store.states.keep_since(task.oldest_round)
+      state = store.states.load([task.client_id], plan.first_round, like)
+    active, losses, state = training.train(params, plan, task.client_id, task.round_num, task.attempt, state)
+    if like is not None:
+      store.states.save(task.client_id, task.round_num + 1, state)
+    return active, losses
 
   def _prepare_from(self, fields: dict[str, Any]) -> tuple[LocalTraining, Config]:
     return self._prepare(messages.read_config(fields))
@@ -162,7 +177,7 @@ def _head_names(config: Config) -> tuple[str, ...]:
 
 
 def _find_plan(config: Config, round_num: int) -> stages.StagePlan:
-  for plan in stages.make_plans(config):
-    if plan.first_round <= round_num < plan.first_round + plan.num_rounds:
-      return plan
-  raise MessageError(f'round_num: expected a round of the run, got {round_num}')
+  try:
+    return stages.find_plan(stages.make_plans(config), round_num)
+  except IndexError as error:
+    raise MessageError(f'round_num: expected a round of the run, got {round_num}') from error

@@ -27,6 +27,7 @@ class Exchange:
 
   def __init__(self, transport: Transport, members: Members, payload: Payload, log: Callable[[str], None]):
     self._transport, self._members, self._payload, self._log = transport, members, payload, log
+    self.state_rounds = dict[int, int]()  # rounds done after each client's last accepted update of the stage
     self._column = {name: column for column, name in enumerate(payload.sizes_bytes)}
 
   def run(
@@ -35,7 +36,7 @@ class Exchange:
     """Runs an attempt.
 
     Args:
-      task: what every client is to do; its id and digests are filled in here.
+      task: what every client is to do; its id, digests and state_round are filled in here.
       plan: of the round's stage.
       global_vectors: the global model's components.
       clients: the K sampled ones; those that are not there any more are lost.
@@ -57,7 +58,7 @@ class Exchange:
       requests = {}
       for client, names in missing.items():
         self._charge(down[clients.index(client)], names)
-        own = task._replace(client_id=client)
+        own = task._replace(client_id=client, state_round=self.state_rounds.get(client, 0))
         requests[there[client].node_id] = messages.pack(own, {name: data[name] for name in names})
         there[client].held.update(task.digests)
       replies = self._transport.exchange(requests, max(end - time.monotonic(), LEAST_SECONDS)) if requests else {}

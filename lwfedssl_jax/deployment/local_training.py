@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lwfedssl_jax import rng, stages
-from lwfedssl_jax.base import Float, Params, UInt8
+from lwfedssl_jax.base import Float, Params, PyTree, UInt8
 from lwfedssl_jax.config import Config, RunConfig
 from lwfedssl_jax.data import batching
 from lwfedssl_jax.deployment import components
-from lwfedssl_jax.federated import client_update
+from lwfedssl_jax.federated import client_state, client_update
 from lwfedssl_jax.federated.client_update import ClientData
 from lwfedssl_jax.federated.model import make_model
 from lwfedssl_jax.resources import memory
@@ -38,8 +38,8 @@ class LocalTraining:
     return memory.read_analysis(self._program(plan)).peak_bytes
 
   def train(
-    self, params: Params, plan: StagePlan, client_id: int, round_num: int, attempt: int
-  ) -> tuple[dict[str, np.ndarray], Float[np.ndarray, '3']]:
+    self, params: Params, plan: StagePlan, client_id: int, round_num: int, attempt: int, state: PyTree = None
+  ) -> tuple[dict[str, np.ndarray], Float[np.ndarray, '3'], PyTree]:
     """Trains the active part.
 
     Args:
@@ -48,14 +48,20 @@ class LocalTraining:
       client_id: the client's number, on which its random numbers depend.
       round_num: 0-based over the run.
       attempt: 0, or 1 for other random numbers.
+      state: what the client keeps, leaves (1, ...); None where it keeps nothing.
 
     Returns:
-      The active components, and the mean losses: total, objective, alignment.
+      The active components; the mean losses: total, objective, alignment; and what the client keeps, leaves (1, ...).
     """
     key = _make_key(self._config.run.seed, attempt)
     arguments = _arguments(self._config, params, self._images, plan.start, client_id, key, round_num)
-    active, losses = self._program(plan)(*arguments, _secret_key())
-    return components.cut(active, plan.start), np.concatenate([np.asarray(loss) for loss in losses])
+    active, losses, kept = self._program(plan)(*arguments, _secret_key(), state)
+    return components.cut(active, plan.start), np.concatenate([np.asarray(loss) for loss in losses]), kept
+
+  def trace_state(self, plan: StagePlan) -> PyTree:
+    """Returns the shapes of what the client keeps in a stage; None where it keeps nothing."""
+    size = self._images.shape[1]
+    return client_state.trace(self._config, make_model(self._config.model, self._config.objective, size), plan.shape)
 
   def _program(self, plan: StagePlan) -> Any:
     """Returns the compiled program; stages of one shape, and runs that differ only in RunConfig, share it."""
@@ -88,21 +94,22 @@ def _arguments(
 def _compile(config: Config, images_shape: tuple[int, ...], shape: StageShape) -> Any:
   update = client_update.make_client_update(config, images_shape[1])
 
-  def train(params, start, images, slots, seed_key, round_num, num_steps, noise_key):
+  def train(params, start, images, slots, seed_key, round_num, num_steps, noise_key, states):
     """Trains on an axis of one client, as `federated.round` does: the same operations round alike."""
     client_ids, image_ids, num_images = slots
     global_params = stages.split(params, shape, start)
     keys = jax.vmap(lambda client_id: client_update.draw_keys(seed_key, round_num, client_id))(client_ids)
 
-    def one(image_ids, num_images, keys):
+    def one(image_ids, num_images, keys, state):
       if config.client.dp_noise_multiplier:
         keys = keys._replace(noise=noise_key)
-      return update.apply(global_params, ClientData(images, image_ids, num_images), keys, num_steps)
+      return update.apply(global_params, ClientData(images, image_ids, num_images), keys, num_steps, state)
 
-    trained, losses = jax.vmap(one)(image_ids, num_images, keys)
+    trained, losses, kept = jax.vmap(one)(image_ids, num_images, keys, states)
     first = jax.tree.map(lambda leaf: leaf[0], trained)
-    return update.options.model.raveler.unravel(first, global_params.active), losses
+    return update.options.model.raveler.unravel(first, global_params.active), losses, kept
 
   images = jax.ShapeDtypeStruct(images_shape, np.uint8)
   arguments = _arguments(config, _empty_params(config, images_shape[1]), images, 0, 0, jax.random.key(0), 0)
-  return jax.jit(train, keep_unused=True).lower(*arguments, jax.random.key(0)).compile()
+  states = jax.eval_shape(lambda: client_state.start(config, update.options.model, shape, 1))
+  return jax.jit(train, keep_unused=True).lower(*arguments, jax.random.key(0), states).compile()

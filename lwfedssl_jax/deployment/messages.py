@@ -59,7 +59,18 @@ class Member(NamedTuple):
 
 
 class Task(NamedTuple):
-  """An attempt at a round for one client; `digests` of all components that it requires."""
+  """An attempt at a round for one client.
+
+  Attributes:
+    run: its name.
+    config: as in Hello.
+    client_id: of the client.
+    round_num: 0-based.
+    attempt: 0 or 1.
+    digests: of all components that the client requires.
+    state_round: the rounds done after its last accepted update, whose state it takes up; 0: none.
+    oldest_round: no state before that of this many rounds will be asked for again.
+  """
 
   run: str
   config: dict[str, Any]
@@ -67,6 +78,8 @@ class Task(NamedTuple):
   round_num: int
   attempt: int
   digests: dict[str, str]
+  state_round: int = 0
+  oldest_round: int = 0
 
 
 class Update(NamedTuple):
@@ -215,6 +228,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
   'client_id': _integer(0, MOST_ROUNDS),
   'num_images': _integer(1, MOST_ROUNDS),
   'round_num': _integer(0, MOST_ROUNDS),
+  'state_round': _integer(0, MOST_ROUNDS),
+  'oldest_round': _integer(0, MOST_ROUNDS),
   'attempt': _integer(0, 1),
   'held': _digests,
   'digests': _digests,

@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,6 +23,7 @@ from lwfedssl_jax.federated import sampling, scheduling
 from lwfedssl_jax.stages import StagePlan
 from lwfedssl_jax.training.round_runner import RoundResult
 from lwfedssl_jax.training.setup import RunSetup
+from lwfedssl_jax.workdir import metrics_writer
 
 
 def _print(text: str) -> None:
@@ -47,14 +49,33 @@ class Network:
     self._members = Members(transport, options, hello, setup.payload, config.effective_num_clients, log)
     self._exchange = Exchange(transport, self._members, setup.payload, log)
 
-  def resume(self, rounds_done: int) -> None:
-    """Does nothing: clients say what they hold."""
+    self.server_state: Any = None
+    self._oldest = 0
+
+  def resume(self, rounds_done: int, server_state: Any) -> None:
+    """Takes over the server's state, and which of its states a client takes up; clients say what they hold."""
+    self.server_state = server_state
+    for row in metrics_writer.read_metrics(self._setup.config.run.workdir)[:rounds_done]:
+      plan = self._setup.find_plan(row['round'])
+      back = [client for client, loss in zip(row['client_ids'], row['client_losses'], strict=True) if loss is not None]
+      self._note_accepted(plan, row['round'], [client for client in back if client not in row['rejected_clients']])
+
+  def _note_accepted(self, plan: StagePlan, round_num: int, clients: list[int]) -> None:
+    """Notes whose training counts, and in a stage's first round forgets the stage before."""
+    if not self._setup.config.uses_client_state:
+      return
+    if round_num == plan.first_round:
+      self._exchange.state_rounds.clear()
+    self._exchange.state_rounds.update(dict.fromkeys(clients, round_num + 1))
 
   def run(
     self, params: Params, plan: StagePlan, round_num: int, attempt: int, loss_limit: float
   ) -> tuple[Params, RoundResult]:
     """Runs an attempt at a round; see RoundRunner."""
     config = self._setup.config
+    if round_num == plan.first_round and attempt == 0:
+      self.server_state = self._setup.start_server(plan)
+      self._exchange.state_rounds.clear()
     if attempt == 0:
       limit = config.effective_clients_per_round
       self._members.gather(self._options.min_clients or limit)
@@ -62,7 +83,8 @@ class Network:
       self._picked = sorted([client for client in self._order[round_num].tolist() if client in there][:limit])
       self._sizes = np.array([there[client].num_images for client in self._picked])
     picked, sizes = self._picked, self._sizes
-    task, begin = Task(self._run, self._fields, 0, round_num, attempt, {}), time.monotonic()
+    task = Task(self._run, self._fields, 0, round_num, attempt, {}, oldest_round=self._oldest)
+    begin = time.monotonic()
     trained, traffic = self._exchange.run(
       task, plan, components.cut(params), picked, self._options.round_timeout_seconds
     )
@@ -76,6 +98,7 @@ class Network:
       accepted=np.zeros(len(picked), bool),
       client_losses=np.array([update[1][0] if update else 0 for update in updates], np.float32),
       losses=None,
+      divergence=0.0,
       calibration=None,
       traffic=traffic,
       images_trained=batching.images_trained(sizes, config.client),
@@ -83,14 +106,21 @@ class Network:
     if not trained:
       return params, result
     seed_key = self._make_key(config.run.seed, attempt)
-    params, accepted, losses, calibrated = self._step.run(
-      params, plan, [updates[i] for i in order], sizes[order], loss_limit, seed_key, round_num
+    params, outcome = self._step.run(
+      params, self.server_state, plan, [updates[i] for i in order], sizes[order], loss_limit, seed_key, round_num
     )
-    result.accepted[order] = accepted
+    self.server_state, result.accepted[order] = outcome.server_state, outcome.accepted
+    self._note_accepted(plan, round_num, result.client_ids[result.accepted].tolist())
     jax.block_until_ready(params)
     took = exchanged - begin, time.monotonic() - exchanged
     self._log(f'round {round_num + 1}: clients took {took[0]:.1f} s, aggregation and calibration {took[1]:.1f} s')
-    return params, result._replace(losses=losses, calibration=calibrated)
+    return params, result._replace(
+      losses=outcome.client, divergence=float(outcome.divergence), calibration=outcome.calibration
+    )
+
+  def keep_since(self, rounds_done: int) -> None:
+    """Lets clients forget states that no checkpoint needs."""
+    self._oldest = rounds_done
 
   def close(self) -> None:
     """Does nothing: the transport belongs to the caller."""

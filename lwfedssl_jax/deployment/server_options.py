@@ -30,6 +30,8 @@ def check(config: Config, options: ServerOptions) -> None:
     raise UsageError(f'--method: expected a federated method, got {config.method.method}')
   if config.client.client_dropout:
     raise UsageError('--client_dropout: expected 0, real clients are lost by themselves')
+  if config.effective_depth_dropout_keep:
+    raise UsageError(f'--depth_dropout_keep: expected 0 with real clients, got {config.method.depth_dropout_keep}')
   if config.partition.file or config.partition.has_client_folders:
     raise UsageError(
       f'--partition: expected one that is drawn, real clients hold their images, got {config.partition.partition}'

@@ -8,12 +8,18 @@ from collections.abc import Mapping
 
 from lwfedssl_jax.deployment import components
 from lwfedssl_jax.workdir import storage
+from lwfedssl_jax.workdir.client_store import ClientStore
 
 _PREFIX = 'run-'
 
 
 class Store:
-  """Holds the components of a run in a folder of its own; a new run's store deletes that of the run before it."""
+  """Holds the components of a run in a folder of its own; a new run's store deletes that of the run before it.
+
+  Attributes:
+    held: {component: digest}.
+    states: what this client keeps between rounds; it is never sent.
+  """
 
   def __init__(self, state_dir: str, run: str, sizes_bytes: Mapping[str, int]):
     """Opens the store of a run.
@@ -33,6 +39,7 @@ class Store:
       for other in os.listdir(state_dir):
         if other.startswith(_PREFIX) and other != name:
           shutil.rmtree(os.path.join(state_dir, other), ignore_errors=True)
+    self.states = ClientStore(self._folder)
     self._data: dict[str, bytes] = {}
     for component, size in sizes_bytes.items():
       path = self._path(component)

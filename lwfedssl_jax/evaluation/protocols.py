@@ -20,6 +20,7 @@ from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.evaluation import embeddings, finetune, knn, linear, metrics
 
 HOLDOUT_SHARE = 0.2
+FROM_SCRATCH = ', from scratch'  # ends the name of a result of random weights
 
 
 class Labeled(NamedTuple):
@@ -118,7 +119,7 @@ def result_name(
   parts = [protocol, dataset, f'{100 * label_fraction:g} % of labels']
   parts += [f'of {max_train_images} images'] * bool(max_train_images)
   parts += [f'fitted on {train_split}'] * (train_split != 'train') + [f'on {split}'] * (split != 'test')
-  return ', '.join(parts + ['from scratch'] * from_scratch)
+  return ', '.join(parts) + FROM_SCRATCH * from_scratch
 
 
 def evaluate(

@@ -2,6 +2,7 @@
 
 FedAvg's mean weighted by images (arXiv 1602.05629) adds one client at a time. The coordinate-wise median and trimmed
 mean (arXiv 1803.01498) are robust to Byzantine clients, are unweighted, and hold all of a round's parameters at once.
+L-DAWA scales a client's tensors before the mean (ldawa.py).
 
 An aggregator is `init`, `add` and `finish`; `register_aggregator` adds a further rule (docs/extending.md).
 """
@@ -13,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lwfedssl_jax import trees
 from lwfedssl_jax.base import Array, Bool, Float, Int, Integer, Number, Params, Raveled, Scalar, Shaped, Stacked
 from lwfedssl_jax.catalog import AGGREGATIONS
 from lwfedssl_jax.config import MethodConfig
 from lwfedssl_jax.errors import UsageError
+from lwfedssl_jax.federated import ldawa
 
 
 class Uploads(NamedTuple):
@@ -26,11 +29,13 @@ class Uploads(NamedTuple):
     params: their active parameters, raveled and stacked, (K, n) each.
     weights: share of the images of all clients that returned; 0 for a client that did not.
     accepted: False for a client that did not return, or whose parameters or loss are not valid.
+    kept: the numbers of the blocks that each trained, where they differ (`aggregation_by_block`).
   """
 
   params: Stacked
   weights: Float[Array, ' K']
   accepted: Bool[Array, ' K']
+  kept: Int[Array, 'K n'] | None = None
 
 
 class Tally(NamedTuple):
@@ -49,11 +54,20 @@ class Aggregator(NamedTuple):
     add: (state, Uploads of some clients, position of the first of them) -> state.
     finish: (state, accepted (K,) of all clients, Tally) -> aggregated parameters, raveled; undefined if no client is
       accepted (see `aggregate_or_keep`).
+    weigh: (images of each client (K,), 0-based round of the stage) -> numbers that stand for them in the clients'
+      weights; None: the images.
+    prepare: (a client's active parameters, those that it received, round of the stage) -> parameters to add, all of
+      them trees; None: as they are.
+    returns_mean: `finish` returns the mean of the accepted uploads by weight, so that the round need not sum them once
+      more for their distance (see divergence.py).
   """
 
   init: Callable[[Raveled, int], Any]
   add: Callable[[Any, Uploads, Any], Any]
   finish: Callable[[Any, Bool[Array, ' K'], Tally], Raveled]
+  weigh: Callable[[Int[Array, ' K'], Integer], Int[Array, ' K']] | None = None
+  prepare: Callable[[Params, Params, Integer], Params] | None = None
+  returns_mean: bool = False
 
 
 def is_valid_update(params: Params, loss: Scalar, loss_limit: Number) -> Bool[Array, '']:
@@ -126,7 +140,7 @@ def make_mean(config: MethodConfig, axis: str | None) -> Aggregator:
     total = total if axis is None else jax.lax.psum(total, axis)
     return jax.tree.map(lambda leaf: leaf / share, total)
 
-  return Aggregator(init, add, finish)
+  return Aggregator(init, add, finish, returns_mean=True)
 
 
 def make_order_statistic(config: MethodConfig, axis: str | None, trim: Callable[..., Array]) -> Aggregator:
@@ -158,6 +172,7 @@ BUILDERS: dict[str, Builder] = {
   'mean': make_mean,
   'median': lambda config, axis: make_order_statistic(config, axis, median_trim),
   'trimmed_mean': lambda config, axis: make_order_statistic(config, axis, trimmed_mean_trim),
+  'ldawa': lambda config, axis: make_mean(config, axis)._replace(**ldawa.make_hooks(config)),
 }
 
 
@@ -182,6 +197,25 @@ def tally_clients(weights: Float[Array, ' K'], accepted: Bool[Array, ' K'], axis
   """Counts the clients of a round, over the devices of a mesh axis where one is given."""
   sums = jnp.array([accepted.sum(), (accepted != (weights > 0)).sum(), jnp.where(accepted, weights, 0).sum()])
   return Tally(*(sums if axis is None else jax.lax.psum(sums, axis)))
+
+
+def weigh_clients(aggregator: Aggregator, num_images: Int[Array, ' K'], stage_round: Integer) -> Int[Array, ' K']:
+  """Returns what stands for the clients' images in their weights; see Aggregator."""
+  return num_images if aggregator.weigh is None else aggregator.weigh(num_images, stage_round)
+
+
+def prepare_uploads(
+  aggregator: Aggregator, raveler: trees.Raveler, uploads: Uploads, global_params: Params, stage_round: Integer
+) -> Uploads:
+  """Returns the uploads as the aggregator adds them; `global_params` are the active ones; see Aggregator."""
+  change = aggregator.prepare
+  if change is None:
+    return uploads
+
+  def prepare(vectors):
+    return raveler.ravel(change(raveler.unravel(vectors, global_params), global_params, stage_round))
+
+  return uploads._replace(params=jax.vmap(prepare)(uploads.params))
 
 
 def aggregate_or_keep(

@@ -105,7 +105,7 @@ def make_calibration(
     draw_views = client_update.make_view_drawer(pipeline, config.augment, shared_axis)
     batches = Batches(images, ids, mask, keys.augment)
     trained, losses = client_update.run_steps(options, global_params, batches, draw_views)
-    active = options.model.raveler.unravel(trained, global_params.active)
+    active = options.model.raveler.unravel(trained.params, global_params.active)
     return stages.merge(params, active, 0), losses
 
   return calibrate

@@ -1,6 +1,7 @@
 """The work of one client between download and upload (LW-FedSSL, arXiv 2401.11647, Algorithm 1, client side).
 
-A pure function of the global parameters, the client's images and its keys: no vmap, no mesh, no state between rounds.
+A pure function of the global parameters, the client's images, its keys and, where a mechanism has one, its state: no
+vmap, no mesh.
 The simulator maps it over clients; a deployment calls it on one client's own images.
 """
 
@@ -11,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lwfedssl_jax import rng
+from lwfedssl_jax import rng, trees
 from lwfedssl_jax.base import Array, Bool, Images, Int, Integer, Key, Raveled
 from lwfedssl_jax.config import AugmentConfig, Config
 from lwfedssl_jax.data import augment, batching
-from lwfedssl_jax.federated import execution, privacy, training_step
+from lwfedssl_jax.federated import client_state, execution, privacy, training_step
+from lwfedssl_jax.federated.client_state import ClientState
 from lwfedssl_jax.federated.model import make_model
-from lwfedssl_jax.federated.training_step import Batch, Losses, StepOptions
+from lwfedssl_jax.federated.training_step import Batch, Losses, PreviousModel, StepOptions, StepState
 from lwfedssl_jax.objectives.alignment import make_alignment
 from lwfedssl_jax.stages import StageParams
 
@@ -39,10 +41,20 @@ class ClientKeys(NamedTuple):
 
 
 class ClientResult(NamedTuple):
-  """The upload of a client: its active parameters, raveled, and its mean losses over its steps."""
+  """What a client's training gives.
+
+  Attributes:
+    params: the upload: its active parameters, raveled.
+    losses: its mean losses over its steps.
+    state: what it keeps; None where no mechanism has a state.
+  """
 
   params: Raveled
   losses: Losses
+  state: ClientState | None = None
+
+
+Branches = tuple[Raveled, Raveled]  # online and target, raveled
 
 
 class Pipeline(NamedTuple):
@@ -69,9 +81,9 @@ class ClientUpdate(NamedTuple):
 
   Attributes:
     options: of a step; `training_step` has the functions that take them.
-    apply: (global_params, data, keys, num_steps=None) -> ClientResult. `num_steps` (may be traced) is at least the
-      client's own steps (`batching.client_steps`); steps beyond them are masked. None: as many as the padded images
-      fill.
+    apply: (global_params, data, keys, num_steps=None, state=None) -> ClientResult. `num_steps` (may be traced) is at
+      least the client's own steps (`batching.client_steps`); steps beyond them are masked. None: as many as the padded
+      images fill. `state` is what the client keeps, see client_state.py.
   """
 
   options: StepOptions
@@ -114,7 +126,11 @@ def make_client_update(
   options, client = make_step_options(config, image_size, scale), config.client
 
   def apply(
-    global_params: StageParams, data: ClientData, keys: ClientKeys, num_steps: Integer | None = None
+    global_params: StageParams,
+    data: ClientData,
+    keys: ClientKeys,
+    num_steps: Integer | None = None,
+    state: ClientState | None = None,
   ) -> ClientResult:
     ids, mask = pipeline.plan_epochs(
       keys.shuffle,
@@ -126,16 +142,50 @@ def make_client_update(
     )
     batches = Batches(data.images, ids, mask, keys.augment)
     draw_views = make_view_drawer(pipeline, config.augment)
-    result = run_steps(options, global_params, batches, draw_views, num_steps)
-    if not client.dp_noise_multiplier:
-      return result
-    if keys.noise is None:
-      raise ValueError('--dp_noise_multiplier: a client update needs the key of its noise')
-    start, clip = options.model.raveler.ravel(global_params.active), config.method.client_update_clip
-    noisy = privacy.privatize_update(result.params, start, clip, client.dp_noise_multiplier, keys.noise)
-    return result._replace(params=noisy)
+    own_options, start = begin_training(config, options, global_params, state)
+    trained, losses = run_steps(own_options, global_params, batches, draw_views, num_steps, start)
+    kept = None if state is None else keep_state(config, options, global_params, start, trained, state)
+    params = trained.params
+    if client.dp_noise_multiplier:
+      if keys.noise is None:
+        raise ValueError('--dp_noise_multiplier: a client update needs the key of its noise')
+      received, clip = options.model.raveler.ravel(global_params.active), config.method.client_update_clip
+      params = privacy.privatize_update(params, received, clip, client.dp_noise_multiplier, keys.noise)
+    return ClientResult(params, losses, kept)
 
   return ClientUpdate(options, apply)
+
+
+def begin_training(
+  config: Config, options: StepOptions, global_params: StageParams, state: ClientState | None
+) -> tuple[StepOptions, Branches | None]:
+  """Returns a client's own step options and its branches at the start; None: the received parameters and a copy."""
+  if state is None:
+    if config.uses_client_state:
+      raise ValueError(f'--{config.client_state_flag}: a client update needs the state of its client')
+    return options, None
+  raveler = options.model.raveler
+  if config.uses_previous_model:
+    own = raveler.unravel(trees.without_online_only(state.params), global_params.active)
+    options = options._replace(previous=PreviousModel(own, state.exists > 0))
+  if config.client.client_update == 'global':
+    return options, None
+  return options, client_state.begin(config, state, raveler.ravel(global_params.active))
+
+
+def keep_state(
+  config: Config,
+  options: StepOptions,
+  global_params: StageParams,
+  start: Branches | None,
+  trained: StepState,
+  state: ClientState,
+) -> ClientState:
+  """Returns what a client keeps after its training, which began with the branches `start`."""
+  unravel, active = options.model.raveler.unravel, global_params.active
+  before = active if start is None else unravel(start[0], active)
+  divergence = client_state.measure_divergence(before, unravel(trained.params, active))
+  return client_state.finish(config, state, trained.params, trained.target, divergence)
 
 
 class Batches(NamedTuple):
@@ -168,8 +218,9 @@ def run_steps(
   batches: Batches,
   draw_views: Callable[..., Batch],
   num_steps: Integer | None = None,
-) -> ClientResult:
-  """Trains the active part on a sequence of batches, from a fresh optimizer and target branch.
+  start: Branches | None = None,
+) -> tuple[StepState, Losses]:
+  """Trains the active part on a sequence of batches, from a fresh optimizer.
 
   Args:
     options: of a step.
@@ -177,6 +228,10 @@ def run_steps(
     batches: see Batches.
     draw_views: from `make_view_drawer`.
     num_steps: batches from this one on are masked and not run; may be traced. None: all are run.
+    start: the branches at the start; None: the initial parameters, and a copy of them.
+
+  Returns:
+    The state after the last step, and the mean losses.
   """
   optimizer = training_step.make_optimizer(options, global_params)
 
@@ -187,7 +242,10 @@ def run_steps(
     taken = batch.mask.any()
     return state, jax.tree.map(lambda total, value: total + jnp.where(taken, value, 0), sums, losses)
 
-  start = (training_step.init_state(options, optimizer, global_params), Losses(*jnp.zeros(3)))
-  state, sums = jax.lax.fori_loop(0, batches.ids.shape[0] if num_steps is None else num_steps, step, start)
+  initial = training_step.init_state(options, optimizer, global_params)
+  if start is not None:
+    initial = initial._replace(params=start[0], target=start[1])
+  count = batches.ids.shape[0] if num_steps is None else num_steps
+  state, sums = jax.lax.fori_loop(0, count, step, (initial, Losses(*jnp.zeros(3))))
   taken = jnp.maximum(batches.mask.any(axis=1).sum(), 1)
-  return ClientResult(state.params, jax.tree.map(lambda total: total / taken, sums))
+  return state, jax.tree.map(lambda total: total / taken, sums)

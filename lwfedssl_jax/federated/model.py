@@ -1,16 +1,18 @@
 """Encoder and objective of a configuration, and their initial parameters."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from lwfedssl_jax import trees
+from lwfedssl_jax import stages, trees
 from lwfedssl_jax.base import Encoder, Key, Objective, Params
 from lwfedssl_jax.config import ModelConfig, ObjectiveConfig
 from lwfedssl_jax.models import make_encoder
 from lwfedssl_jax.models.blocks import BlockExecution
 from lwfedssl_jax.objectives import make_objective
+from lwfedssl_jax.stages import StageShape
 
 
 class Model(NamedTuple):
@@ -46,3 +48,12 @@ def make_model(
   """
   built = make_objective(objective, model.compute_dtype)
   return Model(make_encoder(model, image_size, execution), built, trees.make_raveler(built.online_only))
+
+
+def trace_active(model: Model, shape: StageShape) -> dict[str, Any]:
+  """Returns the shapes of a stage's active parameters, raveled: {group: jax.ShapeDtypeStruct}."""
+
+  def ravel(key, start):
+    return model.raveler.ravel(stages.split(model.init_params(key), shape, start).active)
+
+  return jax.eval_shape(ravel, jax.random.key(0), jax.ShapeDtypeStruct((), jnp.int32))

@@ -39,7 +39,14 @@ def input_specs(placement: Placement) -> RoundInputs:
   sharded: Any = PartitionSpec(AXIS)
   clients = ClientSlots(*[sharded] * len(ClientSlots._fields))
   return RoundInputs(
-    replicated, replicated, sharded if placement.streams else replicated, clients, replicated, replicated
+    seed_key=replicated,
+    round_num=replicated,
+    images=sharded if placement.streams else replicated,
+    clients=clients,
+    server_images=replicated,
+    loss_limit=replicated,
+    stage_round=replicated,
+    server_state=replicated,
   )
 
 
@@ -57,7 +64,7 @@ def shard_round(body: Function, placement: Placement) -> Function:
       functools.partial(body, shape),
       mesh=placement.mesh,
       in_specs=(replicated, replicated, replicated, input_specs(placement)),
-      out_specs=(replicated, RoundMetrics(replicated, sharded, sharded, replicated)),
+      out_specs=(replicated, RoundMetrics(replicated, sharded, sharded, replicated, replicated, replicated, sharded)),
       check_vma=False,
     )
     return on_device(params, start, stop, inputs)

@@ -8,42 +8,43 @@ active parameters and a few scalars. Calibration shards every batch over the dev
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import optax
 
 from lwfedssl_jax import stages
-from lwfedssl_jax.base import Array, Bool, FederatedRound, Float, Function, Integer, Params, Raveled
+from lwfedssl_jax.base import FederatedRound, Function, Integer, Params
 from lwfedssl_jax.config import Config
-from lwfedssl_jax.data import batching
-from lwfedssl_jax.federated import aggregation, calibration, client_update, privacy, scheduling
-from lwfedssl_jax.federated.aggregation import Aggregator, Uploads
-from lwfedssl_jax.federated.client_update import ClientData, ClientKeys, ClientUpdate
+from lwfedssl_jax.federated import aggregation, calibration, client_update, divergence, server_optimizer
+from lwfedssl_jax.federated.aggregation import Aggregator
+from lwfedssl_jax.federated.aggregation_by_block import by_block, mark_existing
+from lwfedssl_jax.federated.client_update import ClientUpdate
+from lwfedssl_jax.federated.clients import Training, train_clients
 from lwfedssl_jax.federated.placement import Placement, shard_round
-from lwfedssl_jax.federated.round_types import ClientSlots, RoundInputs, RoundMetrics
+from lwfedssl_jax.federated.round_types import RoundInputs, RoundMetrics
 from lwfedssl_jax.federated.training_step import Losses
-from lwfedssl_jax.stages import StageParams, StageShape
+from lwfedssl_jax.stages import StageShape
 
 
 class RoundParts(NamedTuple):
-  """The parts of a round, each usable alone; `calibrate` is None if the server does not train."""
+  """The parts of a round, each usable alone; None: the server does not train, or has no optimizer."""
 
   client_update: ClientUpdate
   aggregator: Aggregator
   calibrate: Function | None
+  server_optimizer: optax.GradientTransformation | None = None
 
 
 def make_parts(config: Config, image_size: int, placement: Placement = Placement()) -> RoundParts:
   """Builds the configured parts of a round."""
-  calibrate = None
-  if config.uses_calibration:
-    calibrate = calibration.make_calibration(config, image_size, placement)
+  calibrate = calibration.make_calibration(config, image_size, placement) if config.uses_calibration else None
   return RoundParts(
     client_update.make_client_update(config, image_size),
     aggregation.make_aggregator(config.method, placement.axis),
     calibrate,
+    server_optimizer.make_server_optimizer(config.method),
   )
 
 
@@ -70,24 +71,38 @@ def make_round(
   def body(
     shape: StageShape, params: Params, start: Integer, stop: Integer, inputs: RoundInputs
   ) -> tuple[Params, RoundMetrics]:
-    global_params = stages.split(params, shape, start)
+    differ = inputs.clients.kept is not None and shape.trains_embedding  # the blocks that clients train
+    global_params = stages.split(params, stages.whole(params) if differ else shape, start)
     global_active = raveler.ravel(global_params.active)
-    state, losses, accepted, weights = _train_clients(config, parts, placement, global_params, inputs, client_steps)
-    tally = aggregation.tally_clients(weights, accepted, axis)
-    aggregated = aggregation.aggregate_or_keep(parts.aggregator, state, accepted, tally, global_active)
-    params = stages.merge(params, raveler.unravel(aggregated, global_params.active), start)
+    aggregator = parts.aggregator
+    if differ:
+      aggregator = by_block(aggregator, raveler, global_params.active, axis)
+    training = Training(parts.client_update, aggregator, placement, client_steps)
+    trained = train_clients(config, training, global_params, inputs)
+    tally = aggregation.tally_clients(trained.weights, trained.accepted, axis)
+    aggregated = aggregation.aggregate_or_keep(aggregator, trained.aggregate, trained.accepted, tally, global_active)
+    exists = mark_existing(raveler, global_params.active, stop) if differ else None
+    distance = divergence.finish(trained.distances, tally, aggregated, global_active, axis, exists)
+    stepped, server_state = server_optimizer.take_step(
+      parts.server_optimizer, inputs.server_state, aggregated, global_active, tally.num_accepted
+    )
+    params = stages.merge(params, raveler.unravel(stepped, global_params.active), start)
     calibrated = None
     if parts.calibrate is not None:
       keys = calibration.draw_keys(inputs.seed_key, inputs.round_num)
       params, calibrated = calibration.calibrate_or_keep(
         parts.calibrate, params, stop, inputs.server_images, keys, tally.num_accepted
       )
-    mean = Losses(*aggregation.mean_over_accepted(losses, weights, accepted, tally, axis))
-    return params, RoundMetrics(mean, losses.total, accepted, calibrated)
+    mean = aggregation.mean_over_accepted(trained.losses, trained.weights, trained.accepted, tally, axis)
+    return params, RoundMetrics(
+      Losses(*mean), trained.losses.total, trained.accepted, distance, calibrated, server_state, trained.states
+    )
 
   run = functools.partial(jax.jit, static_argnums=0, donate_argnums=1)(shard_round(body, placement))
 
   def arguments(params, plan, inputs):
+    if plan.keep and inputs.clients.kept is None:
+      raise ValueError('expected the blocks that each client keeps')
     return (plan.shape, params, np.int32(plan.start), np.int32(plan.stop), inputs)
 
   return FederatedRound(
@@ -95,49 +110,3 @@ def make_round(
     lower=lambda params, plan, inputs: run.lower(*arguments(params, plan, inputs)),
     body=body,
   )
-
-
-def _train_clients(
-  config: Config,
-  parts: RoundParts,
-  placement: Placement,
-  global_params: StageParams,
-  inputs: RoundInputs,
-  client_steps: int,
-) -> tuple[Any, Losses, Bool[Array, ' K'], Float[Array, ' K']]:
-  """Trains the clients chunk by chunk; a chunk takes the steps of its busiest client.
-
-  Returns:
-    The aggregator's state; each client's losses, whether it is accepted, and its weight.
-  """
-  client, aggregator = config.client, parts.aggregator
-  global_active = parts.client_update.options.model.raveler.ravel(global_params.active)
-  chunk = scheduling.run_layout(config, placement.num_devices).chunk
-  weights = aggregation.client_weights(inputs.clients.num_images, inputs.clients.returned, placement.axis)
-
-  def upload(slot: ClientSlots, keys: ClientKeys, num_steps: Integer) -> tuple[Raveled, Losses, Bool[Array, '']]:
-    data = ClientData(inputs.images, slot.image_ids, slot.num_images)
-    params, losses = parts.client_update.apply(global_params, data, keys, num_steps)
-    params = aggregation.clip_update(params, global_active, config.server_update_clip)
-    valid = aggregation.is_valid_update(params, losses.total, inputs.loss_limit)
-    return params, losses, slot.returned & valid
-
-  def add_chunk(carry, scanned):
-    (state, first), (slots, chunk_weights) = carry, scanned
-
-    def draw_keys(client_id):
-      keys = client_update.draw_keys(inputs.seed_key, inputs.round_num, client_id)
-      if client.dp_noise_multiplier:
-        keys = keys._replace(noise=privacy.draw_noise_key(inputs.seed_key, inputs.round_num, client_id))
-      return keys
-
-    taken = batching.client_steps(slots.num_images, client.local_epochs, client.batch_size)
-    num_steps = client_steps or taken.max()
-    params, losses, accepted = jax.vmap(upload, in_axes=(0, 0, None))(
-      slots, jax.vmap(draw_keys)(slots.client_ids), num_steps
-    )
-    return (aggregator.add(state, Uploads(params, chunk_weights, accepted), first), first + chunk), (losses, accepted)
-
-  start = (aggregator.init(global_active, len(weights)), jnp.int32(0))
-  (state, _), results = jax.lax.scan(add_chunk, start, scheduling.chunk_clients((inputs.clients, weights), chunk))
-  return state, *jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results), weights

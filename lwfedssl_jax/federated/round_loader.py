@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lwfedssl_jax import devices
+from lwfedssl_jax import devices, stages
 from lwfedssl_jax.base import Images, Int, UInt8
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
 from lwfedssl_jax.errors import UsageError
-from lwfedssl_jax.federated import scheduling
+from lwfedssl_jax.federated import depth_dropout, scheduling
 from lwfedssl_jax.federated.placement import Placement, input_specs
 from lwfedssl_jax.federated.round_types import ClientSlots
 from lwfedssl_jax.federated.sampling import Participation
@@ -48,6 +48,7 @@ class RoundLoader:
   def __init__(self, config: Config, data: FederatedDataset, participation: Participation, placement: Placement):
     self._client, self._data, self._participation, self._placement = config.client, data, participation, placement
     self._layout = scheduling.run_layout(config, placement.num_devices)
+    self._plans = [plan for plan in stages.make_plans(config) for _ in range(plan.num_rounds)]
     self._sizes = np.array([len(ids) for ids in data.client_images], np.int32)
     self._ahead: dict[int, concurrent.futures.Future[RoundBatch]] = {}
     self._copier = concurrent.futures.ThreadPoolExecutor(1, 'images') if placement.streams else None
@@ -111,11 +112,14 @@ class RoundLoader:
       if client >= 0:
         row[: self._sizes[client]] = self._data.client_images[client]
     images = self._stream(image_ids, num_images) if self._placement.streams else self._images
+    keeps = self._participation.keeps
+    kept = [] if keeps is None else [depth_dropout.select_inputs(self._plans[round_num], keeps[round_num][order])]
     clients = (
       np.maximum(client_ids, 0).astype(np.int32),
       image_ids,
       num_images.astype(np.int32),
       filled & self._participation.returned[round_num][order],
+      *kept,
     )
     specs = input_specs(self._placement).clients
 

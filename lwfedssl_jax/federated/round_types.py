@@ -1,8 +1,9 @@
 """What a round receives and returns besides the parameters."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lwfedssl_jax.base import Array, Bool, Float, Images, Int, Integer, Key, Number
+from lwfedssl_jax.federated.client_state import ClientState
 from lwfedssl_jax.federated.training_step import Losses
 
 
@@ -14,12 +15,16 @@ class ClientSlots(NamedTuple):
     image_ids: into the images; a client's own first, padding after.
     num_images: 0 in an empty slot.
     returned: False for a client that dropped out; it is not aggregated.
+    kept: with depth dropout, the numbers of the blocks that each keeps (`depth_dropout.select_inputs`).
+    state: what each keeps from its last round, leaves (K, ...); None where clients keep nothing.
   """
 
   client_ids: Int[Array, ' K']
   image_ids: Int[Array, 'K M']
   num_images: Int[Array, ' K']
   returned: Bool[Array, ' K']
+  kept: Int[Array, 'K n'] | None = None
+  state: ClientState | None = None
 
 
 class RoundInputs(NamedTuple):
@@ -32,6 +37,8 @@ class RoundInputs(NamedTuple):
     clients: who trains.
     server_images: the server's images; (0, ...) without calibration.
     loss_limit: float32; a client whose mean loss is above it is rejected.
+    stage_round: int32, 0-based over the stage; only some aggregators need it.
+    server_state: of the server's optimizer; None without one.
   """
 
   seed_key: Key
@@ -40,15 +47,27 @@ class RoundInputs(NamedTuple):
   clients: ClientSlots
   server_images: Images
   loss_limit: Number
+  stage_round: Integer = 0
+  server_state: Any = None
 
 
 class RoundMetrics(NamedTuple):
-  """Losses of a round: mean over accepted clients, weighted by images; per client; of calibration.
+  """What a round reports of its clients and of its calibration.
 
-  A client is accepted if it returned and its update is valid (`aggregation.is_valid_update`).
+  Attributes:
+    client: mean losses over accepted clients, weighted by images.
+    client_losses: of each client.
+    accepted: clients that returned with a valid update (`aggregation.is_valid_update`).
+    divergence: distance between the accepted clients' parameters (`divergence.py`), at least 0.
+    calibration: mean losses of the server; None where it does not train.
+    server_state: of the server's optimizer, for the next round.
+    client_states: leaves (K, ...), what each client has after its training, accepted or not.
   """
 
   client: Losses
   client_losses: Float[Array, ' K']
   accepted: Bool[Array, ' K']
+  divergence: Float[Array, '']
   calibration: Losses | None
+  server_state: Any = None
+  client_states: ClientState | None = None

@@ -8,6 +8,9 @@ import numpy as np
 
 from lwfedssl_jax import rng
 from lwfedssl_jax.base import Array, Bool, Int, Integer
+from lwfedssl_jax.config import Config
+from lwfedssl_jax.federated import depth_dropout
+from lwfedssl_jax.stages import make_plans
 
 
 class Participation(NamedTuple):
@@ -16,10 +19,12 @@ class Participation(NamedTuple):
   Attributes:
     client_ids: each row sorted and without repetition.
     returned: a client that did not return has paid its download, not its upload.
+    keeps: with depth dropout, which of the L blocks each keeps (`depth_dropout.draw_kept`).
   """
 
   client_ids: Int[np.ndarray, 'R K']
   returned: Bool[np.ndarray, 'R K']
+  keeps: Bool[np.ndarray, 'R K L'] | None = None
 
 
 def _draw_order(seed: Integer, round_num: Integer, num_clients: int) -> Int[Array, ' N']:
@@ -44,3 +49,15 @@ def plan_participation(
 
   ids, returned = jax.jit(jax.vmap(one_round))(jnp.arange(num_rounds))
   return Participation(np.asarray(ids), np.asarray(returned))
+
+
+def plan_run(config: Config) -> Participation:
+  """Draws the participants of every round of a run, their dropout, and the blocks that they keep."""
+  planned = plan_participation(
+    config.run.seed,
+    sum(plan.num_rounds for plan in make_plans(config)),
+    config.effective_num_clients,
+    config.effective_clients_per_round,
+    config.client.client_dropout,
+  )
+  return planned._replace(keeps=depth_dropout.plan_kept(config, planned.client_ids))

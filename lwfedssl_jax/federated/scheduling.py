@@ -81,4 +81,4 @@ def padding_fraction(steps: Int[np.ndarray, ' K'], order: Int[np.ndarray, ' S'],
 
 def chunk_clients(clients: Any, chunk: int) -> Any:
   """Reshapes a tree of (K, ...) arrays to (K / chunk, chunk, ...)."""
-  return jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), clients)
+  return jax.tree.map(lambda x: x.reshape(x.shape[0] // chunk, chunk, *x.shape[1:]), clients)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from lwfedssl_jax import stages, trees
-from lwfedssl_jax.base import Array, Float, Function, Mask, Params, Raveled, Scalar
+from lwfedssl_jax.base import Array, Bool, Float, Function, Mask, Params, Raveled, Scalar
 from lwfedssl_jax.data import augment
 from lwfedssl_jax.federated import optimizer as optimizers
 from lwfedssl_jax.federated.model import Model
@@ -43,12 +43,20 @@ class Batch(NamedTuple):
   mask: Mask
 
 
+class PreviousModel(NamedTuple):
+  """A client's active parameters after its last training, without the online-only heads, and whether there are any."""
+
+  params: Params
+  exists: Bool[Array, '']
+
+
 class StepOptions(NamedTuple):
   """The constants of a training step.
 
   Attributes:
     model: encoder and objective.
-    alignment: (local, global projections (2, B, P), mask) -> scalar; None switches it off.
+    alignment: (local, global projections (2, B, P), mask) -> scalar; None switches it off. With `previous` it takes
+      that model's projections too, and whether it exists.
     alignment_weight: its weight.
     learning_rate: base rate of AdamW, per 256 images.
     batch_size: images per step; scales the rate.
@@ -58,6 +66,7 @@ class StepOptions(NamedTuple):
     axis: name of the mesh axis over which each batch is sharded; None: it is not sharded.
     proximal_weight: mu of FedProx's term (mu / 2) ||w - w_global||^2 over the active parameters; 0: none.
     scale: replaces `optax.scale_by_adam()`; None: Adam.
+    previous: the client's own model of its last round, which the alignment `moon` compares with.
   """
 
   model: Model
@@ -71,6 +80,7 @@ class StepOptions(NamedTuple):
   axis: str | None = None
   proximal_weight: float = 0.0
   scale: optax.GradientTransformation | None = None
+  previous: PreviousModel | None = None
 
 
 def make_optimizer(options: StepOptions, global_params: StageParams) -> optax.GradientTransformation:
@@ -123,12 +133,16 @@ class Branches(NamedTuple):
   online: Any
   target: Any
   global_model: Any
+  previous: Any = None
 
 
 def stack_branches(options: StepOptions, params: Params, target: Params | None, global_params: StageParams) -> Branches:
   """Gathers the active parameters of all branches; only the online branch has a gradient."""
   constant = jax.lax.stop_gradient
-  return Branches(params, constant(target), constant(global_params.active) if options.alignment is not None else None)
+  if options.alignment is None:
+    return Branches(params, constant(target), None)
+  previous = None if options.previous is None else constant(options.previous.params)
+  return Branches(params, constant(target), constant(global_params.active), previous)
 
 
 def embed_branches(model: Model, branches: Branches, inputs: Array, stop: Any = None) -> Branches:
@@ -155,7 +169,8 @@ def compute_losses(options: StepOptions, branches: Branches, embeddings: Branche
   main = objective.loss(branches.online, projections.online, projections.target, mask)
   aligned = jnp.float32(0)
   if options.alignment is not None:
-    aligned = options.alignment(projections.online, projections.global_model, mask)
+    previous = () if options.previous is None else (projections.previous, options.previous.exists)
+    aligned = options.alignment(projections.online, projections.global_model, mask, *previous)
   total = main + options.alignment_weight * aligned
   return total, Losses(total, main, aligned)
 

@@ -33,7 +33,7 @@ def build_vit(config: ModelConfig, image_size: int, execution: BlockExecution) -
 
 
 # (configuration, side of the images in pixels, execution of blocks) -> encoder
-BUILDERS: dict[str, Builder] = {'vit_tiny': build_vit, 'vit_micro': build_vit}
+BUILDERS: dict[str, Builder] = {name: build_vit for name, traits in ENCODERS.items() if isinstance(traits, VitTraits)}
 
 
 def register_encoder(name: str, traits: EncoderTraits, builder: Builder) -> None:

@@ -38,17 +38,23 @@ class MaskedBatchNorm(nn.Module):
 
 
 class Head(nn.Module):
-  """Linear-BN-ReLU for each hidden width, then Linear-BN: (..., B, F) -> (..., B, output) float32."""
+  """Linear-BN-ReLU for each hidden width, then Linear-BN: (..., B, F) -> (..., B, output) float32.
+
+  Without `norm_output` the last linear layer is the output, as in SimSiam's predictor.
+  """
 
   hidden: tuple[int, ...]
   output: int
   dtype: Any = jnp.float32
+  norm_output: bool = True
 
   @nn.compact
   def __call__(self, x: Float[Array, '... B _'], mask: Mask) -> Float[Array, '... B _']:
     for index, width in enumerate((*self.hidden, self.output)):
       last = index == len(self.hidden)
       x = nn.Dense(width, use_bias=False, dtype=self.dtype, name=f'linear{index + 1}')(x)
+      if last and not self.norm_output:
+        return x.astype(jnp.float32)
       x = MaskedBatchNorm(affine=not last, name=f'norm{index + 1}')(x, mask)
       x = x if last else nn.relu(x)
     return x

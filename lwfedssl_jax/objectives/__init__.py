@@ -12,6 +12,7 @@ from lwfedssl_jax.models.heads import Head
 from lwfedssl_jax.objectives.byol import make_byol
 from lwfedssl_jax.objectives.moco_v3 import make_moco_v3
 from lwfedssl_jax.objectives.simclr import make_simclr
+from lwfedssl_jax.objectives.simsiam import make_simsiam
 
 # (configuration, projector, predictor) -> objective
 BUILDERS: dict[str, Callable[[ObjectiveConfig, Head, Head], Objective]] = {
@@ -20,6 +21,7 @@ BUILDERS: dict[str, Callable[[ObjectiveConfig, Head, Head], Objective]] = {
   ),
   'byol': lambda config, projector, predictor: make_byol(projector, predictor, config.target_decay),
   'simclr': lambda config, projector, predictor: make_simclr(projector, config.temperature),
+  'simsiam': lambda config, projector, predictor: make_simsiam(projector, predictor.clone(norm_output=False)),
 }
 
 

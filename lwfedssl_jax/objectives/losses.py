@@ -71,7 +71,26 @@ def nt_xent(projections: Projections, temperature: float, mask: Mask) -> Scalar:
   return _cross_entropy(logits, positives, ~row_mask[None, :] | (index[:, None] == index), row_mask)
 
 
+def _cosines(x: Float[Array, 'B P'], y: Float[Array, 'B P']) -> Float[Array, ' B']:
+  return (l2_normalize(x) * l2_normalize(jax.lax.stop_gradient(y))).sum(-1)
+
+
+def two_way_contrast(
+  x: Float[Array, 'B P'], positive: Float[Array, 'B P'], negative: Float[Array, 'B P'], temperature: float, mask: Mask
+) -> Scalar:
+  """Mean over the valid rows of -log softmax((cos(x_i, positive_i), cos(x_i, negative_i)) / temperature)[0].
+
+  `positive` and `negative` are under stop-gradient.
+  """
+  x, (positive, negative) = l2_normalize(x), map(l2_normalize, jax.lax.stop_gradient((positive, negative)))
+  return mean_over(jax.nn.softplus((x * (negative - positive)).sum(-1) / temperature), mask)
+
+
 def cosine_distance(x: Float[Array, 'B P'], y: Float[Array, 'B P'], mask: Mask) -> Scalar:
   """Mean of 1 - cos(x_i, y_i) over the valid rows, y under stop-gradient."""
-  cosine = (l2_normalize(x) * l2_normalize(jax.lax.stop_gradient(y))).sum(-1)
-  return mean_over(1 - cosine, mask)
+  return mean_over(1 - _cosines(x, y), mask)
+
+
+def negative_cosine(x: Float[Array, 'B P'], y: Float[Array, 'B P'], mask: Mask) -> Scalar:
+  """Mean of -cos(x_i, y_i) over the valid rows, y under stop-gradient."""
+  return mean_over(-_cosines(x, y), mask)

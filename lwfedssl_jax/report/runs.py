@@ -27,6 +27,9 @@ _NOT_END_TO_END = _APART | {
   'new_block_init',
   'blocks_per_stage',
   'rounds_per_stage',
+  'total_rounds',
+  'depth_dropout_keep',
+  'warmup_rounds',
   # Chosen by the method; they change rounding only.
   'rematerialize',
   'calibration_rematerialize',

@@ -4,13 +4,11 @@ import os
 from collections.abc import Sequence
 
 from lwfedssl_jax.plots.charts import Axes
-from lwfedssl_jax.report import clients, curves, embeddings, finding, provenance, published, tables
-from lwfedssl_jax.report.items import Folded, Image, Report, Section, Table
-from lwfedssl_jax.report.runs import Group, UnfinishedRun, show, stat
+from lwfedssl_jax.report import clients, curves, embeddings, evaluations, finding, provenance, published, tables
+from lwfedssl_jax.report.items import Image, Report, Section, Table
+from lwfedssl_jax.report.runs import Group, UnfinishedRun
 from lwfedssl_jax.report.tables import Entry
 from lwfedssl_jax.resources import costs
-
-_DETAILS = ('accuracy', 'mean_per_class_accuracy', 'macro_precision', 'macro_recall', 'macro_f1')
 
 
 def _has_several_seeds(groups: Sequence[Group]) -> bool:
@@ -82,47 +80,6 @@ def overview(entries: Sequence[Entry]) -> Section:
   return Section('Comparison', text, [item for item in items if item])
 
 
-def evaluations_section(groups: Sequence[Group]) -> Section | None:
-  """Returns accuracy by protocol over the runs and their evaluation seeds; None where nothing was evaluated."""
-  names = list(dict.fromkeys(result['name'] for group in groups for run in group.runs for result in run.evaluations))
-  if not names:
-    return None
-  found = {
-    (group.name, name): [
-      entry for run in group.runs for result in run.evaluations if result['name'] == name for entry in result['runs']
-    ]
-    for group in groups
-    for name in names
-  }
-
-  def over(group, name, key):
-    return stat([entry[key] for entry in found[group.name, name]])
-
-  rows, best = [['method', *names]], set()
-  rows += [[group.name, *(show(over(group, name, 'accuracy')) for name in names)] for group in groups]
-  for column, name in enumerate(names):
-    stats = [over(group, name, 'accuracy') for group in groups]
-    best |= {(row + 1, column + 1) for row in tables.best_rows(groups, stats, '{:.3f}', 1, max)}
-  details = [['method', 'protocol', 'accuracy', 'per class', 'precision', 'recall', 'F1']]
-  details += [
-    [group.name, name, *(show(over(group, name, key)) for key in _DETAILS)]
-    for group in groups
-    for name in names
-    if found[group.name, name]
-  ]
-  several = any(len(entries) > 1 for entries in found.values())
-  seeds_text = ', mean ± standard deviation over pretraining and evaluation seeds' if several else ''
-  return Section(
-    'Evaluation',
-    f"Test accuracy by protocol{seeds_text}. A linear probe's penalty is chosen on a held-out fifth "
-    'of its training labels.',
-    [
-      Table('Test accuracy', rows, frozenset(best)),
-      Folded('Precision, recall and F1', Table('Macro averages', details)),
-    ],
-  )
-
-
 def training_section(groups: Sequence[Group]) -> Section | None:
   """Returns accuracy over the training, losses and collapse metrics."""
   share, rank, std = 'share of the rounds', 'effective rank', 'embedding std'
@@ -142,6 +99,14 @@ def training_section(groups: Sequence[Group]) -> Section | None:
       curves.rounds,
       Axes('round', 'client loss'),
       file='losses',
+    ),
+    curves.metric(
+      'client_divergence',
+      "Distance between client models: root mean square distance of a round's uploads from their mean, relative to its "
+      'norm, over the parameters that are trained.',
+      groups,
+      curves.rounds,
+      Axes('round', 'relative distance', log_y=True),
     ),
     curves.metric(
       'calibration_loss',
@@ -246,7 +211,7 @@ def make_report(groups: Sequence[Group], unfinished: Sequence[UnfinishedRun], ma
   found = [
     overview(entries),
     costs_section(entries),
-    evaluations_section(groups),
+    evaluations.evaluations_section(groups),
     training_section(groups),
     clients.clients_section(groups),
     embeddings.embeddings_section(groups),

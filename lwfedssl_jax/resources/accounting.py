@@ -4,6 +4,7 @@ A sampled client is charged the components that it requires and lacks (conventio
 all draws of participants and returns. Bytes are those of float32 parameters, without a transport's framing.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,7 +12,15 @@ import numpy as np
 
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.resources.communication import Payload, make_payload
-from lwfedssl_jax.stages import StagePlan, make_plans, modified_components, required_components, uploaded_components
+from lwfedssl_jax.stages import (
+  StagePlan,
+  block_name,
+  kept_share,
+  make_plans,
+  modified_components,
+  required_components,
+  uploaded_components,
+)
 
 
 class Ledger(NamedTuple):
@@ -37,8 +46,8 @@ class RunTraffic(NamedTuple):
   """Traffic of a run's rounds.
 
   Attributes:
-    download_bytes: int64 (stages, clients).
-    upload_bytes: int64 (stages, clients).
+    download_bytes: int64 (plans, clients).
+    upload_bytes: int64 (plans, clients).
     ledger: after the last round; further rounds can be charged to it.
   """
 
@@ -57,19 +66,29 @@ def _is_among(payload: Payload, names: Sequence[str]) -> np.ndarray:
   return np.array([name in names for name in payload.sizes_bytes])
 
 
+def _keep_columns(payload: Payload, keeps: np.ndarray | None) -> np.ndarray:
+  """Returns bool (K, components), or (components,): what a client has of the components that exist."""
+  names = list(payload.sizes_bytes)
+  if keeps is None:
+    return np.ones(len(names), bool)
+  numbers = {block_name(index): index for index in range(keeps.shape[1])}
+  return np.stack([keeps[:, numbers[name]] if name in numbers else np.ones(len(keeps), bool) for name in names], axis=1)
+
+
 def charge_round(
   ledger: Ledger,
   payload: Payload,
   plan: StagePlan,
   client_ids: Sequence[int] | np.ndarray,
   returned: Sequence[bool] | np.ndarray,
+  keeps: np.ndarray | None = None,
 ) -> tuple[Ledger, RoundTraffic]:
   """Accounts for one round.
 
   A sampled client downloads the required components whose global version differs from the one it holds; from then on it
   holds them, whether or not it returns. A client that returns uploads the active components. If any client returns, the
   modified components have a new version; otherwise the global model is unchanged. A new block's initial weights are
-  downloaded like any other component.
+  downloaded like any other component. A block that clients train has a new version if one that trained it returns.
 
   Args:
     ledger: before the round; not modified.
@@ -77,6 +96,7 @@ def charge_round(
     plan: of the round's stage.
     client_ids: int (K,), the sampled clients, each at most once.
     returned: bool (K,), whether each uploads its update.
+    keeps: bool (K, L), the blocks that each keeps with depth dropout; it exchanges no others. None: all.
 
   Returns:
     The ledger after the round, and its traffic.
@@ -92,26 +112,30 @@ def charge_round(
   if client_ids.size and not 0 <= client_ids.min() <= client_ids.max() < len(ledger.held):
     raise ValueError(f'expected client ids from 0 to {len(ledger.held) - 1}, got {client_ids.tolist()}')
   sizes = np.array(list(payload.sizes_bytes.values()), np.int64)
-  required = _is_among(payload, required_components(plan, payload.head_names))
+  has = _keep_columns(payload, keeps)
+  required = has & _is_among(payload, required_components(plan, payload.head_names))
   stale = required & (ledger.held[client_ids] != ledger.version)
-  active = _is_among(payload, uploaded_components(plan, payload.head_names))
+  sent = returned[:, None] & has & _is_among(payload, uploaded_components(plan, payload.head_names))
   held = ledger.held.copy()
   held[client_ids] = np.where(stale, ledger.version, held[client_ids])
-  changed = _is_among(payload, modified_components(plan, payload.head_names)) & returned.any()
-  return Ledger(held, ledger.version + changed), RoundTraffic(stale * sizes, (returned[:, None] & active) * sizes)
+  calibrated = plan.calibrates & _is_among(payload, modified_components(plan, payload.head_names)) & returned.any()
+  return Ledger(held, ledger.version + (sent.any(axis=0) | calibrated)), RoundTraffic(stale * sizes, sent * sizes)
 
 
-def second_attempt(payload: Payload, plan: StagePlan, returned: Sequence[bool] | np.ndarray) -> RoundTraffic:
+def second_attempt(
+  payload: Payload, plan: StagePlan, returned: Sequence[bool] | np.ndarray, keeps: np.ndarray | None = None
+) -> RoundTraffic:
   """Returns the traffic of a second attempt at a round: clients hold what they require, and upload again.
 
   Args:
     payload: the components.
     plan: of the round's stage.
     returned: bool (K,), whether each sampled client uploads its update.
+    keeps: as in `charge_round`.
   """
   sizes = np.array(list(payload.sizes_bytes.values()), np.int64)
   active = _is_among(payload, uploaded_components(plan, payload.head_names))
-  uploads = (np.asarray(returned, bool)[:, None] & active) * sizes
+  uploads = (np.asarray(returned, bool)[:, None] & _keep_columns(payload, keeps) & active) * sizes
   return RoundTraffic(np.zeros_like(uploads), uploads)
 
 
@@ -121,34 +145,38 @@ def charge_run(
   num_clients: int,
   client_ids: np.ndarray,
   returned: np.ndarray,
+  keeps: np.ndarray | None = None,
 ) -> RunTraffic:
   """Accounts for a run's rounds, from the first on.
 
   Args:
     payload: the components.
-    plans: of all stages.
+    plans: of all stages, as `stages.make_plans`.
     num_clients: clients in all.
     client_ids: int (rounds, K), the clients sampled in each round; a run may stop before its last round.
     returned: bool (rounds, K), whether each uploads its update.
+    keeps: bool (rounds, K, L), the blocks that each keeps with depth dropout; None: all.
 
   Raises:
     ValueError: more rounds than the plans have, or as `charge_round`.
   """
-  rounds = [plan for plan in plans for _ in range(plan.num_rounds)]
+  rounds = [(index, plan) for index, plan in enumerate(plans) for _ in range(plan.num_rounds)]
   if len(client_ids) > len(rounds) or len(client_ids) != len(returned):
     raise ValueError(f'expected ids and returned of up to {len(rounds)} rounds, got {len(client_ids)}, {len(returned)}')
   downloads = np.zeros((len(plans), num_clients), np.int64)
   sent = np.zeros_like(downloads)
   ledger = start_ledger(payload, num_clients)
-  for plan, ids, back in zip(rounds, client_ids, returned):
-    ledger, traffic = charge_round(ledger, payload, plan, ids, back)
-    downloads[plan.stage, ids] += traffic.download_bytes.sum(axis=1)
-    sent[plan.stage, ids] += traffic.upload_bytes.sum(axis=1)
+  for (index, plan), ids, back, kept in zip(
+    rounds, client_ids, returned, itertools.repeat(None) if keeps is None else keeps
+  ):
+    ledger, traffic = charge_round(ledger, payload, plan, ids, back, kept)
+    downloads[index, ids] += traffic.download_bytes.sum(axis=1)
+    sent[index, ids] += traffic.upload_bytes.sum(axis=1)
   return RunTraffic(downloads, sent, ledger)
 
 
 class ExpectedTraffic(NamedTuple):
-  """Mean bytes of one client over all seeds, float64 (stages, components)."""
+  """Mean bytes of one client over all seeds, float64 (plans, components)."""
 
   download_bytes: np.ndarray
   upload_bytes: np.ndarray
@@ -157,9 +185,10 @@ class ExpectedTraffic(NamedTuple):
 def expected_traffic(config: Config, image_size: int) -> ExpectedTraffic:
   """Returns the expectation of `charge_run` over the draws of participants and of their returns, per client; exact.
 
-  A client is sampled with probability K / N, independently per round. Before every round it holds the newest version of
-  a component with some probability. That becomes 1 if the client is sampled and requires the component, and 0 if the
-  round modifies it, which requires that at least one of the K clients returns.
+  A client is sampled with probability K / N, independently per round, and keeps a block with some probability. Before
+  every round it holds the newest version of a component with some probability. That becomes 1 if the client is sampled
+  and requires the component, and 0 if the round modifies it: by calibration, if at least one of the K clients returns;
+  by aggregation, if one of those that keep it returns, this client among them.
 
   Args:
     config: the run.
@@ -167,19 +196,27 @@ def expected_traffic(config: Config, image_size: int) -> ExpectedTraffic:
   """
   payload, plans = make_payload(config, image_size), make_plans(config)
   sizes = np.array(list(payload.sizes_bytes.values()), np.float64)
-  sampled = config.effective_clients_per_round / config.effective_num_clients
-  changed = 1 - config.client.client_dropout**config.effective_clients_per_round
-  returns = sampled * (1 - config.client.client_dropout)
+  count, dropout = config.effective_clients_per_round, config.client.client_dropout
+  sampled = count / config.effective_num_clients
+  returns = sampled * (1 - dropout)
   downloads = np.zeros((len(plans), len(sizes)))
   sent = np.zeros_like(downloads)
   current = np.zeros(len(sizes))  # probability that a client holds the newest version
-  for plan in plans:
+  for index, plan in enumerate(plans):
     needed = _is_among(payload, required_components(plan, payload.head_names))
     active = _is_among(payload, uploaded_components(plan, payload.head_names))
-    kept = 1 - changed * _is_among(payload, modified_components(plan, payload.head_names))
+    has = np.array([kept_share(plan, name) for name in payload.sizes_bytes])
+    # Probabilities that the component stays as it is, if this client is not sampled, keeps it, or does not.
+    if plan.calibrates:
+      same = np.where(needed, dropout**count, 1.0)
+      unsampled, keeping, other = same, same, same
+    else:
+      silent = np.where(active, 1 - has * (1 - dropout), 1.0)  # one of the other clients does not modify it
+      unsampled, other = silent**count, silent ** (count - 1)
+      keeping = np.where(active, dropout, 1) * other
     for _ in range(plan.num_rounds):
-      missing = sampled * needed * (1 - current)
-      downloads[plan.stage] += missing * sizes
-      sent[plan.stage] += returns * active * sizes
-      current = (current + missing) * kept
+      downloads[index] += sampled * needed * has * (1 - current) * sizes
+      sent[index] += returns * active * has * sizes
+      holds = np.where(needed, has, 0)  # afterwards, if it is sampled: for sure
+      current = (1 - sampled) * current * unsampled + sampled * (holds * keeping + (1 - holds) * current * other)
   return ExpectedTraffic(downloads, sent)

@@ -15,7 +15,7 @@ from lwfedssl_jax.catalog import PAPER_CONVENTIONS
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.resources.parameters import component_params, trace_shapes
-from lwfedssl_jax.stages import make_plans, modified_components, required_components, uploaded_components
+from lwfedssl_jax.stages import kept_share, make_plans, modified_components, required_components, uploaded_components
 
 BYTES_PER_PARAM = 4  # float32, for any compute dtype
 PAPER_GB_BYTES = 1000 * 2**20  # the paper's "GB" is 1000 MiB: only so do its numbers come out
@@ -47,22 +47,22 @@ class StageTraffic(NamedTuple):
   Attributes:
     stage: 0-based.
     num_rounds: rounds in the stage.
-    round_downloads: {component: bytes} downloaded each round.
-    round_uploads: {component: bytes} uploaded each round.
+    round_downloads: {component: bytes} downloaded each round; with depth dropout, of an earlier block the mean.
+    round_uploads: {component: bytes} uploaded each round; the same.
   """
 
   stage: int
   num_rounds: int
-  round_downloads: dict[str, int]
-  round_uploads: dict[str, int]
+  round_downloads: dict[str, float]
+  round_uploads: dict[str, float]
 
   @property
-  def download_bytes(self) -> int:
+  def download_bytes(self) -> float:
     """Bytes downloaded in the stage."""
     return self.num_rounds * sum(self.round_downloads.values())
 
   @property
-  def upload_bytes(self) -> int:
+  def upload_bytes(self) -> float:
     """Bytes uploaded in the stage."""
     return self.num_rounds * sum(self.round_uploads.values())
 
@@ -88,16 +88,16 @@ def stage_traffic(
   blocks_only = convention == 'paper_v1'
   sizes = {k: v for k, v in payload.sizes_bytes.items() if k.startswith('block_') or not blocks_only}
 
-  def pick(names):
-    return {name: sizes[name] for name in names if name in sizes}
+  def pick(plan, names):
+    return {name: kept_share(plan, name) * sizes[name] for name in names if name in sizes}
 
   downloads = required_components if worst_case_download else modified_components
   return tuple(
     StageTraffic(
       stage=plan.stage,
       num_rounds=plan.num_rounds,
-      round_downloads=pick(downloads(plan, payload.head_names)),
-      round_uploads=pick(uploaded_components(plan, payload.head_names)),
+      round_downloads=pick(plan, downloads(plan, payload.head_names)),
+      round_uploads=pick(plan, uploaded_components(plan, payload.head_names)),
     )
     for plan in make_plans(config)
   )

@@ -3,21 +3,20 @@
 `paper_v4` and `paper_v1` are the paper's (arXiv 2401.11647; bytes in communication.py, FLOPs in flops.py), for a client
 that takes part in every round. `actual` counts this program: the bytes that this configuration's seeded participation
 exchanges (catch-up included, mean over clients), the matrix products that it executes (all branches and views, a
-multiply-add counts 2), and the peak memory of the compiled step. `expected` differs only in its bytes, which are the
-mean over all seeds. Figures of other pairs of conventions are not comparable.
+multiply-add counts 2), and the peak memory of the compiled step, a client's and the server's. `expected` differs only
+in its bytes, which are the mean over all seeds. Figures of other pairs of conventions are not comparable.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lwfedssl_jax import tables
 from lwfedssl_jax.catalog import OWN_CONVENTIONS
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.federated import sampling
-from lwfedssl_jax.resources import accounting, communication, flops, memory
-from lwfedssl_jax.stages import StagePlan, make_plans, required_components
+from lwfedssl_jax.resources import accounting, communication, flops, memory, server_planner
+from lwfedssl_jax.stages import StagePlan, kept_share, make_plans, required_components
 
 PARTS = ('embedding', 'blocks', 'norm', 'heads')
 OWN_GB_BYTES = 10**9
@@ -25,7 +24,7 @@ Traffic = tuple[dict[str, float], dict[str, float]]  # {component: bytes} that a
 
 
 class StageCost(NamedTuple):
-  """One client's cost of a stage.
+  """One client's cost of a stage, or of one of the two parts of a stage with a warm-up.
 
   Attributes:
     stage: 0-based.
@@ -55,11 +54,20 @@ class StageCost(NamedTuple):
 
 
 class MethodCost(NamedTuple):
-  """One client's cost of a run."""
+  """One client's cost of a run.
+
+  Attributes:
+    method: its name.
+    convention: of all figures.
+    stages: in order.
+    server_memory_bytes: peak of a step of the server's calibration, the same in every stage; None where the server does
+      not train or the convention has no figure.
+  """
 
   method: str
   convention: str
   stages: tuple[StageCost, ...]
+  server_memory_bytes: int | None = None
 
   @property
   def total_bytes(self) -> float:
@@ -101,22 +109,19 @@ def _paper_bytes(config: Config, image_size: int, convention: str, worst_case: b
 def _actual_bytes(config: Config, image_size: int, plans: tuple[StagePlan, ...], worst_case: bool) -> list[Traffic]:
   """Mean over the federation of what the run's own participation exchanges."""
   payload = communication.make_payload(config, image_size)
-  rounds = [plan for plan in plans for _ in range(plan.num_rounds)]
-  participation = sampling.plan_participation(
-    config.run.seed,
-    len(rounds),
-    config.effective_num_clients,
-    config.effective_clients_per_round,
-    config.client.client_dropout,
-  )
+  rounds = [(index, plan) for index, plan in enumerate(plans) for _ in range(plan.num_rounds)]
+  planned = sampling.plan_run(config)
   sizes = np.array(list(payload.sizes_bytes.values()), np.int64)
   down, up = np.zeros((2, len(plans), len(sizes)), np.int64)
   ledger = accounting.start_ledger(payload, config.effective_num_clients)
-  for plan, ids, returned in zip(rounds, participation.client_ids, participation.returned):
-    ledger, traffic = accounting.charge_round(ledger, payload, plan, ids, returned)
-    everything = np.array([name in required_components(plan, payload.head_names) for name in payload.sizes_bytes])
-    down[plan.stage] += len(ids) * everything * sizes if worst_case else traffic.download_bytes.sum(axis=0)
-    up[plan.stage] += traffic.upload_bytes.sum(axis=0)
+  for round_num, (index, plan) in enumerate(rounds):
+    ids, returned = planned.client_ids[round_num], planned.returned[round_num]
+    keeps = None if planned.keeps is None else planned.keeps[round_num]
+    if worst_case:  # as clients that hold nothing
+      ledger = accounting.start_ledger(payload, config.effective_num_clients)
+    ledger, traffic = accounting.charge_round(ledger, payload, plan, ids, returned, keeps)
+    down[index] += traffic.download_bytes.sum(axis=0)
+    up[index] += traffic.upload_bytes.sum(axis=0)
 
   def named(row):
     return dict(zip(payload.sizes_bytes, (row / config.effective_num_clients).tolist()))
@@ -136,10 +141,9 @@ def _expected_bytes(config: Config, image_size: int, plans: tuple[StagePlan, ...
   share = config.effective_clients_per_round / config.effective_num_clients
 
   def everything(plan):
-    return {
-      name: share * plan.num_rounds * size * (name in required_components(plan, payload.head_names))
-      for name, size in payload.sizes_bytes.items()
-    }
+    required = required_components(plan, payload.head_names)
+    times = {name: plan.num_rounds * share * kept_share(plan, name) for name in required}
+    return {name: times.get(name, 0) * size for name, size in payload.sizes_bytes.items()}
 
   return [(everything(plan), named(u)) for plan, u in zip(plans, found.upload_bytes)]
 
@@ -153,8 +157,21 @@ def _actual_memory(config: Config, image_size: int, plans: tuple[StagePlan, ...]
   return [found[plan.shape] for plan in plans]
 
 
+def _server_memory(config: Config, image_size: int) -> int | None:
+  """Compiles a step of calibration at the batch that is asked for; fewer images on the server allow a smaller one."""
+  if not config.uses_calibration:
+    return None
+  return server_planner.peak_bytes(config, image_size, config.method.calibration_batch_size or config.client.batch_size)
+
+
 def method_cost(
-  config: Config, image_size: int, convention: str, *, worst_case_download: bool = False, with_memory: bool = True
+  config: Config,
+  image_size: int,
+  convention: str,
+  *,
+  worst_case_download: bool = False,
+  with_memory: bool = True,
+  with_server_memory: bool = False,
 ) -> MethodCost:
   """Computes the costs of one client of a run.
 
@@ -164,6 +181,7 @@ def method_cost(
     convention: one of catalog.CONVENTIONS.
     worst_case_download: the client downloads everything that exists at a stage in every round.
     with_memory: in `actual` and `expected`, compile the steps for their peak memory; seconds per stage shape.
+    with_server_memory: compile a step of the server's calibration too.
 
   Raises:
     UsageError: the convention is not one of catalog.CONVENTIONS, or the patch size does not divide the image.
@@ -209,6 +227,7 @@ def method_cost(
       )
       for plan, (down, up), count, server_count, step in zip(plans, traffic, flop_counts, server, memories)
     ),
+    _server_memory(config, image_size) if with_server_memory and convention in OWN_CONVENTIONS else None,
   )
 
 
@@ -221,84 +240,6 @@ def to_json(cost: MethodCost) -> dict[str, Any]:
     'upload_bytes': sum(sum(s.upload_bytes.values()) for s in cost.stages),
     'gflops': None if total_flops is None else total_flops / 1e9,
     'peak_memory_bytes': cost.peak_memory_bytes,
+    'server_memory_bytes': cost.server_memory_bytes,
     'stages': [stage._asdict() for stage in cost.stages],
   }
-
-
-_OWN_UNITS = 'FLOPs per image, both views and all branches, a multiply-add is 2; peak memory of the compiled step'
-_UNITS = {
-  'paper_v4': 'GB = 1000 MiB; FLOPs per image, one view (SimCLR: both), online branch, a multiply-add is 1',
-  'paper_v1': 'GB = 1000 MiB; encoder blocks only; this convention counts no FLOPs',
-  'actual': f'GB = 10^9 bytes, exchanged by this configuration, mean over clients; {_OWN_UNITS}',
-  'expected': f'GB = 10^9 bytes, mean over all seeds; {_OWN_UNITS}',
-}
-
-
-def _number(value: float | None, scale: float, digits: int) -> str:
-  return '-' if value is None else f'{value / scale:,.{digits}f}'
-
-
-def _totals(found: Sequence[MethodCost]) -> list[list[str]]:
-  """Returns headings, then a row per method; ratios are relative to end to end."""
-  reference = next((cost for cost in found if cost.method == 'end_to_end'), None)
-
-  def cells(cost: MethodCost, value: Callable[[MethodCost], float | None], scale: float, digits: int) -> list[str]:
-    mine, other = value(cost), reference and value(reference)
-    return [_number(mine, scale, digits), f'{other / mine:.2f}x' if mine and other else '-']
-
-  rows = [['method', 'communication GB', 'less', 'GFLOPs', 'less', 'peak memory MB', 'less']]
-  for cost in found:
-    rows.append(
-      [
-        cost.method,
-        *cells(cost, lambda c: c.total_bytes, gb_bytes(cost.convention), 2),
-        *cells(cost, lambda c: c.total_flops, 1e9, 1),
-        *cells(cost, lambda c: c.peak_memory_bytes, 1e6, 1),
-      ]
-    )
-  return rows
-
-
-def _stage_rows(found: Sequence[MethodCost]) -> list[list[str]]:
-  """Returns headings, then a row per stage."""
-  rows = [
-    [
-      'method',
-      'stage',
-      'rounds',
-      'trained',
-      *(f'down {part}' for part in PARTS),
-      *(f'up {part}' for part in PARTS),
-      'GFLOPs',
-      'peak MB',
-    ]
-  ]
-  for cost in found:
-    for stage in cost.stages:
-      figures = [
-        str(stage.num_rounds),
-        f'{stage.stop - stage.start} of {stage.stop}',
-        *(f'{stage.download_bytes[part] / 1e6:,.2f}' for part in PARTS),
-        *(f'{stage.upload_bytes[part] / 1e6:,.2f}' for part in PARTS),
-        _number(stage.flops, 1e9, 2),
-        _number(stage.peak_memory_bytes, 1e6, 1),
-      ]
-      rows.append([cost.method, str(stage.stage + 1), *figures])
-  return rows
-
-
-def to_text(found: Sequence[MethodCost]) -> str:
-  """Returns the costs as two tables, totals and stages, below the convention's name and units."""
-  convention = found[0].convention
-  return '\n'.join(
-    [
-      f'convention {convention}: {_UNITS[convention]}',
-      '',
-      tables.markdown(_totals(found)),
-      '',
-      'per stage, all its rounds, MB (10^6 bytes) and GFLOPs',
-      '',
-      tables.markdown(_stage_rows(found)),
-      '',
-    ]
-  )

@@ -1,8 +1,8 @@
 """FLOPs of a client: in the paper's convention, and as this program executes them.
 
 The two counts are not comparable. `paper_*` is the convention of arXiv 2401.11647 v4, Table 2, derived from its
-numbers: one image, one view (SimCLR: both), online branch only, a multiply-add counts 1. `executed_flops` counts the
-matrix products of one training step, all branches and views; a multiply-add counts 2.
+numbers: one image, one view (SimCLR and SimSiam: both), online branch only, a multiply-add counts 1. `executed_flops`
+counts the matrix products of one training step, all branches and views; a multiply-add counts 2.
 """
 
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ class StageFlops(NamedTuple):
     return self.epochs * (self.forward_flops + self.backward_flops)
 
 
-def paper_stage_flops(config: Config, image_size: int, *, depth_dropout_keep: int = 0) -> tuple[StageFlops, ...]:
+def paper_stage_flops(config: Config, image_size: int) -> tuple[StageFlops, ...]:
   """Counts the FLOPs of a client per stage, as arXiv 2401.11647 v4 does.
 
   Linear layers, the two attention products and 5 FLOPs per element of a layer norm count; biases, the position
@@ -71,8 +71,6 @@ def paper_stage_flops(config: Config, image_size: int, *, depth_dropout_keep: in
   Args:
     config: the run.
     image_size: side of the images, pixels.
-    depth_dropout_keep: maximum number of blocks that a client keeps with depth dropout, the newest among them (Guo et
-      al. 2023); 0: all.
   """
   shapes = trace_shapes(config, image_size)
   embedding, block, pool = map(_paper_count, shapes.model.encoder.flops)
@@ -80,13 +78,12 @@ def paper_stage_flops(config: Config, image_size: int, *, depth_dropout_keep: in
   views = config.objective.traits.paper_views
   stages = []
   for plan in make_plans(config):
-    kept = min(plan.stop, depth_dropout_keep or plan.stop)
-    trained = min(plan.stop - plan.start, kept) * block + ends + plan.trains_embedding * embedding
+    trained = plan.shape.num_active * block + ends + plan.trains_embedding * embedding
     stages.append(
       StageFlops(
         stage=plan.stage,
         epochs=plan.num_rounds * config.client.local_epochs,
-        forward_flops=views * (embedding + kept * block + ends),
+        forward_flops=views * (embedding + plan.num_kept * block + ends),
         backward_flops=views * 2 * trained,
       )
     )
@@ -109,7 +106,8 @@ class StepFlops(NamedTuple):
     online_forward_flops: active blocks, pool, and the embedding where it is trained.
     online_backward_flops: of the same.
     target_forward_flops: the same of the target branch; 0 where the objective has none.
-    global_forward_flops: the same of the global model; 0 without representation alignment.
+    global_forward_flops: the same of the global model, and with `moon` of the client's previous one; 0 without
+      representation alignment.
     heads_forward_flops: the heads of all branches, and those of the online branch alone.
     heads_backward_flops: of the online branch.
     similarity_flops: similarity matrices of objective and alignment, forward and backward.
@@ -142,10 +140,10 @@ def _similarity_flops(config: Config, shapes: Shapes, batch_size: int, aligned: 
 def _step_flops(
   config: Config,
   image_size: int,
-  plan: StagePlan,
   batch_size: int,
   *,
-  start: int,
+  num_frozen: int,
+  num_active: int,
   trains_embedding: bool,
   aligned: bool,
   micro_batched: bool,
@@ -155,16 +153,17 @@ def _step_flops(
   pair = 2 * 2 * batch_size  # 2 FLOPs per multiply-add, two views
   embedding = products.embedding.products if trains_embedding else 0
   block, pool = products.block.products, products.pool.products
-  blocks = (plan.stop - start) * block
+  blocks = num_active * block
   active = blocks + pool
   has_target = shapes.model.objective.update_target is not None
-  branches = 1 + has_target + aligned
+  compared = aligned * (1 + (config.objective.alignment_kind == 'moon'))
+  branches = 1 + has_target + compared
   return StepFlops(
-    prefix_flops=pair * (products.embedding.products - embedding + start * block),
+    prefix_flops=pair * (products.embedding.products - embedding + num_frozen * block),
     online_forward_flops=pair * (embedding + active),
     online_backward_flops=pair * (embedding + 2 * active),  # the images have no gradient
     target_forward_flops=has_target * pair * (embedding + active),
-    global_forward_flops=aligned * pair * (embedding + active),
+    global_forward_flops=compared * pair * (embedding + active),
     heads_forward_flops=pair * (branches * heads.shared + heads.online_only),
     heads_backward_flops=pair * 2 * sum(heads),
     similarity_flops=_similarity_flops(config, shapes, batch_size, aligned),
@@ -189,9 +188,9 @@ def executed_flops(config: Config, image_size: int, plan: StagePlan, batch_size:
   return _step_flops(
     config,
     image_size,
-    plan,
     batch_size,
-    start=plan.start,
+    num_frozen=plan.num_frozen,
+    num_active=plan.shape.num_active,
     trains_embedding=plan.trains_embedding,
     aligned=config.uses_alignment,
     micro_batched=0 < config.client.micro_batch_size < batch_size,
@@ -205,5 +204,12 @@ def calibration_flops(config: Config, image_size: int, plan: StagePlan, batch_si
   are those of `executed_flops`; nothing is frozen. Counts a step whether or not `plan` calibrates.
   """
   return _step_flops(
-    config, image_size, plan, batch_size, start=0, trains_embedding=True, aligned=False, micro_batched=False
+    config,
+    image_size,
+    batch_size,
+    num_frozen=0,
+    num_active=plan.stop,
+    trains_embedding=True,
+    aligned=False,
+    micro_batched=False,
   )

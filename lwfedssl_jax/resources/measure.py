@@ -1,6 +1,6 @@
 """The measured memory of a step: the high-water mark of a process that runs it, and the compiled program's figure.
 
-`python -m lwfedssl_jax.resources.measure` reads {"config": ..., "image_size": ..., "stage": ...} on standard input.
+`python -m lwfedssl_jax.resources.measure` reads {"config": ..., "image_size": ..., "plan": ...} on standard input.
 """
 
 import ctypes
@@ -32,8 +32,8 @@ def _forget_high_water_mark() -> None:
     file.write('5')
 
 
-def run_step(config: Config, image_size: int, stage: int) -> dict[str, int]:
-  """Compiles and runs a client step of a stage in this process.
+def run_step(config: Config, image_size: int, index: int) -> dict[str, int]:
+  """Compiles and runs a client step of a run's stage plan, given by its position, in this process.
 
   Returns:
     `compiled_bytes`: arguments + outputs - aliases + scratch. `measured_bytes`: the arguments, and the peak rise of
@@ -45,7 +45,7 @@ def run_step(config: Config, image_size: int, stage: int) -> dict[str, int]:
   from lwfedssl_jax import rng
   from lwfedssl_jax.resources import memory
 
-  lowered = memory.lower_client_step(config, image_size, make_plans(config)[stage])
+  lowered = memory.lower_client_step(config, image_size, make_plans(config)[index])
   compiled = lowered.compile()
   step_memory = memory.read_analysis(compiled)
   generator = rng.host_generator(0, rng.Stream.MEASUREMENT)
@@ -68,11 +68,11 @@ def run_step(config: Config, image_size: int, stage: int) -> dict[str, int]:
   return {'compiled_bytes': step_memory.peak_bytes, 'measured_bytes': step_memory.argument_bytes + rise}
 
 
-def measure_stage(config: Config, image_size: int, stage: int) -> dict[str, int]:
+def measure_stage(config: Config, image_size: int, index: int) -> dict[str, int]:
   """Runs `run_step` in a process of its own. Raises UsageError on systems other than Linux."""
   if not sys.platform.startswith('linux'):
     raise UsageError(f'--measure_memory: expected Linux, got {sys.platform}')
-  request = json.dumps({'config': configs.flatten(config), 'image_size': image_size, 'stage': stage})
+  request = json.dumps({'config': configs.flatten(config), 'image_size': image_size, 'plan': index})
   result = subprocess.run(
     [sys.executable, '-m', 'lwfedssl_jax.resources.measure'], input=request, capture_output=True, text=True, check=False
   )
@@ -85,11 +85,12 @@ def measure_stage(config: Config, image_size: int, stage: int) -> dict[str, int]
 def measure_stages(config: Config, image_size: int) -> list[dict[str, int]]:
   """Measures the first stage of each shape: all layer-wise stages after the first have equal shapes."""
   first: dict[StageShape, int] = {}
-  for plan in make_plans(config):
-    first.setdefault(plan.shape, plan.stage)
-  return [{'stage': stage, **measure_stage(config, image_size, stage)} for stage in first.values()]
+  plans = make_plans(config)
+  for index, plan in enumerate(plans):
+    first.setdefault(plan.shape, index)
+  return [{'stage': plans[index].stage, **measure_stage(config, image_size, index)} for index in first.values()]
 
 
 if __name__ == '__main__':
   given = json.load(sys.stdin)
-  print(json.dumps(run_step(configs.from_flat(given['config']), given['image_size'], given['stage'])))
+  print(json.dumps(run_step(configs.from_flat(given['config']), given['image_size'], given['plan'])))

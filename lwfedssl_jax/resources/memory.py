@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from lwfedssl_jax import stages
 from lwfedssl_jax.base import Integer, Params
 from lwfedssl_jax.config import Config
-from lwfedssl_jax.federated import calibration, execution, training_step
+from lwfedssl_jax.federated import calibration, depth_dropout, execution, training_step
 from lwfedssl_jax.federated.client_update import make_step_options
-from lwfedssl_jax.federated.training_step import Batch, StepOptions, StepState
+from lwfedssl_jax.federated.training_step import Batch, PreviousModel, StepOptions, StepState
 from lwfedssl_jax.resources import targets
 from lwfedssl_jax.resources.targets import Target
 from lwfedssl_jax.stages import StageParams, StagePlan
@@ -21,7 +21,8 @@ class StepMemory(NamedTuple):
   """Memory of a compiled step, bytes, without the program itself.
 
   Attributes:
-    argument_bytes: parameters, optimizer state, target branch and the batch.
+    argument_bytes: parameters, optimizer state, target branch, the previous model where it is compared with, and the
+      batch.
     output_bytes: what the step returns.
     alias_bytes: outputs that reuse donated arguments.
     scratch_bytes: temporaries: activations, gradients.
@@ -54,11 +55,31 @@ def lower_client_step(
     options,
     image_size,
     (num_steps,) if num_steps > 1 else (),
-    lambda params, start: stages.split(params, plan.shape, start),
+    lambda params, start: split_for_client(params, plan, start),
   )
+  arguments = (*arguments, *previous_model(config, options, arguments[1], jax.ShapeDtypeStruct((), jnp.bool_)))
   if target is not None:
     arguments = targets.place(arguments, target.sharding)
   return jax.jit(make_steps(options, num_steps), donate_argnums=0).lower(*arguments)
+
+
+def split_for_client(params: Params, plan: StagePlan, start: Integer) -> StageParams:
+  """Returns what a client of a stage has of the global parameters; with depth dropout, of any of its draws."""
+  if not plan.keep:
+    return stages.split(params, plan.shape, start)
+  kept = jnp.arange(depth_dropout.num_inputs(plan))
+  return stages.keep_blocks(stages.split(params, plan.shape if plan.start else stages.whole(params), start), kept)
+
+
+def previous_model(
+  config: Config, options: StepOptions, global_params: StageParams, exists: Any
+) -> tuple[PreviousModel, ...]:
+  """Returns a stand-in for the model of its last round with which a client compares; () where it does not."""
+  if not config.uses_previous_model:
+    return ()
+  heads = options.model.objective.online_only
+  own = {name: tree for name, tree in global_params.active.items() if name not in heads}
+  return (PreviousModel(own, exists),)
 
 
 def _abstract_arguments(
@@ -79,13 +100,13 @@ def init_step_state(options: StepOptions, global_params: StageParams) -> StepSta
 
 
 def make_steps(options: StepOptions, num_steps: int) -> Callable[..., Any]:
-  """Builds (state, global params, batch or batches) -> (state, Losses) after `num_steps` steps."""
+  """Builds (state, global params, batch or batches, previous=None) -> (state, Losses) after `num_steps` steps."""
 
-  def steps(state, global_params, batches):
-    optimizer = training_step.make_optimizer(options, global_params)
+  def steps(state, global_params, batches, previous=None):
+    own, optimizer = options._replace(previous=previous), training_step.make_optimizer(options, global_params)
 
     def take(state, batch):
-      return training_step.train_step(options, optimizer, state, global_params, batch)
+      return training_step.train_step(own, optimizer, state, global_params, batch)
 
     return take(state, batches) if num_steps == 1 else jax.lax.scan(take, state, batches)
 

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
-from lwfedssl_jax.federated import execution, scheduling
+from lwfedssl_jax.federated import client_state, depth_dropout, execution, scheduling, server_optimizer
 from lwfedssl_jax.federated import round as rounds
 from lwfedssl_jax.federated.model import make_model
 from lwfedssl_jax.federated.placement import Placement, input_specs
@@ -97,7 +97,7 @@ def predict_steps(
       continue
     step, text = result
     fits = step.peak_bytes <= target.memory_bytes
-    line = roofline.estimate(text, target.peaks, plan.start)
+    line = roofline.estimate(text, target.peaks, plan.num_frozen)
     found.append(StepPrediction(method, plan.stage, step.peak_bytes, fits, step, line))
   return found
 
@@ -143,6 +143,7 @@ def lower_round(
   each = max(1, (num_images - server_images) // config.effective_num_clients)
   slots = scheduling.run_layout(config, num_devices).slots
   struct: Any = jax.ShapeDtypeStruct  # stands for an array
+  model = make_model(config.model, config.objective, image_size)
 
   def images(count):
     return struct((count, image_size, image_size, 3), np.uint8)
@@ -156,17 +157,21 @@ def lower_round(
       struct((slots, batching.padded_capacity(each, batch)), jnp.int32),
       struct((slots,), jnp.int32),
       struct((slots,), jnp.bool_),
+      struct((slots, depth_dropout.num_inputs(plan)), jnp.int32) if plan.keep else None,
+      jax.eval_shape(lambda: client_state.start(config, model, plan.shape, slots)),
     ),
     images(server_images if config.uses_calibration else 0),
     struct((), jnp.float32),
+    struct((), jnp.int32),
+    jax.eval_shape(lambda: server_optimizer.init_state(config.method, model, plan.shape)),
   )
   if mesh is None:
     inputs = targets.place(inputs, target.sharding)
   else:
     inputs = jax.tree.map(
-      lambda leaf, spec: targets.place(leaf, NamedSharding(mesh, spec)), inputs, input_specs(placement)
+      lambda spec, part: targets.place(part, NamedSharding(mesh, spec)), input_specs(placement), inputs
     )
-  params = jax.eval_shape(make_model(config.model, config.objective, image_size).init_params, jax.random.key(0))
+  params = jax.eval_shape(model.init_params, jax.random.key(0))
   params = targets.place(params, targets.replicated(target, mesh))
   steps = config.client.local_epochs * batching.steps_per_epoch(each, batch)
   return rounds.make_round(config, image_size, placement, steps).lower(params, plan, inputs)

@@ -1,6 +1,6 @@
 """The contract between the driver and whoever trains: simulated clients, or real ones over a network."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,6 +19,7 @@ class RoundResult(NamedTuple):
     accepted: whether it is valid too (`aggregation.is_valid_update`).
     client_losses: mean loss of each; any value for a client that did not return.
     losses: means over the accepted clients, weighted by images; None if no client returned.
+    divergence: distance between the accepted clients' parameters (`federated/divergence.py`).
     calibration: the server's mean losses; None where it does not train.
     traffic: bytes of this attempt, per component.
     images_trained: by the sampled clients, over all local epochs.
@@ -30,6 +31,7 @@ class RoundResult(NamedTuple):
   accepted: Bool[np.ndarray, ' K']
   client_losses: Float[np.ndarray, ' K']
   losses: Losses | None
+  divergence: float
   calibration: Losses | None
   traffic: RoundTraffic
   images_trained: int
@@ -38,10 +40,16 @@ class RoundResult(NamedTuple):
 
 @runtime_checkable
 class RoundRunner(Protocol):
-  """Runs rounds for the driver (`train.py`), which decides on stages, attempts, checkpoints and metrics."""
+  """Runs rounds for the driver (`train.py`), which decides on stages, attempts, checkpoints and metrics.
 
-  def resume(self, rounds_done: int) -> None:
-    """Continues a run: called once, before `run`, with the rounds that the parameters have behind them."""
+  Attributes:
+    server_state: of the server's optimizer after the last round; None without one. It is saved with the parameters.
+  """
+
+  server_state: Any
+
+  def resume(self, rounds_done: int, server_state: Any) -> None:
+    """Continues a run: called once, before `run`, with the rounds that parameters and state have behind them."""
 
   def run(
     self, params: Params, plan: StagePlan, round_num: int, attempt: int, loss_limit: float
@@ -58,6 +66,9 @@ class RoundRunner(Protocol):
     Returns:
       The global parameters, unchanged if no client is accepted, and the result.
     """
+
+  def keep_since(self, rounds_done: int) -> None:
+    """Called after every save: no checkpoint of fewer rounds will be restored."""
 
   def close(self) -> None:
     """Releases what the runner holds."""

@@ -1,5 +1,7 @@
 """Set-up of a run: the resolved configuration, and what the driver and every round runner share."""
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -9,10 +11,18 @@ from lwfedssl_jax.base import Params
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
 from lwfedssl_jax.evaluation.monitor import Monitor
-from lwfedssl_jax.federated import calibration, execution, privacy, round_loader, scheduling
+from lwfedssl_jax.federated import (
+  calibration,
+  client_state,
+  execution,
+  privacy,
+  round_loader,
+  scheduling,
+  server_optimizer,
+)
 from lwfedssl_jax.federated.model import make_model
 from lwfedssl_jax.resources import communication, planner, server_planner
-from lwfedssl_jax.stages import StagePlan
+from lwfedssl_jax.stages import StagePlan, StageShape
 from lwfedssl_jax.workdir import run_dir
 
 
@@ -40,9 +50,21 @@ class RunSetup:
     """Returns the parameters before the first round."""
     return self._init(self.config.run.seed)
 
+  def start_server(self, plan: StagePlan) -> Any:
+    """Returns the state of the server's optimizer at the start of a stage; None without one."""
+    init = jax.jit(self._start_server, static_argnums=0, out_shardings=self.sharding)
+    return init(plan.shape) if self.config.method.server_optimizer != 'none' else None
+
+  def trace_server(self, rounds_done: int) -> Any:
+    """Returns the shapes of the state of the server's optimizer after a number of rounds (1 or more)."""
+    return jax.eval_shape(lambda: self._start_server(self.find_plan(rounds_done - 1).shape))
+
+  def _start_server(self, shape: StageShape) -> Any:
+    return server_optimizer.init_state(self.config.method, self.model, shape)
+
   def find_plan(self, round_num: int) -> StagePlan:
     """Returns the stage plan of a round (0-based, over the run)."""
-    return self.plans[round_num // self.plans[0].num_rounds]
+    return stages.find_plan(self.plans, round_num)
 
 
 def with_chunk(config: Config, data: FederatedDataset) -> Config:
@@ -77,6 +99,7 @@ def resolve(config: Config, data: FederatedDataset) -> tuple[Config, str]:
     UsageError: no step fits --client_memory_budget_mb or --server_memory_budget_mb, or a package is missing.
   """
   privacy.require_accountant(config)
+  client_state.check(config)
   config, text = with_execution(configs.with_values(config, {'image_size': data.image_size})), ''
   if config.client.client_memory_budget_mb:
     plan = planner.fit(config, data.image_size)

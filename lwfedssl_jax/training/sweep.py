@@ -1,4 +1,4 @@
-"""Sweeps: methods x seeds x one field's values; finished runs are skipped, interrupted ones resumed."""
+"""Sweeps: methods x seeds x variations of fields; finished runs are skipped, interrupted ones resumed."""
 
 import functools
 import itertools
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lwfedssl_jax import config as configs
-from lwfedssl_jax import options
+from lwfedssl_jax import options, tables
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching, federated_dataset, sources
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
@@ -23,13 +23,14 @@ from lwfedssl_jax.workdir import metrics_writer, run_dir
 
 # Share of the machine's matrix-product rate that a small encoder's run reaches: an estimate, corrected by every run.
 FIRST_GUESS_SHARE = 0.15
+_NOT_VARIED = ('workdir', 'seed', 'method')  # they have flags of their own
 
 
 class Variation(NamedTuple):
-  """A configuration field and its values in the sweep."""
+  """Configuration fields and the values that they take together in the sweep, a tuple each time."""
 
-  field: str
-  values: tuple[Any, ...]
+  fields: tuple[str, ...]
+  values: tuple[tuple[Any, ...], ...]
 
 
 class SweepRun(NamedTuple):
@@ -58,27 +59,44 @@ class Outcome(NamedTuple):
   stopped_by: str | None = None
 
 
-def parse_variation(text: str) -> Variation:
-  """Reads 'field=value,value,...'; parts of a value of several numbers are joined by ':'. Raises UsageError."""
-  field, equals, values = text.partition('=')
+def parse_variations(text: str) -> tuple[Variation, ...]:
+  """Reads variations, all combinations of which the sweep runs: 'field=value,value;field+field=value+value,...'.
+
+  Fields that '+' joins vary together. Parts of a value of several numbers are joined by ':'.
+
+  Raises:
+    UsageError: not of that form, or not a field that a sweep can vary.
+  """
+  return tuple(_parse_variation(part.strip()) for part in text.split(';')) if text else ()
+
+
+def _parse_variation(text: str) -> Variation:
+  names, equals, values = text.partition('=')
+  fields = tuple(names.split('+'))
   annotations = {
     name: annotation for group in configs.GROUPS.values() for name, annotation in typing.get_type_hints(group).items()
   }
-  if not equals or not values or field not in annotations or field in ('workdir', 'seed', 'method'):
+  if not equals or not values or any(name not in annotations or name in _NOT_VARIED for name in fields):
     raise UsageError(
       f'--vary: expected FLAG=VALUE,VALUE,... with a flag of pretrain other than workdir, seed and method, got {text!r}'
     )
-  kind, _, length = options.value_type(annotations[field])
 
-  def read(part):
+  def read(name: str, part: str) -> Any:
+    kind, _, length = options.value_type(annotations[name])
     try:
       if kind is bool:
         return {'true': True, 'false': False}[part.lower()]
       return tuple(map(kind, part.split(':'))) if length else kind(part)
     except (KeyError, ValueError) as error:
-      raise UsageError(f'--vary: expected values of type {kind.__name__} for {field}, got {part!r}') from error
+      raise UsageError(f'--vary: expected values of type {kind.__name__} for {name}, got {part!r}') from error
 
-  return Variation(field, tuple(read(part) for part in values.split(',')))
+  def read_together(joined: str) -> tuple[Any, ...]:
+    parts = joined.split('+') if len(fields) > 1 else [joined]
+    if len(parts) != len(fields):
+      raise UsageError(f'--vary: expected {len(fields)} values joined by + for {names}, got {joined!r}')
+    return tuple(map(read, fields, parts))
+
+  return Variation(fields, tuple(map(read_together, values.split(','))))
 
 
 def _shown(value: Any) -> str:
@@ -87,7 +105,7 @@ def _shown(value: Any) -> str:
 
 
 def plan(
-  base: Config, methods: Sequence[str], seeds: Sequence[int], variation: Variation | None, output: str
+  base: Config, methods: Sequence[str], seeds: Sequence[int], variations: Sequence[Variation], output: str
 ) -> list[SweepRun]:
   """Lists a sweep's runs; runs that share compiled programs are adjacent.
 
@@ -95,9 +113,12 @@ def plan(
     UsageError: a configuration is invalid, or a folder of that name holds another run.
   """
   runs = []
-  values = variation.values if variation else (None,)
-  for method, value, seed in itertools.product(methods, values, seeds):
-    varied = {variation.field: value} if variation else {}
+  fields = [name for variation in variations for name in variation.fields]
+  combined = [
+    dict(zip(fields, itertools.chain.from_iterable(chosen), strict=True))
+    for chosen in itertools.product(*(variation.values for variation in variations))
+  ]
+  for method, varied, seed in itertools.product(methods, combined, seeds):
     name = '-'.join([method, *(f'{field}={_shown(value)}' for field, value in varied.items()), f'seed{seed}'])
     config = configs.with_values(
       base, {'method': method, 'seed': seed, **varied, 'workdir': os.path.join(output, name), 'resume': True}
@@ -169,6 +190,24 @@ def describe(runs: Sequence[SweepRun], remaining_flops: float, rate: float) -> s
       'corrected after every run',
     ]
   )
+
+
+def tabulate(workdirs: Sequence[str]) -> str:
+  """Returns a Markdown table of finished runs, one row each; others are omitted."""
+  rows = [['run', 'final loss', 'kNN accuracy', 'random weights', 'down, MB', 'up, MB', 'seconds']]
+
+  def show(value: float | None) -> str:
+    return '-' if value is None else f'{value:.3f}'
+
+  for workdir in workdirs:
+    path = os.path.join(workdir, run_dir.SUMMARY)
+    if not os.path.exists(path):
+      continue
+    found = run_dir.read_json(path)
+    accuracies = [show(found[name]) for name in ('final_loss', 'final_knn_accuracy', 'random_init_knn_accuracy')]
+    megabytes = [f'{found[name] / 1e6:.1f}' for name in ('download_bytes', 'upload_bytes')]
+    rows.append([os.path.basename(workdir), *accuracies, *megabytes, f'{found["seconds"]:.0f}'])
+  return tables.markdown(rows)
 
 
 def run_all(runs: Sequence[SweepRun]) -> Outcome:

@@ -23,7 +23,7 @@ from lwfedssl_jax.training import signals
 from lwfedssl_jax.training.round_runner import RoundRunner
 from lwfedssl_jax.training.setup import RunSetup, resolve
 from lwfedssl_jax.training.simulation import Simulation
-from lwfedssl_jax.workdir import checkpoint, metrics_writer, run_dir, trackers
+from lwfedssl_jax.workdir import checkpoint, client_store, metrics_writer, run_dir, trackers
 
 Summary = dict[str, Any]
 
@@ -72,14 +72,14 @@ def train(
       contextlib.closing(make_runner(run)) as runner,
       checkpoint.Checkpoints(workdir, config.run.keep_checkpoints, sharding=run.sharding) as checkpoints,
     ):
-      restored = checkpoints.restore_newest(jax.eval_shape(run.model.init_params, jax.random.key(0)))
+      restored = checkpoints.restore_newest(jax.eval_shape(run.model.init_params, jax.random.key(0)), run.trace_server)
       if restored is not None:
         _check_partition(data, workdir)
       elif first:
         _write_plots(run, workdir)
-      params, rounds_done = restored or (run.init(), 0)
+      params, rounds_done, server_state = restored or (run.init(), 0, None)
       with _open_log(run, rounds_done, on_row) as log, signals.handle() as stop, _naming_lost_peers():
-        runner.resume(rounds_done)
+        runner.resume(rounds_done, server_state)
         params, rounds_done = _train_rounds(run, runner, params, rounds_done, log, checkpoints, stop)
         rows = log.rows
     if rounds_done < run.num_rounds:
@@ -95,6 +95,7 @@ def train(
     if first:
       run_dir.write_arrays(os.path.join(workdir, run_dir.EMBEDDINGS), sample)
       run_dir.write_json(summary_path, summary)
+      client_store.clear(workdir)
     return summary
 
 
@@ -162,7 +163,7 @@ def _train_rounds(
     row['between_seconds'], ended = between, time.perf_counter()
     if row['participants'] and not row['accepted']:
       if saved < round_num:
-        checkpoints.save(params, round_num)
+        runner.keep_since(checkpoints.save(params, round_num, runner.server_state))
       raise TrainingError(
         f'round {round_num + 1}: no valid client update in two attempts (not finite, or its loss diverged); '
         'the state before it is saved. A smaller --learning_rate may help'
@@ -173,7 +174,7 @@ def _train_rounds(
     rounds_done = round_num + 1
     stops = devices.any_process(stop.name is not None)
     if stage_ends or rounds_done == last or rounds_done % options.checkpoint_every == 0 or stops:
-      checkpoints.save(params, rounds_done)
+      runner.keep_since(checkpoints.save(params, rounds_done, runner.server_state))
       saved = rounds_done
     if stops:
       stop.name = stop.name or 'a signal to another process'
@@ -224,6 +225,7 @@ def _run_round(
   row['padding_fraction'] = result.padding_fraction
   row['loss'] = float(result.losses.total)
   row['objective_loss'] = float(result.losses.objective)
+  row['client_divergence'] = result.divergence
   if run.config.uses_alignment:
     row['alignment_loss'] = float(result.losses.alignment)
   if result.calibration is not None:

@@ -5,10 +5,11 @@ pending. Threads other than the main one save synchronously too.
 """
 
 import contextlib
+import functools
 import glob
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -26,10 +27,17 @@ _ONE_AT_A_TIME = threading.Lock()  # Orbax's global state is not thread-safe
 
 
 class Restored(NamedTuple):
-  """A valid checkpoint: parameters after `rounds_done` rounds."""
+  """A valid checkpoint: the state after `rounds_done` rounds.
+
+  Attributes:
+    params: of the global model.
+    rounds_done: 1 or more.
+    server: state of the server's optimizer; None without one.
+  """
 
   params: Params
   rounds_done: int
+  server: PyTree = None
 
 
 class Checkpoints:
@@ -107,33 +115,42 @@ class Checkpoints:
       logging.warning('%s: deleted the invalid metadata of a checkpoint: %s', path, _one_line(error)[:200])
       return opened
 
-  def save(self, params: Params, rounds_done: int) -> None:
-    """Starts saving; returns once the parameters may change.
+  def save(self, params: Params, rounds_done: int, server: PyTree = None) -> int:
+    """Starts saving; returns once the parameters and the server's state may change.
+
+    Returns:
+      The rounds done of the oldest checkpoint that may be restored from now on, even if this save is interrupted; 0
+      before the second save.
 
     Raises:
       StorageError: this save, or the one before it in the background, found no room or no permission.
     """
     args, self._last = self._ocp.args, rounds_done
-    meta = {'rounds_done': rounds_done, 'params_sha256': trees.sha256(params)}
+    oldest = min(self._manager.all_steps(), default=0)  # this save ends before the next one deletes it
+    items = {'params': args.StandardSave(params), 'meta': args.JsonSave(_describe(params, rounds_done, server))}
+    if server is not None:
+      items['server'] = args.StandardSave(_number_leaves(server))
     with self._writing(rounds_done), _ONE_AT_A_TIME:
-      saved = self._manager.save(
-        rounds_done, args=args.Composite(params=args.StandardSave(params), meta=args.JsonSave(meta))
-      )
+      saved = self._manager.save(rounds_done, args=args.Composite(**items))
     if not saved:
       raise RuntimeError(f'checkpoint {rounds_done} was not written: one of that number or later exists')
+    return oldest
 
-  def restore_newest(self, like: PyTree) -> Restored | None:
-    """Returns the newest checkpoint whose digest is right, or None if none was ever saved.
+  def restore_newest(
+    self, like: PyTree, server_like: Callable[[int], PyTree] = lambda rounds_done: None
+  ) -> Restored | None:
+    """Returns the newest checkpoint whose digests are right, or None if none was ever saved.
 
     Args:
       like: a parameter tree of the same structure, shapes and dtypes (arrays or ShapeDtypeStructs).
+      server_like: rounds done -> such a tree of the server's state; None: it is not read.
 
     Raises:
       UsageError: there are checkpoints, and none is valid.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
     for step in steps:
-      restored, reason = self._restore(step, like)
+      restored, reason = self._restore(step, like, server_like(step))
       if restored is not None:
         for damaged in (s for s in steps if s > step and not self._read_only):
           self._manager.delete(damaged)
@@ -143,22 +160,29 @@ class Checkpoints:
       raise UsageError(f'{self._manager.directory}: expected a valid checkpoint, all {len(steps)} are damaged')
     return None
 
-  def _restore(self, step: int, like: PyTree) -> tuple[Restored | None, str]:
+  def _restore(self, step: int, like: PyTree, server_like: PyTree) -> tuple[Restored | None, str]:
     """Returns a checkpoint if it is valid, else None and the reason."""
-    args = self._ocp.args
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding), like)
-    request = args.Composite(params=args.StandardRestore(abstract), meta=args.JsonRestore())
+    args, struct = self._ocp.args, jax.ShapeDtypeStruct
+    place = functools.partial(jax.tree.map, lambda x: struct(x.shape, x.dtype, sharding=self._sharding))
+    request = {'params': args.StandardRestore(place(like)), 'meta': args.JsonRestore()}
+    if server_like is not None:
+      request['server'] = args.StandardRestore(place(_number_leaves(server_like)))
     try:
       with _ONE_AT_A_TIME:
-        saved = self._manager.restore(step, args=request)
+        saved = self._manager.restore(step, args=args.Composite(**request))
     except Exception as error:
       # Orbax has no exception type for unreadable arrays. Every other error is a bug, not damage.
       if not isinstance(error, _DAMAGE) and type(error) is not Exception:
         raise
       return None, _one_line(error)[:200]
-    if saved['meta'] != {'rounds_done': step, 'params_sha256': trees.sha256(saved['params'])}:
+    server = None
+    if server_like is not None:
+      leaves = [saved['server'][name] for name in sorted(saved['server'])]
+      server = jax.tree.unflatten(jax.tree.structure(server_like), leaves)
+    expected = _describe(saved['params'], step, server)
+    if not isinstance(saved['meta'], dict) or {name: saved['meta'].get(name) for name in expected} != expected:
       return None, 'its digest does not match'
-    return Restored(saved['params'], step), ''
+    return Restored(saved['params'], step, server), ''
 
   def _writing(self, rounds_done: int) -> contextlib.AbstractContextManager[None]:
     """Names a save that finds no room, this one or the one before it in the background."""
@@ -179,6 +203,17 @@ class Checkpoints:
 
   def __exit__(self, *exception: Any) -> None:
     self.close()
+
+
+def _describe(params: Params, rounds_done: int, server: PyTree) -> dict[str, Any]:
+  """Returns what the checkpoint's JSON says of its arrays."""
+  described = {'rounds_done': rounds_done, 'params_sha256': trees.sha256(params)}
+  return described if server is None else described | {'server_sha256': trees.sha256(_number_leaves(server))}
+
+
+def _number_leaves(tree: PyTree) -> dict[str, Any]:
+  """Returns the leaves by number: orbax has no names for the fields of an optimizer's state."""
+  return {f'{index:04d}': leaf for index, leaf in enumerate(jax.tree.leaves(tree))}
 
 
 @contextlib.contextmanager

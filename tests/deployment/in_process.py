@@ -25,6 +25,10 @@ VALUES = {
   'calibration_batch_size': 8,
   'knn_bank_images': 60,
   'knn_test_images': 40,
+  'jitter_probability': 0.0,  # a third less to compile
+  'grayscale_probability': 0.0,
+  'blur_probability': (0.0, 0.0),
+  'solarize_probability': (0.0, 0.0),
 }
 UNTIMED = (*metrics_writer.WALL_CLOCK, 'padding_fraction')
 
@@ -68,8 +72,12 @@ class Recorder:
   def __init__(self, runner, digests, fail_first=()):
     self._runner, self._digests, self._fail_first = runner, digests, fail_first
 
-  def resume(self, rounds_done):
-    self._runner.resume(rounds_done)
+  @property
+  def server_state(self):
+    return self._runner.server_state
+
+  def resume(self, rounds_done, server_state):
+    self._runner.resume(rounds_done, server_state)
 
   def run(self, params, plan, round_num, attempt, loss_limit):
     if attempt == 0 and round_num in self._fail_first:
@@ -77,6 +85,9 @@ class Recorder:
     params, result = self._runner.run(params, plan, round_num, attempt, loss_limit)
     self._digests.append(trees.sha256(params))
     return params, result
+
+  def keep_since(self, rounds_done):
+    self._runner.keep_since(rounds_done)
 
   def close(self):
     self._runner.close()

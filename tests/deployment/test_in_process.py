@@ -12,6 +12,7 @@ from lwfedssl_jax.deployment.network import Network
 from lwfedssl_jax.deployment.server_options import ServerOptions
 from lwfedssl_jax.federated import sampling
 from lwfedssl_jax.stages import make_plans
+from lwfedssl_jax.training import train
 from tests import tiny
 from tests.deployment import in_process
 
@@ -34,7 +35,14 @@ CASES = {
     'clients_per_round': 2,
     'client_update_clip': 0.05,
   },
-  'prog_fedssl, simclr, lost, retried': {'method': 'prog_fedssl', 'objective': 'simclr', 'client_dropout': 0.3},
+  'prog_fedssl, simclr, warm-up, L-DAWA, lost, retried': {
+    'method': 'prog_fedssl',
+    'objective': 'simclr',
+    'client_dropout': 0.3,
+    'warmup_rounds': 1,
+    'aggregation': 'ldawa',
+    'ldawa_fedavg_rounds': 1,
+  },
   'end_to_end, byol, median, unequal': {
     'method': 'end_to_end',
     'objective': 'byol',
@@ -42,6 +50,19 @@ CASES = {
     'client_size_sigma': 0.5,
     'num_clients': 3,  # each size is a program of its own
   },
+  'layerwise, fedema, partial, lost, retried': {
+    'method': 'layerwise',
+    'objective': 'byol',
+    'client_update': 'fedema',
+    'clients_per_round': 3,
+    'client_dropout': 0.3,
+  },
+  'prog_fedssl, moon, retried': {
+    'method': 'prog_fedssl',
+    'representation_alignment': True,
+    'alignment_kind': 'moon',
+  },
+  'layerwise, fedyogi': {'method': 'layerwise', 'server_optimizer': 'fedyogi', 'server_learning_rate': 0.05},
 }
 
 
@@ -96,3 +117,29 @@ def test_a_client_s_noise_is_known_to_no_one_else(tmp_path):
   assert all(np.array_equal(first[name], second[name]) for name in first)
   first, second = train_twice(client_update_clip=1.0, dp_noise_multiplier=1.0)
   assert not any(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_a_server_and_clients_that_start_again_take_up_their_states(tmp_path):
+  """Stopped within a stage: the server knows which states count from metrics.jsonl, the clients have them on disk."""
+  values = {'method': 'layerwise', 'objective': 'byol', 'client_update': 'fedema', 'rounds_per_stage': 4}
+  values |= {'clients_per_round': 2, 'checkpoint_every': 2}
+  simulated = in_process.make_config(tmp_path / 'simulated', **values)
+  expected = in_process.run(simulated, federated_dataset.load(simulated))[2]['params_sha256']
+
+  def serve(**more):
+    config = in_process.make_config(tmp_path / 'real', **values, **more)
+    transport = in_process.InProcess(in_process.make_clients(tmp_path, config))
+    data = federated_dataset.load_for_server(config)
+    return train.train(config, data, make_runner=lambda setup: Network(setup, transport, ServerOptions()))
+
+  serve(stop_after_round=2)
+
+  def fail(row):
+    if row['round'] == 2:
+      raise RuntimeError('killed after the clients kept their states, before the checkpoint')
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train, '_traffic_row', lambda *given: fail({'round': 2}))
+    with pytest.raises(RuntimeError, match='killed'):
+      serve(resume=True)
+  assert serve(resume=True)['params_sha256'] == expected

@@ -29,6 +29,7 @@ class NaiveResult(NamedTuple):
   params: Any  # as the library stacks them, NumPy float64
   client_losses: list[dict[str, float]]  # per client: total, objective, alignment
   client_mean: dict[str, float]  # over the clients that returned, weighted by their images
+  divergence: float  # of the clients that returned, see mean_distance
   calibration: dict[str, float] | None
 
 
@@ -118,6 +119,13 @@ def head(p, x, layers):
   return x
 
 
+@jax.jit
+def head_without_last_norm(p, x):
+  x = x @ p['linear1']['kernel']
+  x = (x - x.mean(0)) / jnp.sqrt(((x - x.mean(0)) ** 2).mean(0) + 1e-5)
+  return jnp.maximum(0, x * p['norm1']['scale'] + p['norm1']['bias']) @ p['linear2']['kernel']
+
+
 def project(params, images, size, patch):
   """Projection of images in [0, 1]; `params['blocks']` is a list of the blocks that exist."""
   x = embed(params['embedding'], 2 * images - 1, patch)
@@ -160,6 +168,10 @@ def step_loss(params, target, received, views, config, alignment):
   z1, z2 = (project(params, view, size, patch) for view in views)
   if o.objective == 'simclr':
     main = nt_xent(z1, z2, o.temperature)
+  elif o.objective == 'simsiam':
+    p1, p2 = (head_without_last_norm(params['predictor'], z) for z in (z1, z2))
+    one, two = (one_minus_cosine(p, jax.lax.stop_gradient(z)) - 1 for p, z in ((p1, z2), (p2, z1)))
+    main = (one + two) / 2
   else:
     q1, q2 = head(params['predictor'], z1, 2), head(params['predictor'], z2, 2)
     k1, k2 = (project(target, view, size, patch) for view in views)
@@ -298,6 +310,27 @@ def make_batches(images, steps, batch_size, key, setting):
   return batches
 
 
+def keep_blocks(row, trained: Trained):
+  """Returns the numbers of the blocks that a client keeps: all (`row` is None), or by the rules of depth dropout."""
+  if row is None:
+    return list(range(trained.existing))
+  numbers = [int(number) for number in np.asarray(row)]
+  if trained.embedding:  # the client trains all that it keeps
+    return numbers
+  return numbers[: min(trained.blocks)] + list(trained.blocks)  # fewer may exist than there is room for
+
+
+def train_kept(params, trained, numbers, member, inputs, setting):
+  """Trains a client on the blocks that it keeps; returns {path: value}, under their numbers, and its losses."""
+  own = dict(params, blocks=[params['blocks'][number] for number in numbers])
+  places = tuple(numbers.index(number) for number in trained.blocks if number in numbers)
+  after, losses = train_client(own, Trained(places, len(numbers), trained.embedding), member, inputs, setting)
+  return {
+    ('blocks', numbers[path[1]], *path[2:]) if path[0] == 'blocks' else path: leaf
+    for path, leaf in flatten(after).items()
+  }, losses
+
+
 def train_client(params, trained, member, inputs, setting):
   client_id, image_ids, num_images = int(member[0]), np.asarray(member[1]), int(member[2])
   config, client = setting.config, setting.config.client
@@ -344,6 +377,16 @@ def calibrate(params, trained, inputs, setting):
     return train(params, batches, optimizer, config, None)
 
 
+def mean_distance(clients, weights, trained: Trained):
+  """Weighted root mean square distance of clients to their mean, relative to its norm, over what is trained."""
+  rows = np.array(
+    [np.concatenate([x.ravel() for path, x in flatten(c).items() if is_trained(path, trained)]) for c in clients]
+  )
+  weights = np.array(weights)
+  mean = weights @ rows
+  return np.sqrt(weights @ np.square(rows - mean).sum(axis=1)) / np.linalg.norm(mean)
+
+
 def naive_round(setting: Setting, params, stage: int, inputs) -> NaiveResult:
   """Runs one round.
 
@@ -363,17 +406,27 @@ def naive_round(setting: Setting, params, stage: int, inputs) -> NaiveResult:
   existing = jax.tree.map(to_float64, {k: v for k, v in params.items() if k != 'blocks'})
   existing['blocks'] = per_block[: trained.existing]
 
-  results = [train_client(existing, trained, member, inputs, setting) for member in zip(*inputs.clients[:3])]
+  kept = inputs.clients.kept
+  numbers = [keep_blocks(row, trained) for row in ([None] * len(inputs.clients.client_ids) if kept is None else kept)]
+  results = [
+    train_kept(existing, trained, own, member, inputs, setting)
+    for own, member in zip(numbers, zip(*inputs.clients[:3]))
+  ]
   client_losses = [losses for _, losses in results]
   back = [i for i, returned in enumerate(np.asarray(inputs.clients.returned)) if returned]
   sizes = np.asarray(inputs.clients.num_images, np.float64)
-  total = sum(sizes[i] for i in back)
 
-  def mean(values):
-    return sum(sizes[i] / total * values[i] for i in back)
+  def mean(values, members=back):
+    return sum(sizes[i] / sum(sizes[j] for j in members) * values[i] for i in members)
 
-  flat = [flatten(client_params) for client_params, _ in results]
-  aggregated = unflatten({path: mean([f[path] for f in flat]) for path in flat[0]})
+  flat = [client_params for client_params, _ in results]
+  received, aggregated = flatten(existing), {}
+  for path, value in received.items():
+    trainers = [i for i in back if path in flat[i]]
+    aggregated[path] = mean({i: flat[i][path] for i in trainers}, trainers) if trainers else value
+  aggregated = unflatten(aggregated)
+  models = [unflatten(received | flat[i]) for i in back]  # what a client does not keep is as it received it
+  divergence = mean_distance(models, [sizes[i] / sum(sizes[j] for j in back) for i in back], trained)
   client_mean = {name: mean([losses[name] for losses in client_losses]) for name in client_losses[0]}
 
   calibration = None
@@ -381,4 +434,4 @@ def naive_round(setting: Setting, params, stage: int, inputs) -> NaiveResult:
     aggregated, calibration = calibrate(aggregated, trained, inputs, setting)
   blocks = aggregated['blocks'] + per_block[trained.existing :]
   result = dict(aggregated, blocks=jax.tree.map(lambda *leaves: np.stack(leaves), *blocks))
-  return NaiveResult(result, client_losses, client_mean, calibration)
+  return NaiveResult(result, client_losses, client_mean, divergence, calibration)

@@ -23,7 +23,7 @@ import pytest
 
 from lwfedssl_jax import stages
 from lwfedssl_jax.federated import client_update, optimizer
-from tests.tiny import cheap_two_views
+from tests.tiny import cheap_two_views, with_kept
 
 pytestmark = pytest.mark.usefixtures('tiny_library')
 
@@ -32,7 +32,7 @@ LOSS_TOLERANCE = 2e-5
 CHEAP_VIEWS = jax.jit(cheap_two_views, static_argnums=2)
 
 METHODS = ('end_to_end', 'layerwise', 'lw_fedssl', 'prog_fedssl', 'centralized')
-OBJECTIVES = ('moco_v3', 'byol', 'simclr')
+OBJECTIVES = ('moco_v3', 'byol', 'simclr', 'simsiam')
 
 
 def by_name(tree):
@@ -70,6 +70,8 @@ def assert_same_round(tiny, inputs, stage):
     error = abs(float(actual) - expected) / max(abs(expected), 0.1)
     if not error <= LOSS_TOLERANCE:
       found[name] = error
+  if abs(metrics.divergence - naive.divergence) > CHANGE_TOLERANCE * naive.divergence:
+    found['divergence'] = (metrics.divergence, naive.divergence)
   assert not found, f'fast and naive round differ: {found}'
 
 
@@ -94,6 +96,18 @@ def test_calibration_rate_follows_the_batch_that_the_images_allow(tiny_round, ti
   """15 images, a batch of 40 asked for: one step of 15, at the rate of 15."""
   tiny = tiny_round('lw_fedssl', 'moco_v3', calibration_batch_size=40)
   assert_same_round(tiny, tiny_inputs(), 2)
+
+
+@pytest.mark.parametrize(
+  ('method', 'stage', 'keep'), [('layerwise', 3, 2), ('layerwise', 3, 1), ('prog_fedssl', 3, 2), ('prog_fedssl', 1, 3)]
+)
+def test_rounds_with_depth_dropout_agree(tiny_round, tiny_inputs, method, stage, keep):
+  tiny = tiny_round(method, 'moco_v3', depth_dropout_keep=keep)
+  plan = tiny.plans[stage]
+  inputs = with_kept(tiny_inputs(), plan)
+  assert_same_round(tiny, inputs, stage)
+  if (stage, keep) == (3, 2):
+    assert len({tuple(row) for row in np.asarray(inputs.clients.kept).tolist()}) > 1
 
 
 def test_real_augmentation_and_adam_epsilon(tiny_round, tiny_inputs):

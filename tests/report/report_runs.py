@@ -46,6 +46,7 @@ def _rows(accuracy):
       'round': index,
       'stage': index,
       'loss': 3.0 - index,
+      'client_divergence': 0.01 * (1 + index),
       'download_bytes': 1e6,
       'upload_bytes': 2e6,
       'client_ids': [1, 0],
@@ -115,7 +116,7 @@ def add_evaluation(folder, accuracy):
   }
   run_dir.write_json(
     str(folder / 'evaluations' / 'linear.json'),
-    {'name': 'linear, digits, 10 % of labels', 'runs': [{'seed': 0, **metrics}]},
+    {'name': 'linear, digits, 10 % of labels', 'from_scratch': False, 'runs': [{'seed': 0, **metrics}]},
   )
 
 

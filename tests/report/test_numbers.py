@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lwfedssl_jax import config as configs
-from lwfedssl_jax.report import published, runs, sections
+from lwfedssl_jax.report import evaluations, published, runs, sections
 from lwfedssl_jax.report.tables import Entry
 from lwfedssl_jax.resources import costs
 
@@ -19,6 +19,7 @@ def make_run(seed=0, knn=(0.4, 0.6), loss=(3.0, 2.0), evaluated=(), **values):
     {
       'round': index,
       'loss': loss[index],
+      'client_divergence': 0.01 * loss[index],
       'knn_accuracy': knn[index],
       'download_bytes': down,
       'upload_bytes': up,
@@ -108,9 +109,13 @@ def test_training_counts_rounds_from_one_and_stages_as_shares(seeds):
   np.testing.assert_allclose(
     numbers(chart(section, 'accuracy_over_training')), [[0.5, 0.45, 0.4, 0.5], [1, 0.75, 0.6, 0.9]]
   )
+  np.testing.assert_allclose(
+    numbers(chart(section, 'client_divergence')), [[1, 0.04, 0.03, 0.05], [2, 0.03, 0.02, 0.04]]
+  )
   assert {item.name for item in section.items} == {
     'accuracy_over_training',
     'losses',
+    'client_divergence',
     'effective_rank',
     'embedding_std',
   }  # nothing was calibrated
@@ -147,10 +152,11 @@ def test_the_paper_s_table_is_the_published_one_and_this_program_s_count_agrees(
     assert float(own_gigabytes) == pytest.approx(float(gigabytes), abs=0.0101)  # two digits each
 
 
-def evaluation(name, *accuracies):
+def evaluation(name, *accuracies, from_scratch=False):
   figures = ('accuracy', 'mean_per_class_accuracy', 'macro_precision', 'macro_recall', 'macro_f1')
   return {
-    'name': name,
+    'name': name + ', from scratch' * from_scratch,
+    'from_scratch': from_scratch,
     'runs': [{figure: accuracy + 0.01 * place for place, figure in enumerate(figures)} for accuracy in accuracies],
   }
 
@@ -159,7 +165,7 @@ def test_evaluations_are_means_over_runs_and_their_seeds():
   first = make_run(evaluated=[evaluation('knn', 0.5), evaluation('linear', 0.6, 0.7)])
   other = make_run(method='prog_fedssl', evaluated=[evaluation('knn', 0.9)])
   groups = runs.group([first, make_run(1, evaluated=[evaluation('knn', 0.7), evaluation('linear', 0.2, 0.3)]), other])
-  table, folded = sections.evaluations_section(groups).items
+  table, folded = evaluations.evaluations_section(groups).items
   details = folded.table.rows
   assert table.rows == [
     ['method', 'knn', 'linear'],
@@ -168,7 +174,25 @@ def test_evaluations_are_means_over_runs_and_their_seeds():
   ]
   assert details[0] == ['method', 'protocol', 'accuracy', 'per class', 'precision', 'recall', 'F1']
   assert details[3] == ['prog_fedssl', 'knn', '0.900', '0.910', '0.920', '0.930', '0.940']
-  assert sections.evaluations_section(runs.group([make_run()])) is None
+  assert evaluations.evaluations_section(runs.group([make_run()])) is None
+
+
+def test_random_weights_are_a_row_of_their_own_that_counts_once():
+  scratch = evaluation('finetune', 0.2, 0.4, from_scratch=True)
+  first = make_run(evaluated=[evaluation('finetune', 0.5, 0.7), scratch])
+  same = make_run(method='prog_fedssl', evaluated=[scratch])
+  table, folded = evaluations.evaluations_section(runs.group([first, same])).items
+  assert table.rows == [
+    ['method', 'finetune'],
+    ['layerwise', '0.600 ± 0.141'],
+    ['prog_fedssl', '-'],
+    ['random weights', '0.300 ± 0.141'],
+  ]
+  assert [row[0] for row in folded.table.rows[1:]] == ['layerwise', 'random weights']
+  wider = make_run(encoder='vit_tiny', evaluated=[evaluation('finetune', 0.1, from_scratch=True)])
+  found = evaluations.evaluations_section(runs.group([first, wider])).items[0].rows
+  assert {row[0].split(' (')[0]: row[1] for row in found[3:]} == {'random weights': '0.100'}
+  assert len({row[0] for row in found}) == 5
 
 
 @pytest.mark.parametrize(

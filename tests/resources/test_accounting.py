@@ -6,6 +6,7 @@ import pytest
 
 from lwfedssl_jax import stages
 from lwfedssl_jax.config import Config, with_values
+from lwfedssl_jax.federated import depth_dropout
 from lwfedssl_jax.resources import accounting
 from lwfedssl_jax.resources import communication as comm
 
@@ -203,17 +204,41 @@ def test_expected_catch_up_by_hand():
   }
 
 
+def test_depth_dropout_by_hand():
+  """Third stage of prog_fedssl, two blocks kept: the clients exchange the block that each keeps beside the new one."""
+  plan = stages.make_plans(configure(method='prog_fedssl', depth_dropout_keep=2, **MICRO))[2]
+  ledger = accounting.start_ledger(DIGITS, 2)
+  keeps = np.array([[True, False, True, False], [False, True, True, False]])
+  ledger, first = accounting.charge_round(ledger, DIGITS, plan, [0, 1], [True, False], keeps)
+  np.testing.assert_array_equal(first.download_bytes.sum(axis=1), [1_101_011, 1_101_101])
+  np.testing.assert_array_equal(first.upload_bytes.sum(axis=1), [1_101_011, 0])
+  np.testing.assert_array_equal(ledger.version, [1, 1, 0, 1, 0, 1, 1])  # nobody returned block_01
+  # The second client still holds block_01, and lacks what the first one changed.
+  _, second = accounting.charge_round(ledger, DIGITS, plan, [1], [True], keeps[1:])
+  np.testing.assert_array_equal(second.download_bytes.sum(axis=1), [1_101_001])
+  again = accounting.second_attempt(DIGITS, plan, [True, True], keeps)
+  np.testing.assert_array_equal(again.upload_bytes.sum(axis=1), [1_101_011, 1_101_101])
+
+
+@pytest.mark.parametrize('keep', [0, 2])
 @pytest.mark.parametrize('method', ['lw_fedssl', 'layerwise', 'prog_fedssl'])
-def test_expectation_is_the_mean_of_the_ledger_over_draws(method):
+def test_expectation_is_the_mean_of_the_ledger_over_draws(method, keep):
   config = configure(
-    method=method, num_clients=6, clients_per_round=2, client_dropout=0.5, encoder='vit_micro', rounds_per_stage=3
+    method=method,
+    num_clients=6,
+    clients_per_round=2,
+    client_dropout=0.5,
+    encoder='vit_micro',
+    rounds_per_stage=3,
+    depth_dropout_keep=keep,
   )
   plans, payload = stages.make_plans(config), comm.make_payload(config, 16)
   generator = np.random.default_rng(0)
   downloads, sent = [], []
-  for _ in range(400):
+  for seed in range(400):
     ids = np.array([generator.choice(6, 2, replace=False) for _ in range(12)])
-    traffic_of_run = accounting.charge_run(payload, plans, 6, ids, generator.random((12, 2)) >= 0.5)
+    keeps = depth_dropout.plan_kept(with_values(config, {'seed': seed}), ids)
+    traffic_of_run = accounting.charge_run(payload, plans, 6, ids, generator.random((12, 2)) >= 0.5, keeps)
     downloads.append(traffic_of_run.download_bytes.mean(axis=1))
     sent.append(traffic_of_run.upload_bytes.mean(axis=1))
   found = accounting.expected_traffic(config, 16)

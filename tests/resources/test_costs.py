@@ -7,7 +7,7 @@ import pytest
 from lwfedssl_jax import UsageError, catalog
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.plots import cost_plots
-from lwfedssl_jax.resources import accounting, communication, costs, flops
+from lwfedssl_jax.resources import accounting, communication, cost_tables, costs, flops, memory, server_planner
 from lwfedssl_jax.stages import make_plans
 
 PAPER = {'encoder': 'vit_tiny', 'rounds_per_stage': 15, 'local_epochs': 3, 'num_clients': 10}
@@ -29,6 +29,49 @@ def test_published_totals(method, gb, gflops):
   assert found['download_bytes'] + found['upload_bytes'] == cost.total_bytes
   assert len(found['stages']) == len(make_plans(config_of(method)))
   assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.parametrize(('method', 'gb', 'gflops'), [('layerwise', 1.66, 111), ('prog_fedssl', 3.97, 233)])
+def test_published_totals_of_depth_dropout(method, gb, gflops):
+  found = costs.to_json(costs.method_cost(config_of(method, depth_dropout_keep=6), 32, 'paper_v4'))
+  assert found['communication_gb'] == pytest.approx(gb, abs=0.01)
+  assert found['gflops'] == pytest.approx(gflops, abs=1)
+
+
+def test_depth_dropout_has_no_effect_on_one_stage():
+  for convention in ('paper_v4', 'actual'):
+    with_it, without = (
+      costs.method_cost(config_of('end_to_end', depth_dropout_keep=keep), 32, convention, with_memory=False)
+      for keep in (6, 0)
+    )
+    assert with_it == without
+
+
+def test_actual_bytes_of_depth_dropout_are_the_kept_blocks():
+  """Progressive, everyone in every round: each client sends, and lacks, at most six blocks."""
+  cost = costs.method_cost(config_of('prog_fedssl', depth_dropout_keep=6), 32, 'actual', with_memory=False)
+  for stage in cost.stages:
+    sent = 60 * min(stage.stop, 6) * 444_864
+    assert stage.upload_bytes['blocks'] == sent
+    assert stage.download_bytes['blocks'] <= sent
+  last = cost.stages[-1].download_bytes['blocks']
+  assert last > 0.9 * 60 * 6 * 444_864  # a block that nobody trained in the round before is held already
+
+
+@pytest.mark.parametrize(('method', 'stage'), [('prog_fedssl', 3), ('layerwise', 3)])
+def test_depth_dropout_takes_the_memory_of_the_kept_blocks(method, stage):
+  """The program's arguments are the kept blocks: parameters, and for trained ones target and two moments."""
+
+  def step(keep):
+    config = config_of(method, encoder='vit_micro', batch_size=8, depth_dropout_keep=keep)
+    return memory.step_memory(config, 8, make_plans(config)[stage])
+
+  without, with_it = step(0), step(2)
+  block = 4 * 49_984
+  # Without it a layer-wise client's program has all four blocks. What it trains it takes from its state.
+  fewer = {'prog_fedssl': 2 * 4, 'layerwise': 3}[method]
+  assert without.argument_bytes - with_it.argument_bytes == fewer * block
+  assert with_it.peak_bytes < without.peak_bytes
 
 
 def test_the_first_versions_count_encoder_blocks_only():
@@ -109,6 +152,28 @@ def test_actual_memory_is_compiled_once_for_all_stages_of_a_shape():
   assert stages[0].peak_memory_bytes != stages[1].peak_memory_bytes
 
 
+def test_the_server_s_memory_is_that_of_its_own_step(monkeypatch):
+  asked = []
+
+  def peak(config, image_size, batch_size):
+    asked.append((config.method.method, image_size, batch_size))
+    return 7_654_321
+
+  monkeypatch.setattr(server_planner, 'peak_bytes', peak)
+  values = {'calibration_batch_size': 24, 'batch_size': 64}
+  found = [
+    costs.method_cost(config_of(method, **values), 32, 'actual', with_memory=False, with_server_memory=True)
+    for method in ('lw_fedssl', 'layerwise')
+  ]
+  assert [cost.server_memory_bytes for cost in found] == [7_654_321, None]
+  assert asked == [('lw_fedssl', 32, 24)]
+  assert costs.to_json(found[0])['server_memory_bytes'] == 7_654_321
+  totals = [[cell.strip() for cell in line.split('|')[1:-1]] for line in cost_tables.to_text(found).splitlines()[2:6]]
+  assert [row[-1] for row in (totals[0], *totals[2:])] == ['server memory MB', '7.7', '-']
+  assert 'server memory' not in cost_tables.to_text(found[1:])
+  assert costs.method_cost(config_of('lw_fedssl'), 32, 'paper_v4', with_server_memory=True).server_memory_bytes is None
+
+
 def test_micro_batches_and_rematerialization_are_counted_as_flops():
   plan = make_plans(config_of('layerwise'))[3]
 
@@ -126,7 +191,7 @@ def test_micro_batches_and_rematerialization_are_counted_as_flops():
 
 def test_text_names_its_convention_and_compares_with_end_to_end():
   found = [costs.method_cost(config_of(method), 32, 'paper_v4') for method in ('end_to_end', 'layerwise')]
-  text = costs.to_text(found)
+  text = cost_tables.to_text(found)
   assert text.startswith('convention paper_v4: GB = 1000 MiB')
   row = next(line for line in text.splitlines() if line.startswith('| layerwise'))
   assert [cell.strip() for cell in row.split('|')[1:-1]] == ['layerwise', '1.65', '5.08x', '139.4', '4.20x', '-', '-']
@@ -156,4 +221,4 @@ def test_expected_bytes_are_at_most_the_worst_case_and_other_figures_those_of_ac
   assert total(expected) == pytest.approx(total(actual), rel=0.2)
   assert expected.total_flops == actual.total_flops
   assert costs.gb_bytes('expected') == 10**9
-  assert 'mean over all seeds' in costs.to_text([expected])
+  assert 'mean over all seeds' in cost_tables.to_text([expected])

@@ -21,9 +21,8 @@ def configure(**values):
   return with_values(Config(), values)
 
 
-def paper_total(image_size=32, depth_dropout_keep=0, **values):
-  config = configure(**TINY, **values)
-  return flops.total_flops(flops.paper_stage_flops(config, image_size, depth_dropout_keep=depth_dropout_keep))
+def paper_total(image_size=32, **values):
+  return flops.total_flops(flops.paper_stage_flops(configure(**TINY, **values), image_size))
 
 
 # The paper's convention.
@@ -129,7 +128,7 @@ def is_jaxpr(value):
   return hasattr(value, 'eqns') or hasattr(getattr(value, 'jaxpr', None), 'eqns')
 
 
-def traced_flops(config, plan, shape, start, aligned):
+def traced_flops(config, plan, shape, start, aligned, num_frozen=None):
   """Traces one plainly written step: shared prefix, online branch with gradient, target and received branches."""
   encoder = make_encoder(config.model, IMAGE_SIZE)
   name = config.objective.objective
@@ -148,6 +147,9 @@ def traced_flops(config, plan, shape, start, aligned):
     total = 0.0
     if name == 'simclr':
       total += losses.nt_xent(z, 0.1, mask)
+    elif name == 'simsiam':
+      q = predictor.apply({'params': active['predictor']}, z, mask)
+      total += losses.negative_cosine(q[0], z[1], mask) + losses.negative_cosine(q[1], z[0], mask)
     else:
       q, k = predictor.apply({'params': active['predictor']}, z, mask), branch(target, tokens)
       pair = losses.cosine_distance if name == 'byol' else lambda a, b, m: losses.info_nce(a, b, 0.1, m)
@@ -166,7 +168,8 @@ def traced_flops(config, plan, shape, start, aligned):
     active, frozen, *_ = stages.split(params, shape, start)
     tokens = images
     if not shape.trains_embedding:
-      tokens = encoder.prefix(frozen['blocks'], encoder.embed(frozen['embedding'], images), start)
+      count = start if num_frozen is None else num_frozen
+      tokens = encoder.prefix(frozen['blocks'], encoder.embed(frozen['embedding'], images), count)
 
     def cut(tree):
       return stages.split(tree, shape, start)[0]
@@ -188,7 +191,7 @@ def traced_flops(config, plan, shape, start, aligned):
   return product_flops(jax.make_jaxpr(step)(params, params, params, images).jaxpr)
 
 
-@pytest.mark.parametrize('objective', ['moco_v3', 'byol', 'simclr'])
+@pytest.mark.parametrize('objective', ['moco_v3', 'byol', 'simclr', 'simsiam'])
 @pytest.mark.parametrize(
   ('method', 'stage', 'options'),
   [
@@ -209,6 +212,17 @@ def test_executed_flops_are_the_products_of_the_traced_step(objective, method, s
   step = flops.executed_flops(config, IMAGE_SIZE, plan, BATCH)
   assert step.total_flops == traced
   assert all(isinstance(part, int) for part in step)
+
+
+@pytest.mark.parametrize(
+  ('method', 'stage', 'frozen'), [('layerwise', 3, 1), ('layerwise', 0, 0), ('prog_fedssl', 3, 0)]
+)
+def test_depth_dropout_executes_the_kept_blocks(method, stage, frozen):
+  config = configure(method=method, depth_dropout_keep=2)
+  plan = stages.make_plans(config)[stage]
+  assert plan.num_frozen == frozen
+  traced = traced_flops(config, plan, plan.shape, plan.start, False, num_frozen=frozen)
+  assert flops.executed_flops(config, IMAGE_SIZE, plan, BATCH).total_flops == traced
 
 
 @pytest.mark.parametrize('objective', ['moco_v3', 'simclr'])

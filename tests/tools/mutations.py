@@ -2,7 +2,14 @@
 
 from typing import NamedTuple
 
-from tests.tools import mutations_augment, mutations_costs, mutations_evaluation, mutations_models, mutations_training
+from tests.tools import (
+  mutations_augment,
+  mutations_costs,
+  mutations_evaluation,
+  mutations_models,
+  mutations_state,
+  mutations_training,
+)
 
 
 class Mutation(NamedTuple):
@@ -21,5 +28,6 @@ ROWS = (
   + mutations_models.ROWS
   + mutations_evaluation.ROWS
   + mutations_costs.ROWS
+  + mutations_state.ROWS
 )
 MUTATIONS = tuple(Mutation(*row) for row in ROWS)

@@ -11,8 +11,8 @@ ROWS = (
   (
     'resources/accounting.py',
     'what was held is forgotten in expectation',
-    '(current + missing) * kept',
-    'missing * kept',
+    '(holds * keeping + (1 - holds) * current * other)',
+    'holds * keeping',
     ACCOUNTING,
   ),
   (
@@ -26,8 +26,8 @@ ROWS = (
   (
     'resources/accounting.py',
     'dropped clients upload',
-    '(returned[:, None] & active) * sizes',
-    'np.tile(active, (len(returned), 1)) * sizes',
+    'sent = returned[:, None] & has',
+    'sent = np.ones_like(returned)[:, None] & has',
     ACCOUNTING,
   ),
   ('resources/parameters.py', 'every block pays for all', "count('blocks') // depth", "count('blocks')", COMMUNICATION),
@@ -51,7 +51,7 @@ ROWS = (
   (
     'resources/flops.py',
     'projections of the received model forgotten',
-    '1 + has_target + aligned',
+    '1 + has_target + compared',
     '1 + has_target',
     FLOPS,
   ),
@@ -84,7 +84,7 @@ ROWS = (
     'min(s.peak_memory_bytes',
     COSTS,
   ),
-  ('resources/costs.py', 'ratios upside down', "f'{other / mine:.2f}x'", "f'{mine / other:.2f}x'", COSTS),
+  ('resources/cost_tables.py', 'ratios upside down', "f'{other / mine:.2f}x'", "f'{mine / other:.2f}x'", COSTS),
   ('resources/planner.py', 'a step that just fits is refused', '[1] <= budget', '[1] < budget', PLANNER),
   ('resources/planner.py', 'a micro-batch one size too large', 'not fits(size)) - 1]', 'not fits(size))]', PLANNER),
   (
@@ -239,7 +239,7 @@ ROWS = (
     REPORT,
   ),
   (
-    'report/sections.py',
+    'report/evaluations.py',
     'evaluations of the first seed',
     'for run in group.runs for result in run.evaluations if',
     'for run in group.runs[:1] for result in run.evaluations if',
@@ -254,7 +254,7 @@ ROWS = (
     REPORT,
   ),
   (
-    'report/sections.py',
+    'report/evaluations.py',
     'precision under recall',
     "'macro_precision', 'macro_recall', 'macro_f1')",
     "'macro_recall', 'macro_precision', 'macro_f1')",

@@ -7,6 +7,8 @@ TABLE, MERGE = ('test_contract.py::test_plans_are_the_paper_s_table',), ('test_c
 BLOCK_RATES = ('test_contract.py::test_block_learning_rates_fall_from_the_newest_block_that_exists',)
 STEP = ('test_contract.py::test_step_moves_the_active_and_the_target_by_its_average_only',)
 PRECISION = ('test_precision.py',)
+SIMSIAM, WARMUP = ('test_simsiam.py',), ('test_warmup.py',)
+DEPTH_DROPOUT, LDAWA = ('test_depth_dropout.py',), ('test_ldawa.py',)
 ADAMW = ('reference/test_naive_round.py::test_adamw_equals_naive_adamw',)
 
 
@@ -68,8 +70,8 @@ ROWS = (
   (
     'objectives/losses.py',
     'cosine distance with the wrong sign',
-    'mean_over(1 - cosine, mask)',
-    'mean_over(1 + cosine, mask)',
+    'mean_over(1 - _cosines(x, y), mask)',
+    'mean_over(1 + _cosines(x, y), mask)',
     LOSSES,
   ),
   (
@@ -108,6 +110,44 @@ ROWS = (
     'jnp.float32), 1.0, mask)',
     naive('layerwise-simclr'),
   ),
+  (
+    'objectives/simsiam.py',
+    'a prediction meets its own view',
+    'losses.negative_cosine(predictions[0], projections[1], mask)',
+    'losses.negative_cosine(predictions[0], projections[0], mask)',
+    SIMSIAM,
+  ),
+  (
+    'objectives/losses.py',
+    'views are pushed apart',
+    'mean_over(-_cosines(x, y), mask)',
+    'mean_over(_cosines(x, y), mask)',
+    SIMSIAM,
+  ),
+  ('stages.py', 'the whole stage is a warm-up', 'num_rounds=plan.num_rounds - num_rounds', 'num_rounds=0', WARMUP),
+  (
+    'stages.py',
+    'blocks are drawn again after their warm-up',
+    'plan.stage == 0 or plan.warmup_rounds',
+    'plan.stage == 0',
+    WARMUP,
+  ),
+  (
+    'federated/depth_dropout.py',
+    'new blocks are dropped too',
+    'jnp.where(block >= stop - num_new, -1, drawn)',
+    'drawn',
+    DEPTH_DROPOUT,
+  ),
+  (
+    'federated/aggregation_by_block.py',
+    'who did not train a block counts',
+    'accepted = uploads.accepted[:, None] & jnp.zeros(',
+    'accepted = uploads.accepted[:, None] | jnp.zeros(',
+    DEPTH_DROPOUT,
+  ),
+  ('federated/ldawa.py', 'one cosine for all blocks', "startswith('blocks/')", "startswith('none')", LDAWA),
+  ('federated/ldawa.py', 'images count', 'jnp.minimum(num_images, 1)', 'num_images', LDAWA),
   ('stages.py', 'stages begin a round after each other', 'first_round=stage * rounds', 'first_round=stage', STAGES),
   (
     'stages.py',

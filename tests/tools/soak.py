@@ -17,6 +17,7 @@ import sys
 import time
 
 from lwfedssl_jax.workdir import metrics_writer
+from tests.tiny import PLAIN_VIEWS
 
 RUN = [
   '--dataset=digits',
@@ -31,7 +32,7 @@ RUN = [
   '--local_epochs=2',
   '--learning_rate=5e-3',
   '--temperature=0.2',
-  '--blur_probability=0,0',
+  *PLAIN_VIEWS,
   '--method=lw_fedssl',
   '--knn_bank_images=300',
   '--knn_test_images=100',
