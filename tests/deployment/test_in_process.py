@@ -29,12 +29,7 @@ def two_blocks(tiny_library):
 
 CASES = {
   'lw_fedssl': {'method': 'lw_fedssl'},
-  'layerwise, simclr, partial, clipped, retried': {
-    'method': 'layerwise',
-    'objective': 'simclr',
-    'clients_per_round': 2,
-    'client_update_clip': 0.05,
-  },
+  'layerwise, partial, clipped, retried': {'method': 'layerwise', 'clients_per_round': 2, 'client_update_clip': 0.05},
   'prog_fedssl, simclr, warm-up, L-DAWA, lost, retried': {
     'method': 'prog_fedssl',
     'objective': 'simclr',
