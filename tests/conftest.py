@@ -29,6 +29,7 @@ SLOW = (
   'test_in_process.py',
   'test_resnet_runs.py',
   'test_resnet.py',
+  'test_client_memory.py',
   'test_cli.py',
   'test_extending.py',
   'test_kill.py',

@@ -21,6 +21,9 @@ from lwfedssl_jax.errors import StorageError, UsageError
 from lwfedssl_jax.federated import execution
 from lwfedssl_jax.resources import communication, planner
 
+# Of the memory budget, megabytes: copies of components, and what XLA's matrix products use besides a program's own
+# figure. A round needed up to 40 more than its program, docs/federation.md.
+RESERVE_MB = 48.0
 MOST_SAMPLES = 10**8  # images of a round over all local epochs, of which a program holds the indices
 
 
@@ -116,12 +119,12 @@ class Client:
     if client.local_epochs * max(len(images), client.batch_size) > MOST_SAMPLES:
       raise MessageError(f'local_epochs: expected at most {MOST_SAMPLES} images a round, got {client.local_epochs}')
     config = execution.resolve(config)
-    budget = options.memory_budget_mb and max(options.memory_budget_mb - images.nbytes / planner.MEGABYTE, 0.1)
-    config = configs.with_values(config, {'client_memory_budget_mb': float(budget)})
-    if budget:
-      plan = planner.fit(config, size)
+    if options.memory_budget_mb:
+      plan = _fit(config, options.memory_budget_mb, images.nbytes / planner.MEGABYTE)
       config = plan.config
       print(planner.describe(plan), flush=True)
+    else:
+      config = configs.with_values(config, {'client_memory_budget_mb': 0.0})
     return LocalTraining(config, images), config
 
   def _load_images(self, config: Config) -> np.ndarray:
@@ -141,8 +144,9 @@ class Client:
 
   def _check_memory(self, training: LocalTraining, plan: stages.StagePlan) -> None:
     budget = self._options.memory_budget_mb
-    needed = training.peak_bytes(plan) / planner.MEGABYTE
-    print(f'stage {plan.stage + 1}: a program of {needed:.1f} MB', flush=True)
+    program = training.peak_bytes(plan) / planner.MEGABYTE
+    needed = program + RESERVE_MB
+    print(f'stage {plan.stage + 1}: a program of {program:.1f} MB', flush=True)
     if budget and needed > budget:
       raise UsageError(f'--memory_budget_mb: expected at least {needed:.1f} for stage {plan.stage + 1}, got {budget:g}')
 
@@ -151,6 +155,17 @@ class Client:
     if self._store is None or self._store[0] != identity:
       self._store = identity, Store(self._options.state_dir, *identity)
     return self._store[1]
+
+
+def _fit(config: Config, budget_mb: float, images_mb: float) -> planner.MemoryPlan:
+  """Fits the step into what a client's budget leaves for it. Raises UsageError, of the client's own flag."""
+  besides = images_mb + RESERVE_MB
+  config = configs.with_values(config, {'client_memory_budget_mb': max(budget_mb - besides, 0.1)})
+  try:
+    return planner.fit(config, config.model.image_size)
+  except UsageError as error:
+    expected = str(error).partition(': ')[2]
+    raise UsageError(f'--memory_budget_mb: {expected}, besides {besides:.1f} for images and copies') from error
 
 
 def _sizes(config: Config) -> dict[str, int]:

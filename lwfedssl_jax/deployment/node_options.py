@@ -18,8 +18,8 @@ class NodeOptions(Validated):
   cache_dir: str = option('', "folder of the cache of decoded images; empty: in the user's cache folder")
   memory_budget_mb: float = option(
     0.0,
-    'memory of a training program, megabytes (10^6 bytes); a step that needs more runs in smaller pieces, and a '
-    'configuration that fits in no way is refused; 0: no limit',
+    'memory of a round besides the idle process, megabytes (10^6 bytes); a step that needs more runs in smaller '
+    'pieces, and a configuration that fits in no way is refused; 0: no limit',
     at_least=0,
   )
   most_image_size: int = option(

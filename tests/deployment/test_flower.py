@@ -1,10 +1,12 @@
-"""Flower at the edge: a real SuperLink and two SuperNodes give the simulation's parameters; framing adds few bytes.
+"""Flower at the edge: a real SuperLink and two SuperNodes give the simulation's parameters; messages add few bytes.
 
 Needs flwr, which brings some fifty packages; CI runs it in a job of its own.
 """
 
 import contextlib
 import dataclasses
+import http.client
+import http.server
 import json
 import os
 import signal
@@ -12,7 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -50,42 +52,65 @@ FLAGS = [
   '--knn_test_images=50',
 ]
 
-POLLED_BYTES_PER_SECOND = 2000  # of two idle nodes that ask for messages: 1,300 measured
+EMPTY_BYTES = 64  # of an answer without a message
+MOST_HEADER_BYTES = 1100  # of a call, both ways; 970 in the mean
+SESSION = {'register-node', 'activate-node', 'deactivate-node', 'unregister-node', 'get-run', 'get-fab'}
+MESSAGES = {'pull-messages', 'pull-object', 'push-messages', 'push-object', 'confirm-message-received'}
+POLLS = ('pull-messages', 'send-node-heartbeat')  # what a node sends without end; the first may bring a message
+
+
+class Call(NamedTuple):
+  """A call of Flower's Fleet interface, HTTP: bytes of both bodies, and of both headers."""
+
+  name: str
+  body_bytes: int
+  header_bytes: int
+  is_poll: bool
 
 
 class CountingProxy:
-  """Passes TCP connections on to a port and counts the bytes in both directions."""
+  """Passes a node's calls on to a SuperLink and counts their bytes."""
 
   def __init__(self, port):
-    self.num_bytes, self._target = 0, port
-    self._lock, self._listener = threading.Lock(), socket.create_server(('127.0.0.1', 0))
-    self.port = self._listener.getsockname()[1]
-    threading.Thread(target=self._accept, daemon=True).start()
-
-  def _accept(self):
-    with contextlib.suppress(OSError):
-      while True:
-        here, _ = self._listener.accept()
-        try:
-          there = socket.create_connection(('127.0.0.1', self._target))
-        except OSError:  # the SuperLink is not there yet
-          here.close()
-          continue
-        for source, sink in ((here, there), (there, here)):
-          threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
-
-  def _pass_on(self, source, sink):
-    with contextlib.suppress(OSError):
-      while data := source.recv(1 << 16):
-        with self._lock:
-          self.num_bytes += len(data)
-        sink.sendall(data)
-    for end in (source, sink):
-      with contextlib.suppress(OSError):
-        end.shutdown(socket.SHUT_RDWR)
+    self.calls = []
+    handler = type('Handler', (_Handler,), {'target': port, 'calls': self.calls})
+    self._server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
+    self.port = self._server.server_address[1]
+    threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
   def close(self):
-    self._listener.close()
+    self._server.shutdown()
+    self._server.server_close()
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+  protocol_version = 'HTTP/1.1'
+
+  def do_POST(self):
+    body = self.rfile.read(int(self.headers['content-length']))
+    connection = http.client.HTTPConnection('127.0.0.1', self.target)
+    try:
+      connection.request('POST', self.path, body, dict(self.headers))
+      response = connection.getresponse()
+      answer = response.read()
+    except OSError:  # the SuperLink is not there yet
+      self.send_error(503)
+      return
+    finally:
+      connection.close()
+    name = self.path.rpartition('/')[2]
+    lines = [self.requestline, f'HTTP/1.1 {response.status} {response.reason}', '', '']
+    lines += [f'{key}: {value}' for key, value in (*self.headers.items(), *response.getheaders())]
+    is_poll = name in POLLS and len(answer) < EMPTY_BYTES
+    self.calls.append(Call(name, len(body) + len(answer), sum(len(line) + 2 for line in lines), is_poll))
+    self.send_response_only(response.status)
+    for key, value in response.getheaders():
+      self.send_header(key, value)
+    self.end_headers()
+    self.wfile.write(answer)
+
+  def log_message(self, *arguments):
+    del arguments
 
 
 def free_port():
@@ -106,7 +131,7 @@ def stop(process):
 
 @pytest.mark.slow
 def test_two_nodes_on_loopback_give_the_simulation_s_parameters_and_bytes(tmp_path):
-  port, begin = free_port(), time.monotonic()
+  port = free_port()
   proxy = CountingProxy(port)
   nodes = [
     start(
@@ -136,8 +161,12 @@ def test_two_nodes_on_loopback_give_the_simulation_s_parameters_and_bytes(tmp_pa
   assert real['params_sha256'] == simulated['params_sha256']
   predicted = 2 * (simulated['download_bytes'] + simulated['upload_bytes'])
   assert real['download_bytes'] + real['upload_bytes'] == predicted / 2
-  idle = POLLED_BYTES_PER_SECOND * (time.monotonic() - begin)
-  assert predicted < proxy.num_bytes < 1.005 * predicted + idle
+  messages = [call for call in proxy.calls if not call.is_poll]
+  assert predicted < sum(call.body_bytes for call in messages) < 1.005 * predicted
+  # What else is on the wire: headers, with the node's key and signature, and polls without end.
+  assert {call.name for call in messages} <= SESSION | MESSAGES
+  assert max(call.header_bytes for call in proxy.calls) < MOST_HEADER_BYTES
+  assert max(call.body_bytes for call in proxy.calls if call.is_poll) < 2 * EMPTY_BYTES
 
 
 def test_records_round_trip_and_other_arrays_are_refused():

@@ -43,6 +43,7 @@ CASES = {
     'objective': 'byol',
     'aggregation': 'median',
     'client_size_sigma': 0.5,
+    'num_clients': 3,  # each size is a program of its own
   },
   'layerwise, fedema, partial, lost, retried': {
     'method': 'layerwise',
@@ -66,7 +67,7 @@ def compare(tmp_path, values, fail_first=()):
   config = in_process.make_config(tmp_path / 'real', **{**values, 'client_dropout': 0.0})
   total = len(expected[1])
   planned = sampling.plan_participation(
-    0, total, 4, config.effective_clients_per_round, simulated.client.client_dropout
+    0, total, config.effective_num_clients, config.effective_clients_per_round, simulated.client.client_dropout
   )
 
   def lose(client, request):
@@ -101,10 +102,10 @@ def test_a_client_s_noise_is_known_to_no_one_else(tmp_path):
   """The server knows the seed. Two updates from one seed differ by their noise, and by nothing without it."""
 
   def train_twice(**values):
-    config = in_process.make_config(tmp_path, method='end_to_end', **values)
+    config = in_process.make_config(tmp_path, method='layerwise', objective='simclr', **values)
     images = federated_dataset.load(config).dataset.train_images[:12]
     training = LocalTraining(config, images)
-    plan = make_plans(config)[0]
+    plan = make_plans(config)[-1]
     return [training.train(training.empty_params(), plan, 0, 0, 0)[0] for _ in range(2)]
 
   first, second = train_twice()

@@ -1,11 +1,11 @@
 """Measures a client's memory from outside of its process, layer-wise and end to end, with and without a budget.
 
-    python -m tests.tools.client_memory --folder=runs/memory --budget_mb=200
+    python -m tests.tools.client_memory --folder=runs/memory --budgets_mb=0,260
 
-The process is the worker of `lwfedssl-node` (deployment/worker.py). It is sent two tasks of the last stage. The first
-compiles. Before the second, the kernel's high-water mark is reset; what resident memory is then, the baseline, holds
-Python, jax, the compiled programs, images and components. Linux only. Exit code 1 if a round needs more than its
-budget.
+The process is the worker of `lwfedssl-node` (deployment/worker.py), started again once its programs are compiled. It is
+sent the last stage's first task several times. The baseline is its least resident memory between tasks: Python, jax,
+the loaded programs, images and components. The peak is the kernel's high-water mark over the tasks. Linux only. Exit
+code 1 if a round needs more than its budget.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 import sys
+import time
 
 import jax
 
@@ -34,8 +35,9 @@ VALUES = {
   'local_epochs': 1,
   'blur_probability': (0.0, 0.0),
 }
-# Buffers of a program go back to the system when it ends, so that the second round's count too.
-ALLOCATOR = {'MALLOC_MMAP_THRESHOLD_': '65536', 'MALLOC_TRIM_THRESHOLD_': '0'}
+ROUNDS = 5
+# Buffers of a program go back to the system when it ends, so that those of the next round count.
+ALLOCATOR = {'MALLOC_MMAP_THRESHOLD_': '65536', 'MALLOC_TRIM_THRESHOLD_': '0', 'MALLOC_ARENA_MAX': '1'}
 
 
 def make_task(config):
@@ -62,19 +64,22 @@ def measure(folder, method, budget_mb):
   options = NodeOptions(client_id=0, part_of='digits', state_dir=str(state), memory_budget_mb=budget_mb)
   worker.write_options(options)
   task, data = make_task(configs.configure(**VALUES, method=method))
-  try:
-    reply = messages.unpack(worker.ask(options, messages.pack(task, data)))
-    if isinstance(reply, Refused):
-      return {'refused': reply.reason}
-    pid = int((state / 'worker.pid').read_text())
-    before = status_mb(pid, 'VmRSS')
-    pathlib.Path(f'/proc/{pid}/clear_refs').write_text('5')
+  first = messages.unpack(worker.ask(options, messages.pack(task, data)))
+  worker.stop(options)
+  if isinstance(first, Refused):
+    return {'refused': first.reason}
+  idle, peaks = [], []
+  for _ in range(1 + ROUNDS):
     reply = messages.unpack(worker.ask(options, messages.pack(task)))
-    peak = status_mb(pid, 'VmHWM')
     if isinstance(reply, Refused):
       raise SystemExit(f'{method}: {reply.reason}')
-  finally:
-    worker.stop(options)
+    pid = int((state / 'worker.pid').read_text())
+    peaks.append(status_mb(pid, 'VmHWM'))
+    time.sleep(1)
+    idle.append(status_mb(pid, 'VmRSS'))
+    pathlib.Path(f'/proc/{pid}/clear_refs').write_text('5')
+  worker.stop(options)
+  before, peak = min(idle), max(peaks[1:])
   log = (state / 'worker.log').read_text()
   plan = re.findall(r'memory plan: (.*?):', log)
   program = float(re.findall(r'a program of ([0-9.]+) MB', log)[-1])
@@ -91,13 +96,13 @@ def main():
   """Measures and prints a line a case, JSON."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--folder', default='runs/memory')
-  parser.add_argument('--budget_mb', type=float, default=200.0)
-  parser.add_argument('--methods', nargs='+', default=['layerwise', 'end_to_end'])
+  parser.add_argument('--budgets_mb', default='0,260', help='0: none')
+  parser.add_argument('--methods', default='layerwise,end_to_end')
   options = parser.parse_args()
   os.environ.update(ALLOCATOR)
   folder, exceeded = pathlib.Path(options.folder).absolute(), False
-  for budget_mb in (0.0, options.budget_mb):
-    for method in options.methods:
+  for budget_mb in map(float, options.budgets_mb.split(',')):
+    for method in options.methods.split(','):
       figures = measure(folder, method, budget_mb)
       exceeded |= bool(budget_mb) and figures.get('round_mb', 0) > budget_mb
       print(json.dumps({'method': method, 'budget_mb': budget_mb, **figures}), flush=True)
