@@ -32,7 +32,7 @@ def round_by_hand(config, parts, params, plan, inputs):
     capacity = batching.padded_capacity(len(own_images), config.client.batch_size)
     data = ClientData(own_images, jnp.arange(capacity) % len(own_images), jnp.int32(len(own_images)))
     steps = batching.client_steps(data.num_images, config.client.local_epochs, config.client.batch_size)
-    client_params, losses = update(global_params, data, keys, steps)
+    client_params, losses, _ = update(global_params, data, keys, steps)
 
     client_params = aggregation.clip_update(client_params, received, config.method.client_update_clip)
     valid = aggregation.is_valid_update(client_params, losses.total, inputs.loss_limit)
