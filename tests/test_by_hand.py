@@ -23,7 +23,7 @@ def round_by_hand(config, parts, params, plan, inputs):
   raveler = parts.client_update.options.model.raveler
   received = raveler.ravel(global_params.active)
   update = jax.jit(parts.client_update.apply)
-  client_ids, image_ids, num_images, returned = map(np.asarray, inputs.clients)
+  client_ids, image_ids, num_images, returned = map(np.asarray, inputs.clients[:4])
   weights = aggregation.client_weights(jnp.asarray(num_images), jnp.asarray(returned))
   state, accepted = parts.aggregator.init(received, len(client_ids)), []
   for position, client in enumerate(client_ids):
