@@ -64,21 +64,24 @@ class PartFlops(NamedTuple):
   Attributes:
     products: multiply-adds of its matrix products, each counted once.
     norm_elements: elements that its layer norms normalize; only the paper's convention counts them.
+    input_products: of the products those that take the part's input as it comes. In the lowest block that is trained
+      they have no gradient of the input.
   """
 
   products: int
   norm_elements: int = 0
+  input_products: int = 0
 
 
 class EncoderFlops(NamedTuple):
-  """What the parts of an encoder compute for one image: embedding, one block, pool.
+  """What the parts of an encoder compute for one image: embedding, each block, pool.
 
   The embedding's product takes the image, whose gradient is not needed; it is counted as its only one. All
   other products have two products in the backward pass.
   """
 
   embedding: PartFlops
-  block: PartFlops
+  blocks: tuple[PartFlops, ...]
   pool: PartFlops
 
 
@@ -98,23 +101,28 @@ class ExportedEncoder(NamedTuple):
 class Encoder(NamedTuple):
   """An encoder that can be cut between blocks.
 
-  Parameters are `{'embedding': ..., 'blocks': ..., 'norm': ...}`; every leaf of `blocks` carries
-  the blocks stacked along a leading depth axis L.
+  Parameters are `{'embedding': ..., 'blocks': ..., 'norm': ...}`. Equal blocks are stacked: every leaf of `blocks`
+  carries them along a leading depth axis L. Unlike blocks are `{'block_00': ..., 'block_01': ..., ...}`
+  (block_trees.py). Blocks whose embeddings are not D wide have a temporary layer `{'adapters': {'adapter_00': ...}}`,
+  the first `EncoderTraits.num_adapters` of them; `train` maps by it while its block is the last one.
 
   Attributes:
     init: key -> parameters, float32.
     embed: (embedding parameters, images float32 (B, H, W, C)) -> tokens (B, T, D).
-    prefix: (stacked blocks (L, ...), tokens, count) -> tokens after blocks 0 .. count-1. `count` may
-      be traced; not differentiated.
-    blocks: (stacked blocks (n, ...), tokens, stop=None) -> tokens after all n blocks,
-      differentiable. With `stop` (traced), blocks at or above it are skipped.
-    pool: (norm parameters, tokens) -> embeddings (B, D), float32.
+    prefix: (`block_trees.readable` blocks, tokens, count) -> tokens after blocks 0 .. count-1. `count` may
+      be traced if the blocks are equal; not differentiated.
+    blocks: (n blocks, tokens, stop=None) -> tokens after all n blocks,
+      differentiable. With `stop` (traced; equal blocks only), blocks at or above it are skipped.
+    pool: (norm parameters, tokens) -> embeddings (B, D), float32; of less than D numbers without an adapter.
     depth: number of blocks L.
     width: embedding width D.
     flops: what each part computes, for images of the side that the encoder is built for.
     export: parameters, of which `blocks` may hold the first few -> ExportedEncoder. None: parameters are exported
       under the names of this tree.
     restore: the tensors of `export` -> parameters.
+    train: (active parameters of the encoder, images or tokens (V * B, ...) of V views, mask (B,), stop=None) ->
+      embeddings (V * B, D) as in training, and a tree of the running statistics after it, which holds nothing else.
+      None: embed, blocks and pool in turn, without statistics. The other functions use the running statistics.
   """
 
   init: Callable[[Key], Params]
@@ -127,6 +135,7 @@ class Encoder(NamedTuple):
   flops: EncoderFlops
   export: Callable[[Params], ExportedEncoder] | None = None
   restore: Callable[[dict[str, np.ndarray]], Params] | None = None
+  train: Function | None = None
 
 
 class Objective(NamedTuple):

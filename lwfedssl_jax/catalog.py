@@ -79,10 +79,16 @@ class EncoderTraits:
   Attributes:
     depth: blocks, of which a stage adds `blocks_per_stage`.
     whole_patches: the patch size must divide the image size.
+    equal_blocks: all blocks have the same shapes and are stacked (block_trees.py).
+    num_adapters: the first blocks, each of which has a temporary layer behind it while it is the last one.
+    norms: the values of --norm that the encoder has; empty: it has no choice. `batch` has statistics of the batch.
   """
 
   depth: int
   whole_patches: bool = False
+  equal_blocks: bool = True
+  num_adapters: int = 0
+  norms: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,6 +101,26 @@ class VitTraits(EncoderTraits):
   whole_patches: bool = True
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResnetTraits(EncoderTraits):
+  """A residual network of basic units: units in each stage, and the width of the first, which doubles at the others."""
+
+  units: tuple[int, ...] = (2, 2, 2, 2)
+  width: int = 64
+  depth: int = dataclasses.field(init=False)
+  num_adapters: int = dataclasses.field(init=False)
+  equal_blocks: bool = False
+  norms: tuple[str, ...] = ('batch', 'group')
+
+  def __post_init__(self) -> None:
+    object.__setattr__(self, 'depth', len(self.units))
+    object.__setattr__(self, 'num_adapters', len(self.units) - 1)
+
+  @property
+  def stage_widths(self) -> tuple[int, ...]:
+    return tuple(self.width * 2**i for i in range(self.depth))
+
+
 SIZED_VIT = 'vit'
 # vit_tiny: the paper's encoder (arXiv 2401.11647). vit_small: DeiT-S (arXiv 2012.12877). vit_micro: ours, for CPUs and
 # tests. The size of `vit` is set by flags; that of vit_tiny stands for it here.
@@ -102,6 +128,7 @@ ENCODERS: dict[str, EncoderTraits] = {
   'vit_tiny': VitTraits(width=192, depth=12, num_heads=3, mlp_ratio=4),
   'vit_small': VitTraits(width=384, depth=12, num_heads=6, mlp_ratio=4),
   'vit_micro': VitTraits(width=64, depth=4, num_heads=2, mlp_ratio=4),
+  'resnet18': ResnetTraits(),
   SIZED_VIT: VitTraits(width=192, depth=12, num_heads=3, mlp_ratio=4),
 }
 

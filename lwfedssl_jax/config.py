@@ -17,6 +17,7 @@ from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.options import Validated, option
 
 MOST_PIXELS = 4096  # a side; a typing error beyond it would allocate terabytes
+MOST_PIXELS_OF_SMALL_STEM = 64  # a side
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,18 @@ class ModelConfig(Validated):
     'random',
     'initial position table, which is learned: normal, standard deviation 0.02; or 2-D sines and cosines',
     choices=('random', 'sincos'),
+  )
+  norm: str = option(
+    'batch',
+    "normalization in a ResNet: batch (statistics of the client's own batch; running statistics are exchanged and used "
+    'in evaluation) or group (of channels of an image)',
+    choices=('batch', 'group'),
+  )
+  stem: str = option(
+    'auto',
+    "stem of a ResNet: small, 3x3 and stride 1; large, the paper's 7x7 and stride 2, then a max-pool; auto: small for "
+    'images of 64 pixels and less',
+    choices=('auto', 'small', 'large'),
   )
   compute_dtype: str = option(
     'float32', 'type of activations and matrix products; parameters stay float32', choices=('float32', 'bfloat16')
@@ -57,6 +70,14 @@ class ModelConfig(Validated):
       value = getattr(self, field.name)
       if field.name.startswith('vit_') and value != field.default and self.encoder != catalog.SIZED_VIT:
         raise UsageError(f'--{field.name}: expected --encoder={catalog.SIZED_VIT} with it, got {self.encoder}')
+
+  @property
+  def uses_batch_statistics(self) -> bool:
+    """Whether an image's embedding in training depends on the other images of its batch."""
+    return self.norm == 'batch' and 'batch' in self.traits.norms
+
+  def has_large_stem(self, image_size: int) -> bool:
+    return self.stem == 'large' or (self.stem == 'auto' and image_size > MOST_PIXELS_OF_SMALL_STEM)
 
   def check_image_size(self, image_size: int, named: str) -> None:
     """Raises UsageError where the encoder takes no images of that side, pixels; the message calls it `named`."""
@@ -411,6 +432,7 @@ class Config:
         f'--micro_batch_size: expected a divisor of --batch_size={self.client.batch_size}, '
         f'got {self.client.micro_batch_size}'
       )
+    self._check_blocks()
     if self.client.clients_per_round > self.effective_num_clients:
       raise UsageError(
         f'--clients_per_round: expected at most --num_clients={self.effective_num_clients}, '
@@ -426,6 +448,27 @@ class Config:
       raise UsageError('--client_update_clip: expected more than 0 with --dp_noise_multiplier, got 0')
     if self.uses_calibration and not self.data.auxiliary_dataset and not held_out:
       raise UsageError('--auxiliary_fraction: expected more than 0 with --server_calibration, got 0')
+
+  def _check_blocks(self) -> None:
+    """Raises UsageError for what unlike blocks, or statistics of a batch, do not allow."""
+    model = self.model
+    if self.method.new_block_init == 'previous' and not model.traits.equal_blocks:
+      raise UsageError(f'--new_block_init: expected random for {model.encoder}, whose blocks are unlike, got previous')
+    if self.effective_depth_dropout_keep and not model.traits.equal_blocks:
+      raise UsageError(
+        f'--depth_dropout_keep: expected 0 for {model.encoder}, whose blocks are unlike, '
+        f'got {self.method.depth_dropout_keep}'
+      )
+    pieces = {
+      'micro_batch_size': self.client.micro_batch_size % self.client.batch_size,
+      'calibration_micro_batch_size': self.method.calibration_micro_batch_size,
+    }
+    for name, size in pieces.items():
+      if size and model.uses_batch_statistics:
+        raise UsageError(
+          f'--{name}: expected 0 for {model.encoder} with --norm=batch, whose statistics are those of the full batch, '
+          f'got {size}; with --norm=group the gradient in pieces is exact'
+        )
 
   @property
   def is_federated(self) -> bool:

@@ -15,6 +15,8 @@ class ConfigFields(typing.TypedDict, total=False):
   image_size: int
   patch_size: int
   position_init: str
+  norm: str
+  stem: str
   compute_dtype: str
   # ObjectiveConfig
   objective: str

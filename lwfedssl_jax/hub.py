@@ -26,11 +26,11 @@ CARD = 'README.md'
 def describe(loaded: LoadedEncoder, exported: ExportedEncoder) -> dict[str, Any]:
   """Returns the content of config.json: timm's keys, and ours for `load_encoder`."""
   arguments = dict(exported.description['arguments'])
-  num_classes, side = arguments.pop('num_classes'), arguments['img_size']
+  num_classes, side = arguments.pop('num_classes'), loaded.config.model.image_size
   return {
     'architecture': exported.description['timm_architecture'],
     'num_classes': num_classes,
-    'num_features': arguments['embed_dim'],
+    'num_features': loaded.encoder.width,
     'global_pool': arguments['global_pool'],
     'model_args': arguments,
     'pretrained_cfg': {
@@ -45,8 +45,8 @@ def describe(loaded: LoadedEncoder, exported: ExportedEncoder) -> dict[str, Any]
       'std': list(export.NORMALIZATION['std']),
       'num_classes': num_classes,
       'pool_size': None,
-      'first_conv': 'patch_embed.proj',
-      'classifier': 'head',
+      'first_conv': exported.description['first_conv'],
+      'classifier': exported.description['classifier'],
     },
     pretrained.OWN_KEY: {
       'version': __version__,

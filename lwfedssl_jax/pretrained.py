@@ -1,6 +1,6 @@
 """A trained encoder loaded from its run or from a published folder: one function and its parameters."""
 
-import functools
+import dataclasses
 import os
 from typing import Any, NamedTuple
 
@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lwfedssl_jax import block_trees, rng, trees
 from lwfedssl_jax import config as configs
-from lwfedssl_jax import rng, trees
 from lwfedssl_jax.base import Apply, Array, Encoder, Float, Params, Shaped
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import augment
@@ -27,8 +27,9 @@ class LoadedEncoder(NamedTuple):
 
   Attributes:
     apply: (params, images (B, S, S, 3) of the run's size, uint8 or float in [0, 1]) -> embeddings, float32. Pure: may
-      be jitted and differentiated. Raises UsageError for images of another shape or type.
-    params: `embedding`, `blocks` (stacked, those that the run had reached) and `norm`, float32.
+      be jitted and differentiated. Raises UsageError for images of another shape or type. Its `train` runs the encoder
+      as in training, see EncoderFunction.
+    params: `embedding`, `blocks` (those that the run had reached) and `norm`, float32.
     encoder: the functions `apply` is made of.
     config: the run's configuration.
     rounds_done: rounds of training; 0 for random weights.
@@ -43,7 +44,7 @@ class LoadedEncoder(NamedTuple):
   @property
   def depth(self) -> int:
     """Number of blocks."""
-    return jax.tree.leaves(self.params['blocks'])[0].shape[0]
+    return block_trees.count(self.params['blocks'])
 
 
 def _check_images(images: Shaped[Array | np.ndarray, '...'], size: int) -> None:
@@ -53,13 +54,26 @@ def _check_images(images: Shaped[Array | np.ndarray, '...'], size: int) -> None:
     raise UsageError(f'images: expected uint8, or floating point in [0, 1], got {images.dtype}')
 
 
-def _apply(
-  encoder: Encoder, image_size: int, params: Params, images: Shaped[Array | np.ndarray, '...']
-) -> Float[Array, 'B D']:
-  _check_images(images, image_size)
-  inputs = augment.to_float(images) if images.dtype == 'uint8' else images
-  tokens = encoder.embed(params['embedding'], augment.normalize(inputs))
-  return encoder.pool(params['norm'], encoder.blocks(params['blocks'], tokens))
+@dataclasses.dataclass(frozen=True)
+class EncoderFunction:
+  """Images to embeddings: called, as in evaluation; `train`, as in training."""
+
+  encoder: Encoder
+  image_size: int
+
+  def __call__(self, params: Params, images: Shaped[Array | np.ndarray, '...']) -> Float[Array, 'B D']:
+    """Returns embeddings, by the running statistics where there are any."""
+    tokens = self.encoder.embed(params['embedding'], self._normalize(images))
+    return self.encoder.pool(params['norm'], self.encoder.blocks(params['blocks'], tokens))
+
+  def train(self, params: Params, images: Shaped[Array | np.ndarray, '...']) -> tuple[Float[Array, 'B D'], Params]:
+    """Returns embeddings, by statistics of the batch where there are any, and a tree of the new running statistics."""
+    run: Any = self.encoder.train
+    return run(params, self._normalize(images), jnp.ones(len(images), bool))
+
+  def _normalize(self, images: Shaped[Array | np.ndarray, '...']) -> Float[Array, 'B H W C']:
+    _check_images(images, self.image_size)
+    return augment.normalize(augment.to_float(images) if images.dtype == 'uint8' else images)
 
 
 def _model(config: Config) -> Model:
@@ -69,8 +83,8 @@ def _model(config: Config) -> Model:
 def _of(params: Params, config: Config, depth: int, rounds_done: int) -> LoadedEncoder:
   encoder = _model(config).encoder
   kept = {name: params[name] for name in ('embedding', 'norm')}
-  kept['blocks'] = jax.tree.map(lambda leaf: leaf[:depth], params['blocks'])
-  return LoadedEncoder(functools.partial(_apply, encoder, config.model.image_size), kept, encoder, config, rounds_done)
+  kept['blocks'] = block_trees.first(params['blocks'], depth)
+  return LoadedEncoder(EncoderFunction(encoder, config.model.image_size), kept, encoder, config, rounds_done)
 
 
 def random_encoder(config: Config, seed: int) -> LoadedEncoder:
@@ -80,13 +94,14 @@ def random_encoder(config: Config, seed: int) -> LoadedEncoder:
 
 def _check_shapes(params: Params, expected: Any) -> None:
   """Raises ValueError unless the shapes are those of an encoder, of which `params` may hold the first blocks."""
+  number = block_trees.count(params['blocks'])
+  blocks = jax.eval_shape(lambda blocks: block_trees.first(blocks, number), expected['blocks'])
 
   def check(path, leaf, like):
-    is_block = path[0].key == 'blocks'
-    if leaf.ndim != like.ndim or leaf.shape[is_block:] != like.shape[is_block:] or len(leaf) > len(like):
+    if leaf.shape != like.shape:
       raise ValueError(f'{trees.path_name(path)} has the shape {leaf.shape}, expected {like.shape}')
 
-  jax.tree_util.tree_map_with_path(check, params, expected)
+  jax.tree_util.tree_map_with_path(check, params, dict(expected, blocks=blocks))
 
 
 def _load_published(folder: str) -> LoadedEncoder:

@@ -10,16 +10,29 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lwfedssl_jax import block_trees
 from lwfedssl_jax.base import Array, Int, Integer, Labels, Params
+from lwfedssl_jax.block_trees import adapter_name, block_name
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.errors import UsageError
 
 
 class StageShape(NamedTuple):
-  """What determines array shapes in a stage: stages of one shape share one executable."""
+  """What determines array shapes in a stage: stages of one shape share one executable.
+
+  Attributes:
+    num_active: blocks that are trained.
+    trains_embedding: the embedding is trained too.
+    start: first of the blocks if they are unlike; None: they are equal, and their start may be traced.
+  """
 
   num_active: int
   trains_embedding: bool
+  start: int | None = None
+
+  def bounds(self, start: Integer, stop: Integer) -> tuple[Integer, Integer]:
+    """Returns start and stop of the stage: static ones of unlike blocks, else as given, perhaps traced."""
+    return (start, stop) if self.start is None else (self.start, self.start + self.num_active)
 
 
 class StagePlan(NamedTuple):
@@ -35,6 +48,8 @@ class StagePlan(NamedTuple):
     calibrates: the server trains everything below `stop` after aggregation.
     num_new: blocks that this stage adds, the last ones below `stop`.
     depth: blocks in the encoder, absent ones included.
+    equal_blocks: all blocks have the same shapes.
+    has_adapter: a temporary layer follows the last block.
     keep: blocks that a client keeps at most, the new ones among them (depth dropout); 0: all.
     warmup_rounds: rounds of the stage before the plan's first.
   """
@@ -48,12 +63,21 @@ class StagePlan(NamedTuple):
   calibrates: bool
   num_new: int
   depth: int
+  equal_blocks: bool = True
+  has_adapter: bool = False
   keep: int = 0
   warmup_rounds: int = 0
 
   @property
   def shape(self) -> StageShape:
-    return StageShape(min(self.stop - self.start, self.num_kept), self.trains_embedding)
+    return StageShape(
+      min(self.stop - self.start, self.num_kept), self.trains_embedding, None if self.equal_blocks else self.start
+    )
+
+  @property
+  def static_stop(self) -> int | None:
+    """`stop` where a program depends on it, for unlike blocks; None: it may be traced."""
+    return None if self.equal_blocks else self.stop
 
   def stage_round(self, round_num: int) -> int:
     """Returns the 0-based number, within its stage, of a round of the run."""
@@ -79,7 +103,8 @@ def make_plans(config: Config) -> tuple[StagePlan, ...]:
   Raises:
     UsageError: depth dropout with a method that trains some of the earlier blocks, not all or none.
   """
-  method, depth, keep = config.method.traits, config.model.traits.depth, config.effective_depth_dropout_keep
+  method, encoder, keep = config.method.traits, config.model.traits, config.effective_depth_dropout_keep
+  depth = encoder.depth
   step = config.method.blocks_per_stage if method.staged else depth
   rounds = config.effective_rounds_per_stage * (step // config.method.blocks_per_stage)
   plans = []
@@ -100,6 +125,8 @@ def make_plans(config: Config) -> tuple[StagePlan, ...]:
       num_new=step,
       depth=depth,
       keep=keep,
+      equal_blocks=encoder.equal_blocks,
+      has_adapter=stop <= encoder.num_adapters,
     )
     plans += _with_warmup(plan, config.method.warmup_rounds)
   return tuple(plans)
@@ -130,8 +157,8 @@ class StageParams(NamedTuple):
   """The global parameters, split for a stage.
 
   Attributes:
-    active: what is differentiated, optimized and uploaded; blocks (num_active, ...).
-    frozen: the rest; blocks (L, ...), of which only those below `start` are ever read.
+    active: what is differentiated, optimized and uploaded; `num_active` blocks.
+    frozen: the rest; of its blocks only those below `start` are ever read.
     start: first active block; may be traced.
     stop: active blocks from here on, counted from `start`, do not exist yet; may be traced. None: all exist.
   """
@@ -143,19 +170,31 @@ class StageParams(NamedTuple):
 
 
 def split(params: Params, shape: StageShape, start: Integer, stop: Integer | None = None) -> StageParams:
-  """Splits the full parameter tree, blocks stacked (L, ...), for a stage of a static shape; see StageParams."""
-  active = {name: tree for name, tree in params.items() if name not in ('blocks', 'embedding')}
-  active['blocks'] = jax.tree.map(
-    lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, shape.num_active), params['blocks']
-  )
-  frozen = {'blocks': params['blocks']}
+  """Splits the full parameter tree for a stage of a static shape; see StageParams."""
+  start = shape.bounds(start, 0)[0]
+  active = {name: tree for name, tree in params.items() if name not in ('blocks', 'embedding', 'adapters')}
+  active['blocks'] = block_trees.take(params['blocks'], start, shape.num_active)
+  frozen = {'blocks': block_trees.readable(params['blocks'], start)}
+  if 'adapters' in params:
+    last = adapter_name(int(start) + shape.num_active - 1)
+    active['adapters'] = {name: layer for name, layer in params['adapters'].items() if name == last}
   (active if shape.trains_embedding else frozen)['embedding'] = params['embedding']
   return StageParams(active, frozen, start, stop)
 
 
 def whole(params: Params) -> StageShape:
   """Returns the shape of a stage in which everything is active."""
-  return StageShape(jax.tree.leaves(params['blocks'])[0].shape[0], trains_embedding=True)
+  return StageShape(block_trees.count(params['blocks']), trains_embedding=True)
+
+
+def split_existing(params: Params, stop: Integer) -> StageParams:
+  """Splits off all that exists below `stop`, which may be traced if the blocks are equal; the rest is absent.
+
+  Equal blocks are active in full depth, so that one program serves every `stop`.
+  """
+  if block_trees.is_stacked(params['blocks']):
+    return split(params, whole(params), 0, stop)
+  return split(params, StageShape(int(stop), True, start=0), 0)
 
 
 def keep_blocks(global_params: StageParams, kept: Int[Array, ' n']) -> StageParams:
@@ -187,12 +226,10 @@ def put_blocks(active: Params, trained: Params, kept: Int[Array, ' n']) -> Param
 
 def merge(params: Params, active: Params, start: Integer) -> Params:
   """Merges an active part into the full tree; all other leaves and blocks are unchanged."""
-  merged = dict(params, **{name: tree for name, tree in active.items() if name != 'blocks'})
-  merged['blocks'] = jax.tree.map(
-    lambda leaf, part: jax.lax.dynamic_update_slice_in_dim(leaf, part.astype(leaf.dtype), start, 0),
-    params['blocks'],
-    active['blocks'],
-  )
+  merged = dict(params, **{name: tree for name, tree in active.items() if name not in ('blocks', 'adapters')})
+  merged['blocks'] = block_trees.put(params['blocks'], active['blocks'], start)
+  if 'adapters' in params:
+    merged['adapters'] = {**params['adapters'], **active['adapters']}
   return merged
 
 
@@ -203,23 +240,22 @@ def labels(params: Params, start: Integer, stop: Integer, trains_embedding: bool
   """Labels every parameter of a stage ABSENT, FROZEN or ACTIVE; the optimizer takes its rules per layer from them.
 
   Args:
-    params: the full tree, or an active part (then `start` is 0), blocks stacked (n, ...).
+    params: the full tree, or an active part (then `start` is 0), of n blocks.
     start: first active block.
     stop: blocks from here on are absent.
     trains_embedding: the embedding is active too.
 
   Returns:
-    A tree like `params` of int32 arrays: scalars, and (n,) vectors for the stacked blocks.
+    A tree like `params` of int32 arrays: scalars, and (n,) vectors for stacked blocks.
   """
-  block = jnp.arange(jax.tree.leaves(params['blocks'])[0].shape[0])
-  per_part = {
-    'blocks': jnp.where(block >= stop, ABSENT, jnp.where(block < start, FROZEN, ACTIVE)),
-    'embedding': jnp.int32(ACTIVE if trains_embedding else FROZEN),
-  }
-  return {
+  block = jnp.arange(block_trees.count(params['blocks']))
+  per_block = jnp.where(block >= stop, ABSENT, jnp.where(block < start, FROZEN, ACTIVE))
+  per_part = {'embedding': jnp.int32(ACTIVE if trains_embedding else FROZEN)}
+  found = {
     name: jax.tree.map(lambda _, name=name: per_part.get(name, jnp.int32(ACTIVE)), tree)
     for name, tree in params.items()
   }
+  return found | {'blocks': block_trees.spread(params['blocks'], per_block)}
 
 
 def init_new_blocks(params: Params, plan: StagePlan, new_block_init: str) -> Params:
@@ -229,16 +265,15 @@ def init_new_blocks(params: Params, plan: StagePlan, new_block_init: str) -> Par
   """
   if new_block_init == 'random' or plan.stage == 0 or plan.warmup_rounds:
     return params
-  first = plan.stop - plan.num_new
-  blocks = jax.tree.map(lambda leaf: leaf.at[first : plan.stop].set(leaf[first - 1]), params['blocks'])
-  return dict(params, blocks=blocks)
+  return dict(params, blocks=block_trees.copy_below(params['blocks'], plan.stop - plan.num_new, plan.stop))
 
 
-# Exchange is counted in components: 'embedding', 'block_00' .. , 'norm', and the heads.
+# Exchange is counted in components: 'embedding', 'block_00' .. , 'norm', 'adapter_00' .. , and the heads.
 
 
-def block_name(index: int) -> str:
-  return f'block_{index:02d}'
+def _end(plan: StagePlan) -> tuple[str, ...]:
+  """Returns the components between the last block and the heads."""
+  return ('norm', adapter_name(plan.stop - 1)) if plan.has_adapter else ('norm',)
 
 
 def kept_share(plan: StagePlan, component: str) -> float:
@@ -252,7 +287,7 @@ def kept_share(plan: StagePlan, component: str) -> float:
 def uploaded_components(plan: StagePlan, head_names: tuple[str, ...]) -> tuple[str, ...]:
   """Returns the components that a client uploads: the active ones."""
   blocks = tuple(block_name(i) for i in range(plan.start, plan.stop))
-  return (('embedding',) if plan.trains_embedding else ()) + blocks + ('norm', *head_names)
+  return (('embedding',) if plan.trains_embedding else ()) + blocks + _end(plan) + head_names
 
 
 def modified_components(plan: StagePlan, head_names: tuple[str, ...]) -> tuple[str, ...]:
@@ -262,4 +297,4 @@ def modified_components(plan: StagePlan, head_names: tuple[str, ...]) -> tuple[s
 
 def required_components(plan: StagePlan, head_names: tuple[str, ...]) -> tuple[str, ...]:
   """Returns the components that a client requires for training: all that exist at this stage."""
-  return ('embedding', *(block_name(i) for i in range(plan.stop)), 'norm', *head_names)
+  return ('embedding', *(block_name(i) for i in range(plan.stop)), *_end(plan), *head_names)

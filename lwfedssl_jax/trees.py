@@ -11,6 +11,8 @@ import numpy as np
 from lwfedssl_jax.base import Function, Params, Raveled
 
 ONLINE_ONLY = 'online_only/'  # prefix of the groups that a target branch lacks
+STATISTICS = 'statistics'  # the group that no optimizer touches
+RUNNING = ('running_mean', 'running_var')  # the names of its leaves
 
 
 def interpolate(decay: Any, old: Params, new: Params) -> Params:
@@ -28,7 +30,8 @@ class Raveler(NamedTuple):
 
   Attributes:
     ravel: {part: subtree}, leaves of one dtype -> {group: vector (n,)} in the leaves' order. The groups are `kernel`
-      and `other`, and `online_only/kernel` and `online_only/other` for the heads that a target branch lacks.
+      and `other`, `online_only/kernel` and `online_only/other` for the heads that a target branch lacks, and
+      `statistics` for the running statistics of batch normalization. A group without leaves does not exist.
     unravel: (vectors, like) -> tree. `like` gives structure and shapes; online-only heads of `like` are omitted where
       `vectors` has none.
   """
@@ -37,11 +40,29 @@ class Raveler(NamedTuple):
   unravel: Function
 
 
+def split_statistics(vectors: Raveled) -> tuple[Raveled, Raveled]:
+  """Splits raveled parameters into those that are optimized, and the running statistics."""
+  return (
+    {name: vector for name, vector in vectors.items() if name != STATISTICS},
+    {name: vector for name, vector in vectors.items() if name == STATISTICS},
+  )
+
+
+def overlay(tree: Params, part: Params) -> Params:
+  """Replaces the leaves of a nested dictionary that `part`, which holds some of its paths, has."""
+  return {
+    **tree,
+    **{name: overlay(tree[name], new) if isinstance(new, dict) else new for name, new in part.items()},
+  }
+
+
 def make_raveler(online_only: tuple[str, ...] = ()) -> Raveler:
   """Builds the raveler of an objective whose heads `online_only` exist in the online branch only."""
 
   def group_name(path: tuple[Any, ...]) -> str:
     name = path_name(path)
+    if name.endswith(RUNNING):
+      return STATISTICS
     kind = 'kernel' if name.endswith('kernel') else 'other'
     return f'{ONLINE_ONLY}{kind}' if name.split('/')[0] in online_only else kind
 

@@ -326,7 +326,7 @@ def test_plans_are_the_paper_s_table(tiny_round, method, blocks_per_stage):
       part = name.split('/')[0]
       expected = {'blocks': blocks, 'embedding': ACTIVE if embedding else FROZEN}.get(part, ACTIVE)
       np.testing.assert_array_equal(label, expected, err_msg=name)
-    assert plan.shape == (len(active), embedding)
+    assert plan.shape == (len(active), embedding, None)
     assert plan.calibrates == (method == 'lw_fedssl')
 
     def names(indices):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lwfedssl_jax import UsageError, stages, trees
+from lwfedssl_jax import UsageError, block_trees, stages, trees
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.catalog import MethodTraits, register_method
 from lwfedssl_jax.deployment import server_options
@@ -34,7 +34,7 @@ def test_clients_keep_the_new_blocks_and_an_even_draw_of_the_earlier_ones(blocks
   share = (3 - blocks_per_stage) / earlier
   error = np.sqrt(share * (1 - share) / 4000)
   np.testing.assert_allclose(keeps[..., :earlier].mean(axis=(0, 1)), share, atol=4 * error)
-  assert [stages.kept_share(plan, stages.block_name(i)) for i in (0, earlier)] == [pytest.approx(share), 1]
+  assert [stages.kept_share(plan, block_trees.block_name(i)) for i in (0, earlier)] == [pytest.approx(share), 1]
 
 
 def test_a_draw_depends_on_seed_round_and_client_alone():

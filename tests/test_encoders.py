@@ -66,7 +66,7 @@ def make_toy(config, image_size, execution):
 
   work = EncoderFlops(
     PartFlops(count**2 * 3 * config.patch_size**2 * WIDTH),
-    PartFlops(count**2 * 6 * WIDTH**2, count**2 * WIDTH),
+    (PartFlops(count**2 * 6 * WIDTH**2, count**2 * WIDTH),) * DEPTH,
     PartFlops(count**2 * WIDTH**2),
   )
   return Encoder(init, embed, stack.prefix, stack.blocks, pool, DEPTH, WIDTH, work)

@@ -55,7 +55,7 @@ def case(request, tiny_round):
 def gradient(case, **values):
   config, arguments = case
   options = make_step_options(configs.with_values(config, values), 8)
-  found, losses = jax.jit(lambda *given: training_step.gradient(options, *given))(*arguments)
+  found, losses, _ = jax.jit(lambda *given: training_step.gradient(options, *given))(*arguments)
   return options.model.raveler.unravel(found, arguments[1].active), losses
 
 

@@ -31,6 +31,7 @@ TABLES = {
   'v4_dropout': (METHODS, {'client_dropout': 2}, 3),
   'v4_medmnist': (METHODS, {'image_size': 3}, 3),
   'v4_participation': (METHODS, {'clients_per_round': 2}, 2),
+  'v4_resnet18': (METHODS, {}, 2),
   'v4_simclr': (METHODS, {'objective': 1}, 1),
 }
 SMALLER = (

@@ -47,7 +47,7 @@ def test_the_warmed_up_blocks_are_kept():
 
 
 def test_it_is_shorter_than_a_stage():
-  with pytest.raises(UsageError, match='--warmup_rounds: expected less than --rounds_per_stage=5, got 5'):
+  with pytest.raises(UsageError, match='--warmup_rounds: expected less than the 5 rounds of a stage, got 5'):
     plans_of('prog_fedssl', 5)
 
 

@@ -37,7 +37,7 @@ class ServerStep:
     self._optimizer = server_optimizer.make_server_optimizer(config.method)
     self._calibrate = None
     if config.uses_calibration:
-      self._calibrate = jax.jit(self._build_calibration(image_size))
+      self._calibrate = jax.jit(self._build_calibration(image_size), static_argnums=0)
       self._server_images = jnp.asarray(server_images)
     self._start = jax.jit(self._start_round, static_argnums=(0, 3))
     self._add = jax.jit(self._add_client)
@@ -89,13 +89,15 @@ class ServerStep:
       )
       if self._calibrate is not None:
         keys = calibration.draw_keys(seed_key, np.int32(round_num))
-        params, calibrated = self._calibrate(params, np.int32(plan.stop), self._server_images, keys, tally.num_accepted)
+        stop, images = np.int32(plan.stop), self._server_images
+        params, calibrated = self._calibrate(plan.static_stop, params, stop, images, keys, tally.num_accepted)
     return params, RoundMetrics(mean, jnp.asarray(losses[0]), jnp.asarray(accepted), distance, calibrated, server_state)
 
   def _build_calibration(self, image_size: int) -> Any:
     calibrate = calibration.make_calibration(self._config, image_size)
 
-    def run(params, stop, images, keys, num_accepted):
+    def run(static_stop, params, stop, images, keys, num_accepted):
+      stop = stop if static_stop is None else static_stop
       return calibration.calibrate_or_keep(calibrate, params, stop, images, keys, num_accepted)
 
     return run

@@ -1,4 +1,4 @@
-"""Pooled embeddings of images, in batches; one executable serves every depth."""
+"""Pooled embeddings of images, in batches; one executable serves every depth of equal blocks."""
 
 import functools
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from lwfedssl_jax import devices
+from lwfedssl_jax import block_trees, devices
 from lwfedssl_jax.base import Array, Encoder, Float, Integer, Params, Shaped, UInt8
 from lwfedssl_jax.data import augment
 
@@ -49,8 +49,10 @@ def make_embedder(
     if not len(images):
       return np.zeros((0, encoder.width), np.float32)
 
+    read = dict(params, blocks=block_trees.readable(params['blocks'], depth))
+
     def run(batch):
-      return embed_batch(params, devices.put(batch, batch_sharding), np.int32(depth))
+      return embed_batch(read, devices.put(batch, batch_sharding), np.int32(depth))
 
     return in_batches(run, images, batch_size)
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lwfedssl_jax import rng
-from lwfedssl_jax.base import Apply, Array, Float, Images, Int, Integer, Key, Params, Scalar, Shaped, UInt8
+from lwfedssl_jax import rng, trees
+from lwfedssl_jax.base import Apply, Array, Float, Function, Images, Int, Integer, Key, Params, Scalar, UInt8
 from lwfedssl_jax.data import batching, randaugment
 from lwfedssl_jax.evaluation import embeddings
 from lwfedssl_jax.federated import optimizer
@@ -84,28 +84,28 @@ def make_views(
   return randaugment.rand_augment(jax.random.fold_in(key, step), images, options.flip_probability)
 
 
-def init_params(params: Params, num_classes: int) -> Params:
-  """Returns {'encoder', 'head'}: a copy of the encoder's parameters, and a head of zeros."""
-  width = params['norm']['scale'].shape[0]
+def init_params(params: Params, width: int, num_classes: int) -> Params:
+  """Returns {'encoder', 'head'}: a copy of the encoder's parameters, and a head of zeros on embeddings of `width`."""
   return {
     'encoder': jax.tree.map(jnp.array, params),
     'head': {'kernel': jnp.zeros((width, num_classes)), 'bias': jnp.zeros(num_classes)},
   }
 
 
-def compute_logits(apply: Apply, trained: Params, images: Shaped[Array | np.ndarray, 'B H W C']) -> Float[Array, 'B Y']:
+def compute_logits(head: Params, embeddings: Float[Array, 'B D']) -> Float[Array, 'B Y']:
   """Returns logits for Y classes; the head's product is float32 at full precision on every device."""
-  head = trained['head']
-  return jnp.matmul(apply(trained['encoder'], images), head['kernel'], precision='highest') + head['bias']
+  return jnp.matmul(embeddings, head['kernel'], precision='highest') + head['bias']
 
 
 @functools.lru_cache(maxsize=2)
 def _make_epoch(apply: Apply, options: FinetuneOptions) -> Callable[..., Any]:
   """Builds (trained, optimizer state, seed key, epoch number, images, labels) -> (trained, state, mean loss)."""
+  run: Function = getattr(apply, 'train', lambda params, images: (apply(params, images), {}))
 
-  def loss(trained: Params, views: Float[Array, 'B H W C'], labels: Int[Array, ' B']) -> Scalar:
-    logits = compute_logits(apply, trained, views)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+  def loss(trained: Params, views: Float[Array, 'B H W C'], labels: Int[Array, ' B']) -> tuple[Scalar, Params]:
+    embedded, statistics = run(trained['encoder'], views)
+    logits = compute_logits(trained['head'], embedded)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), {'encoder': statistics}
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
   def epoch(
@@ -119,9 +119,9 @@ def _make_epoch(apply: Apply, options: FinetuneOptions) -> Callable[..., Any]:
       trained, state = carry
       step, batch_ids = scanned
       views = make_views(key, step, images[batch_ids], options)
-      value, gradients = jax.value_and_grad(loss)(trained, views, labels[batch_ids])
+      (value, statistics), gradients = jax.value_and_grad(loss, has_aux=True)(trained, views, labels[batch_ids])
       updates, state = adamw.update(gradients, state, trained)
-      return (optax.apply_updates(trained, updates), state), value
+      return (trees.overlay(optax.apply_updates(trained, updates), statistics), state), value
 
     (trained, state), losses = jax.lax.scan(take_step, (trained, state), (jnp.arange(len(ids)), ids))
     return trained, state, losses.mean()
@@ -140,7 +140,7 @@ def train(
   """Trains encoder and head on labeled images.
 
   Args:
-    apply: (params, images) -> embeddings (B, D) float32, as `LoadedEncoder.apply`.
+    apply: (params, images) -> embeddings (B, D) float32, as `LoadedEncoder.apply`, whose `train` is used if it has one.
     params: the encoder's; not changed.
     examples: images, and labels 0 .. num_classes - 1.
     num_classes: outputs of the head.
@@ -151,7 +151,8 @@ def train(
     `{'encoder': ..., 'head': ...}`, and the last epoch's mean loss.
   """
   images, labels = jnp.asarray(examples[0]), jnp.asarray(examples[1], jnp.int32)
-  trained, epoch, loss = init_params(params, num_classes), _make_epoch(apply, options), jnp.float32(0)
+  width = jax.eval_shape(apply, params, images[:1]).shape[-1]
+  trained, epoch, loss = init_params(params, width, num_classes), _make_epoch(apply, options), jnp.float32(0)
   state = make_optimizer(options, len(images)).init(trained)
   for epoch_num in range(options.epochs):
     trained, state, loss = epoch(trained, state, jax.random.key(seed), epoch_num, images, labels)
@@ -160,7 +161,7 @@ def train(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _classify_batch(apply: Apply, trained: Params, images: UInt8[Array, 'B H W C']) -> Int[Array, ' B']:
-  return compute_logits(apply, trained, images).argmax(axis=1)
+  return compute_logits(trained['head'], apply(trained['encoder'], images)).argmax(axis=1)
 
 
 def classify(apply: Apply, trained: Params, images: UInt8[np.ndarray, 'N H W C']) -> Int[np.ndarray, ' N']:

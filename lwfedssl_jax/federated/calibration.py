@@ -16,10 +16,9 @@ from lwfedssl_jax.config import Config
 from lwfedssl_jax.data import batching
 from lwfedssl_jax.federated import aggregation, client_update, execution
 from lwfedssl_jax.federated.client_update import Batches, ClientKeys, Pipeline
-from lwfedssl_jax.federated.model import Model, make_model
+from lwfedssl_jax.federated.model import make_model
 from lwfedssl_jax.federated.placement import Placement
 from lwfedssl_jax.federated.training_step import Losses, StepOptions
-from lwfedssl_jax.stages import StageShape
 
 
 class CalibrationBatches(NamedTuple):
@@ -38,11 +37,6 @@ def plan_batches(config: Config, num_images: int) -> CalibrationBatches:
 def largest_divisor(count: int, limit: int) -> int:
   """Returns the largest divisor of `count` that is at most `limit`."""
   return next(size for size in range(min(count, limit), 0, -1) if count % size == 0)
-
-
-def stage_shape(model: Model) -> StageShape:
-  """Returns the shape of the trained part: all blocks and the embedding."""
-  return StageShape(model.encoder.depth, trains_embedding=True)
 
 
 def make_step_options(
@@ -84,24 +78,26 @@ def make_calibration(
   Args:
     config: the run.
     image_size: side of the images, pixels.
-    placement: the devices over which each batch is sharded, if its size is a multiple of their number.
+    placement: the devices over which each batch is sharded, if its size is a multiple of their number and the encoder
+      takes no statistics of a batch; else every device takes the full batch.
     pipeline: how images are shuffled and augmented.
     scale: as in StepOptions.
 
   Returns:
-    (params, stop, images, keys) -> (params, mean losses). `stop` (may be traced) is the number of blocks that exist;
-    the others are bit-identical. The learning rate is scaled by the actual batch size.
+    (params, stop, images, keys) -> (params, mean losses). `stop` (may be traced if the blocks are equal) is the number
+    of blocks that exist; the others are bit-identical. The learning rate is scaled by the actual batch size.
   """
   method = config.method
 
   def calibrate(params: Params, stop: Integer, images: Images, keys: ClientKeys) -> tuple[Params, Losses]:
     batch_size, steps = plan_batches(config, len(images))
-    shared_axis = placement.axis if batch_size % placement.num_devices == 0 else None
+    divides = batch_size % placement.num_devices == 0 and not config.model.uses_batch_statistics
+    shared_axis = placement.axis if divides else None
     options = make_step_options(config, image_size, batch_size, shared_axis, placement.num_devices, scale)
     ids, mask = pipeline.plan_epochs(
       keys.shuffle, jnp.arange(len(images)), jnp.int32(len(images)), method.calibration_epochs, steps, batch_size
     )
-    global_params = stages.split(params, stage_shape(options.model), 0, stop)
+    global_params = stages.split_existing(params, stop)
     draw_views = client_update.make_view_drawer(pipeline, config.augment, shared_axis)
     batches = Batches(images, ids, mask, keys.augment)
     trained, losses = client_update.run_steps(options, global_params, batches, draw_views)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lwfedssl_jax import trees
+from lwfedssl_jax import block_trees, trees
 from lwfedssl_jax.base import Params, Raveled, Scalar
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.errors import UsageError
@@ -107,15 +107,15 @@ def measure_divergence(before: Params, after: Params) -> Scalar:
   The official code of FedU and FedEMA takes the weights that are named `conv`; a vision transformer has none.
 
   Args:
-    before: active parameters at the start of a client's training, blocks stacked (n, ...), each a matrix of its own.
+    before: active parameters at the start of a client's training, stacked blocks (n, ...) are a matrix each.
     after: the same at its end.
   """
-  norms = []
+  norms, is_stacked = [], block_trees.is_stacked(before['blocks'])
   parts = [{name: tree[name] for name in ENCODER_PARTS if name in tree} for tree in (before, after)]
   for path, delta in jax.tree_util.tree_leaves_with_path(jax.tree.map(jnp.subtract, *reversed(parts))):
     name = trees.path_name(path)
     if name.endswith('kernel'):
-      rows = delta.reshape(delta.shape[0] if name.startswith('blocks') else 1, -1)
+      rows = delta.reshape(delta.shape[0] if is_stacked and name.startswith('blocks') else 1, -1)
       norms.append(jnp.sqrt(jnp.square(rows).sum(axis=1)))
   return jnp.concatenate(norms).mean()
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lwfedssl_jax import trees
+from lwfedssl_jax import block_trees, trees
 from lwfedssl_jax.base import Array, Int, Integer, Params
 from lwfedssl_jax.config import MethodConfig
 
@@ -18,11 +18,14 @@ def scale_tensors(client_params: Params, global_params: Params) -> Params:
   """Multiplies each tensor by its cosine to the received one, over all of its elements.
 
   Every stacked block (n, ...) is a tensor of its own. A tensor of zeros, such as an untrained bias, has no direction:
-  it leaves the client's tensor as it is.
+  it leaves the client's tensor as it is. So do running statistics, which the official code scales.
   """
+  is_stacked = block_trees.is_stacked(client_params.get('blocks', {}))
 
   def scale(path: tuple[Any, ...], own: Array, received: Array) -> Array:
-    axes = tuple(range(trees.path_name(path).startswith('blocks/'), own.ndim))
+    if path[-1].key in trees.RUNNING:
+      return own
+    axes = tuple(range(is_stacked and path[0].key == 'blocks', own.ndim))
 
     def total(values: Array) -> Array:
       return values.sum(axis=axes, keepdims=True)

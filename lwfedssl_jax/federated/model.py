@@ -29,7 +29,7 @@ class Model(NamedTuple):
   raveler: trees.Raveler
 
   def init_params(self, key: Key) -> Params:
-    """Draws the full parameter tree, float32: embedding, blocks stacked (L, ...), norm, and each head by its name."""
+    """Draws the full parameter tree, float32: embedding, blocks, norm, and each head by its name."""
     encoder_params = self.encoder.init(jax.random.fold_in(key, 0))
     return encoder_params | self.objective.init(jax.random.fold_in(key, 1), self.encoder.width)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lwfedssl_jax import stages, trees
+from lwfedssl_jax import block_trees, stages, trees
 from lwfedssl_jax.base import Labels, Params, PyTree
 
 REFERENCE_BATCH_SIZE = 256
@@ -25,25 +25,26 @@ def layer_factors(params: Params, labels: Labels, block_decay: float) -> Params:
   The embedding counts as the block below the lowest active one; norm and heads have factor 1.
 
   Args:
-    params: blocks stacked (n, ...).
+    params: the parameters, or an active part.
     labels: from `stages.labels`, of the same tree.
     block_decay: in (0, 1].
 
   Returns:
     A tree like `params`, of its shapes, float32.
   """
-  active = jax.tree.leaves(labels['blocks'])[0] == stages.ACTIVE
+  active = block_trees.gather(labels['blocks']) == stages.ACTIVE
   newest = jnp.where(active, jnp.arange(len(active)), -1).max()
-  powers = {'blocks': jnp.maximum(newest - jnp.arange(len(active)), 0), 'embedding': active.sum()}
+  of_blocks, of_embedding = jnp.maximum(newest - jnp.arange(len(active)), 0), active.sum()
+  powers = jax.tree.map(lambda _: 0, labels) | {
+    'blocks': block_trees.spread(labels['blocks'], of_blocks),
+    'embedding': jax.tree.map(lambda _: of_embedding, labels.get('embedding', {})),
+  }
 
-  def factor(name, leaf, label):
-    value = jnp.where(label == stages.ACTIVE, jnp.float32(block_decay) ** powers.get(name, 0), 0)
+  def factor(leaf, label, power):
+    value = jnp.where(label == stages.ACTIVE, jnp.float32(block_decay) ** power, 0)
     return jnp.broadcast_to(value.reshape(value.shape + (1,) * (leaf.ndim - value.ndim)), leaf.shape)
 
-  return {
-    name: jax.tree.map(lambda leaf, label, name=name: factor(name, leaf, label), tree, labels[name])
-    for name, tree in params.items()
-  }
+  return {name: jax.tree.map(factor, tree, labels[name], powers[name]) for name, tree in params.items()}
 
 
 def make_optimizer(

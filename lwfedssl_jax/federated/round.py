@@ -71,6 +71,7 @@ def make_round(
   def body(
     shape: StageShape, params: Params, start: Integer, stop: Integer, inputs: RoundInputs
   ) -> tuple[Params, RoundMetrics]:
+    start, stop = shape.bounds(start, stop)
     differ = inputs.clients.kept is not None and shape.trains_embedding  # the blocks that clients train
     global_params = stages.split(params, stages.whole(params) if differ else shape, start)
     global_active = raveler.ravel(global_params.active)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lwfedssl_jax import trees
 from lwfedssl_jax.base import PyTree, Raveled, Scalar
 from lwfedssl_jax.config import MethodConfig
 from lwfedssl_jax.federated import model as models
@@ -52,8 +53,8 @@ def init_state(config: MethodConfig, model: Model, shape: StageShape) -> Any:
   optimizer = make_server_optimizer(config)
   if optimizer is None:
     return None
-  shapes = models.trace_active(model, shape)
-  return optimizer.init(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
+  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), models.trace_active(model, shape))
+  return optimizer.init(trees.split_statistics(zeros)[0])
 
 
 def take_step(
@@ -63,7 +64,7 @@ def take_step(
   global_params: Raveled,
   num_accepted: Scalar,
 ) -> tuple[Raveled, PyTree]:
-  """Takes a step along global - aggregated parameters.
+  """Takes a step along global - aggregated parameters; running statistics are aggregated alone.
 
   Args:
     optimizer: from `make_server_optimizer`; with None, the aggregated parameters and the state are returned.
@@ -77,7 +78,8 @@ def take_step(
   """
   if optimizer is None:
     return aggregated, state
-  gradient = jax.tree.map(jnp.subtract, global_params, aggregated)
-  updates, new_state = optimizer.update(gradient, state, global_params)
-  stepped = optax.apply_updates(global_params, updates)
+  before, (mean, statistics) = trees.split_statistics(global_params)[0], trees.split_statistics(aggregated)
+  gradient = jax.tree.map(jnp.subtract, before, mean)
+  updates, new_state = optimizer.update(gradient, state, before)
+  stepped = optax.apply_updates(before, updates) | statistics
   return optax.tree.where(num_accepted > 0, (stepped, new_state), (global_params, state))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lwfedssl_jax import stages, trees
+from lwfedssl_jax import block_trees, stages, trees
 from lwfedssl_jax.base import Array, Bool, Float, Function, Mask, Params, Raveled, Scalar
 from lwfedssl_jax.data import augment
 from lwfedssl_jax.federated import optimizer as optimizers
@@ -29,7 +29,7 @@ class Losses(NamedTuple):
 
 
 class StepState(NamedTuple):
-  """The state of local training; it covers active parameters only, raveled."""
+  """The state of local training; it covers active parameters only, raveled. The optimizer has no running statistics."""
 
   params: Raveled
   target: Raveled | None
@@ -88,11 +88,12 @@ def make_optimizer(options: StepOptions, global_params: StageParams) -> optax.Gr
   factors = None
   if options.block_learning_rate_decay != 1 or global_params.stop is not None:
     active = global_params.active
-    count = jax.tree.leaves(active['blocks'])[0].shape[0]
+    count = block_trees.count(active['blocks'])
     labels = stages.labels(
       active, 0, count if global_params.stop is None else global_params.stop, trains_embedding='embedding' in active
     )
-    factors = options.model.raveler.ravel(optimizers.layer_factors(active, labels, options.block_learning_rate_decay))
+    of_layers = optimizers.layer_factors(active, labels, options.block_learning_rate_decay)
+    factors = trees.split_statistics(options.model.raveler.ravel(of_layers))[0]
   return optimizers.make_optimizer(
     options.learning_rate, options.batch_size, options.weight_decay, factors, options.scale
   )
@@ -102,7 +103,7 @@ def init_state(options: StepOptions, optimizer: optax.GradientTransformation, gl
   """Starts local training: fresh optimizer, target branch copied from the global model."""
   params = options.model.raveler.ravel(global_params.active)
   target = trees.without_online_only(params) if options.model.objective.update_target else None
-  return StepState(params, target, optimizer.init(params))
+  return StepState(params, target, optimizer.init(trees.split_statistics(params)[0]))
 
 
 def prefix_tokens(model: Model, global_params: StageParams, views: Float[Array, '2 B H W C']) -> Array:
@@ -119,12 +120,17 @@ def prefix_tokens(model: Model, global_params: StageParams, views: Float[Array, 
   return jax.lax.stop_gradient(model.encoder.prefix(frozen['blocks'], tokens, global_params.start))
 
 
-def embed_active(model: Model, active: Params, inputs: Array, stop: Any = None) -> Float[Array, '2 B D']:
-  """Runs the active part of the encoder on the result of `prefix_tokens`; returns pooled embeddings."""
-  if 'embedding' in active:
-    inputs = model.encoder.embed(active['embedding'], inputs)
-  tokens = model.encoder.blocks(active['blocks'], inputs, stop)
-  return model.encoder.pool(active['norm'], tokens).reshape(2, -1, model.encoder.width)
+def embed_active(
+  model: Model, active: Params, inputs: Array, mask: Array, stop: Any = None
+) -> tuple[Float[Array, '2 B D'], Raveled]:
+  """Runs the active part of the encoder on the result of `prefix_tokens`.
+
+  Returns:
+    Pooled embeddings, and the running statistics after this pass, raveled; no group if there are none.
+  """
+  train: Any = model.encoder.train
+  pooled, statistics = train(active, inputs, mask, stop)
+  return pooled.reshape(2, -1, model.encoder.width), model.raveler.ravel(statistics)
 
 
 class Branches(NamedTuple):
@@ -145,9 +151,13 @@ def stack_branches(options: StepOptions, params: Params, target: Params | None, 
   return Branches(params, constant(target), constant(global_params.active), previous)
 
 
-def embed_branches(model: Model, branches: Branches, inputs: Array, stop: Any = None) -> Branches:
-  """Runs every branch's active part on the result of `prefix_tokens`; returns embeddings (2, B, D)."""
-  return Branches(*(None if tree is None else embed_active(model, tree, inputs, stop) for tree in branches))
+def embed_branches(
+  model: Model, branches: Branches, inputs: Array, mask: Array, stop: Any = None
+) -> tuple[Branches, Raveled]:
+  """Runs every branch's active part; returns embeddings (2, B, D), and the running statistics of the online branch."""
+  online, statistics = embed_active(model, branches.online, inputs, mask, stop)
+  others = (None if tree is None else embed_active(model, tree, inputs, mask, stop)[0] for tree in branches[1:])
+  return Branches(online, *others), statistics
 
 
 def compute_losses(options: StepOptions, branches: Branches, embeddings: Branches, mask: Mask) -> tuple[Scalar, Losses]:
@@ -177,38 +187,42 @@ def compute_losses(options: StepOptions, branches: Branches, embeddings: Branche
 
 def batch_losses(
   options: StepOptions, branches: Branches, inputs: Array, mask: Mask, stop: Any = None
-) -> tuple[Scalar, Losses]:
-  """Computes the loss of one batch from the result of `prefix_tokens`; returns as `compute_losses`."""
-  embeddings = embed_branches(options.model, branches, inputs, stop)
+) -> tuple[Scalar, tuple[Losses, Raveled]]:
+  """Computes the loss of one batch from the result of `prefix_tokens`, its parts, and the running statistics."""
+  embeddings, statistics = embed_branches(options.model, branches, inputs, mask, stop)
   if options.axis is not None:  # the loss compares all images: gather the batch's embeddings
     embeddings = jax.tree.map(lambda part: jax.lax.all_gather(part, options.axis, axis=1, tiled=True), embeddings)
-  return compute_losses(options, branches, embeddings, mask)
+  total, losses = compute_losses(options, branches, embeddings, mask)
+  return total, (losses, statistics)
 
 
 def gradient(
   options: StepOptions, state: StepState, global_params: StageParams, batch: Batch
-) -> tuple[Raveled, Losses]:
-  """Computes the gradient of the loss with respect to the active parameters, raveled, and the losses."""
+) -> tuple[Raveled, Losses, Raveled]:
+  """Computes the gradient of the loss with respect to the active parameters, raveled; losses; running statistics."""
   unravel, active, model = options.model.raveler.unravel, global_params.active, options.model
+  params, constant = trees.split_statistics(state.params)
   target = None if state.target is None else unravel(state.target, active)
   if 0 < options.micro_batch_size < batch.views.shape[1]:
-    return _gradient_in_pieces(options, state.params, target, global_params, batch)
+    return *_gradient_in_pieces(options, params, target, global_params, batch), {}
   inputs = prefix_tokens(model, global_params, batch.views)
 
   def loss(vectors):
-    branches = stack_branches(options, unravel(vectors, active), target, global_params)
+    branches = stack_branches(options, unravel(vectors | constant, active), target, global_params)
     return batch_losses(options, branches, inputs, batch.mask, global_params.stop)
 
-  gradients, losses = jax.grad(loss, has_aux=True)(state.params)
+  gradients, (losses, statistics) = jax.grad(loss, has_aux=True)(params)
   # Each of D devices has the full gradient of the heads, and D times its own images' share of the encoder's gradient
   # (the cotangents of D copies of the loss are summed). The mean over devices is the gradient of both.
-  return (gradients if options.axis is None else jax.lax.pmean(gradients, options.axis)), losses
+  return (gradients if options.axis is None else jax.lax.pmean(gradients, options.axis)), losses, statistics
 
 
 def _gradient_in_pieces(
   options: StepOptions, params: Raveled, target: Params | None, global_params: StageParams, batch: Batch
 ) -> tuple[Raveled, Losses]:
   """Computes the full batch's exact gradient in pieces of `micro_batch_size` images.
+
+  No image's embedding may depend on others: batch normalization in the encoder is refused (config.py).
 
   First the embeddings of all pieces, then the loss and its gradient with respect to the full batch of embeddings, then
   each piece's embeddings again with their vjp (GradCache, arXiv 2101.06983). The prefix runs once; its tokens are kept.
@@ -223,7 +237,7 @@ def _gradient_in_pieces(
   def embed_piece(index):
     piece = jax.lax.dynamic_slice_in_dim(batch.views, index * size, size, axis=1)
     inputs = prefix_tokens(model, global_params, piece)
-    return inputs, embed_branches(model, branches_at(params), inputs, stop)
+    return inputs, embed_branches(model, branches_at(params), inputs, batch.mask, stop)[0]
 
   def loss(vectors, online):
     return compute_losses(options, branches_at(vectors), whole._replace(online=online), batch.mask)
@@ -232,7 +246,7 @@ def _gradient_in_pieces(
     inputs, cotangent = piece
 
     def embed(vectors):
-      return embed_active(model, unravel(vectors), inputs, stop)
+      return embed_active(model, unravel(vectors), inputs, batch.mask, stop)[0]
 
     return jax.tree.map(jnp.add, total, jax.vjp(embed, params)[1](cotangent)[0]), None
 
@@ -266,12 +280,13 @@ def train_step(
   batch: Batch,
 ) -> tuple[StepState, Losses]:
   """Takes one step of the optimizer from `make_optimizer`; a batch without valid samples changes nothing."""
-  gradients, losses = gradient(options, state, global_params, batch)
+  gradients, losses, statistics = gradient(options, state, global_params, batch)
+  params = trees.split_statistics(state.params)[0]
   if options.proximal_weight:
-    start = options.model.raveler.ravel(global_params.active)
-    gradients, losses = add_proximal_term(options.proximal_weight, state.params, start, gradients, losses)
-  updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-  params = optax.apply_updates(state.params, updates)
+    start = trees.split_statistics(options.model.raveler.ravel(global_params.active))[0]
+    gradients, losses = add_proximal_term(options.proximal_weight, params, start, gradients, losses)
+  updates, optimizer_state = optimizer.update(gradients, state.optimizer, params)
+  params = optax.apply_updates(params, updates) | statistics
   update_target, target = options.model.objective.update_target, state.target
   if update_target is not None and target is not None:
     target = update_target(target, params)

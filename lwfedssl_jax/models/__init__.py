@@ -6,10 +6,10 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from lwfedssl_jax.base import Encoder
-from lwfedssl_jax.catalog import ENCODERS, EncoderTraits, VitTraits
+from lwfedssl_jax.catalog import ENCODERS, EncoderTraits, ResnetTraits, VitTraits
 from lwfedssl_jax.config import ModelConfig
 from lwfedssl_jax.errors import UsageError
-from lwfedssl_jax.models import vit, vit_export
+from lwfedssl_jax.models import blocks, resnet, resnet_export, vit, vit_export
 from lwfedssl_jax.models.blocks import BlockExecution
 
 Builder = Callable[[ModelConfig, int, BlockExecution], Encoder]
@@ -32,8 +32,20 @@ def build_vit(config: ModelConfig, image_size: int, execution: BlockExecution) -
   return encoder._replace(export=export, restore=vit_export.import_timm)
 
 
+def build_resnet(config: ModelConfig, image_size: int, execution: BlockExecution) -> Encoder:
+  """Builds the residual network of a configuration; exported, it has timm's names."""
+  size = config.traits
+  if not isinstance(size, ResnetTraits):
+    raise TypeError(f'{config.encoder} is no residual network')
+  large_stem, dtype = config.has_large_stem(image_size), jnp.dtype(config.compute_dtype)
+  encoder = resnet.make_resnet(size, image_size, large_stem, config.norm, dtype, execution)
+  export = functools.partial(resnet_export.export_timm, size, large_stem, config.norm)
+  return encoder._replace(export=export, restore=resnet_export.import_timm)
+
+
 # (configuration, side of the images in pixels, execution of blocks) -> encoder
-BUILDERS: dict[str, Builder] = {name: build_vit for name, traits in ENCODERS.items() if isinstance(traits, VitTraits)}
+_OF_TRAITS: dict[type, Builder] = {VitTraits: build_vit, ResnetTraits: build_resnet}
+BUILDERS: dict[str, Builder] = {name: _OF_TRAITS[type(traits)] for name, traits in ENCODERS.items()}
 
 
 def register_encoder(name: str, traits: EncoderTraits, builder: Builder) -> None:
@@ -54,4 +66,5 @@ def make_encoder(config: ModelConfig, image_size: int, execution: BlockExecution
     UsageError: it takes no images of that side.
   """
   config.check_image_size(image_size, f'the image size {image_size}')
-  return BUILDERS[config.encoder](config, image_size, execution)
+  encoder = BUILDERS[config.encoder](config, image_size, execution)
+  return encoder if encoder.train else encoder._replace(train=blocks.compose(encoder))

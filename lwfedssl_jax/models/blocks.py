@@ -1,12 +1,12 @@
 """Stacked equal blocks: frozen prefix and active blocks of an encoder, for any block."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lwfedssl_jax.base import Array, Key, Params
+from lwfedssl_jax.base import Array, Encoder, Float, Function, Key, Mask, Params
 
 
 class BlockExecution(NamedTuple):
@@ -39,6 +39,30 @@ class BlockStack(NamedTuple):
   blocks: Callable[..., Array]
 
 
+def compose(encoder: Encoder) -> Function:
+  """Builds `Encoder.train` of an encoder that trains as it is evaluated."""
+
+  def train(active: Params, x: Array, mask: Mask, stop: Any = None) -> tuple[Float[Array, 'N _'], Params]:
+    del mask
+    if 'embedding' in active:
+      x = encoder.embed(active['embedding'], x)
+    return encoder.pool(active['norm'], encoder.blocks(active['blocks'], x, stop)), {}
+
+  return train
+
+
+def _save_products(primitive: Any, *_: Any, **__: Any) -> bool:
+  return primitive in (jax.lax.dot_general_p, jax.lax.conv_general_dilated_p)
+
+
+def rematerialize(apply_block: Function, execution: BlockExecution) -> Function:
+  """Returns a block's function that keeps what `execution` says for the backward pass."""
+  if execution.rematerialize == 'none':
+    return apply_block
+  policies = {'elementwise': _save_products, 'all': jax.checkpoint_policies.nothing_saveable}
+  return jax.checkpoint(apply_block, policy=policies[execution.rematerialize])
+
+
 def stack_blocks(
   init_block: Callable[[Key], Params],
   apply_block: Callable[[Params, Array], Array],
@@ -64,11 +88,7 @@ def stack_blocks(
 
     return jax.lax.fori_loop(0, count, body, tokens)
 
-  run_block = apply_block
-  if execution.rematerialize != 'none':
-    policies = jax.checkpoint_policies
-    kept = {'elementwise': policies.dots_saveable, 'all': policies.nothing_saveable}[execution.rematerialize]
-    run_block = jax.checkpoint(apply_block, policy=kept)
+  run_block = rematerialize(apply_block, execution)
 
   def blocks(stacked, tokens, stop=None):
     def body(x, scanned):

@@ -216,6 +216,6 @@ def count_flops(size: VitTraits, image_size: int, patch_size: int) -> EncoderFlo
   normalized = tokens * width
   return EncoderFlops(
     embedding=PartFlops(tokens * CHANNELS * patch_size**2 * width),
-    block=PartFlops(linear + attention, 2 * normalized),
+    blocks=(PartFlops(linear + attention, 2 * normalized),) * size.depth,
     pool=PartFlops(0, normalized),
   )

@@ -83,6 +83,8 @@ def export_timm(size: VitTraits, image_size: int, patch_size: int, params: Param
       'timm_architecture': TIMM_ARCHITECTURE,
       'arguments': arguments,
       'layer_norm_epsilon': LAYER_NORM_EPSILON,
+      'first_conv': 'patch_embed.proj',
+      'classifier': 'head',
     },
   )
 

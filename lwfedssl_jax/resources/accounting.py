@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lwfedssl_jax.block_trees import block_name
 from lwfedssl_jax.config import Config
 from lwfedssl_jax.resources.communication import Payload, make_payload
 from lwfedssl_jax.stages import (
   StagePlan,
-  block_name,
   kept_share,
   make_plans,
   modified_components,

@@ -73,17 +73,18 @@ def paper_stage_flops(config: Config, image_size: int) -> tuple[StageFlops, ...]
     image_size: side of the images, pixels.
   """
   shapes = trace_shapes(config, image_size)
-  embedding, block, pool = map(_paper_count, shapes.model.encoder.flops)
-  ends = pool + sum(_count_heads(shapes))
+  parts = shapes.model.encoder.flops
+  embedding, blocks = _paper_count(parts.embedding), [_paper_count(block) for block in parts.blocks]
   views = config.objective.traits.paper_views
   stages = []
   for plan in make_plans(config):
-    trained = plan.shape.num_active * block + ends + plan.trains_embedding * embedding
+    ends = _paper_count(parts.pool) + shapes.count_adapter(plan.stop) + sum(_count_heads(shapes))
+    trained = sum(blocks[plan.stop - plan.shape.num_active : plan.stop]) + ends + plan.trains_embedding * embedding
     stages.append(
       StageFlops(
         stage=plan.stage,
         epochs=plan.num_rounds * config.client.local_epochs,
-        forward_flops=views * (embedding + plan.num_kept * block + ends),
+        forward_flops=views * (embedding + sum(blocks[plan.stop - plan.num_kept : plan.stop]) + ends),
         backward_flops=views * 2 * trained,
       )
     )
@@ -140,6 +141,7 @@ def _similarity_flops(config: Config, shapes: Shapes, batch_size: int, aligned: 
 def _step_flops(
   config: Config,
   image_size: int,
+  plan: StagePlan,
   batch_size: int,
   *,
   num_frozen: int,
@@ -149,19 +151,21 @@ def _step_flops(
   micro_batched: bool,
 ) -> StepFlops:
   shapes = trace_shapes(config, image_size)
-  products, heads = shapes.model.encoder.flops, _count_heads(shapes)
+  parts, heads = shapes.model.encoder.flops, _count_heads(shapes)
   pair = 2 * 2 * batch_size  # 2 FLOPs per multiply-add, two views
-  embedding = products.embedding.products if trains_embedding else 0
-  block, pool = products.block.products, products.pool.products
-  blocks = num_active * block
-  active = blocks + pool
+  embedding = parts.embedding.products if trains_embedding else 0
+  lowest = plan.stop - num_active
+  frozen = sum(block.products for block in parts.blocks[lowest - num_frozen : lowest])
+  blocks = sum(block.products for block in parts.blocks[lowest : plan.stop])
+  active = blocks + parts.pool.products + shapes.count_adapter(plan.stop)
+  without_gradient = embedding if trains_embedding else parts.blocks[lowest].input_products
   has_target = shapes.model.objective.update_target is not None
   compared = aligned * (1 + (config.objective.alignment_kind == 'moon'))
   branches = 1 + has_target + compared
   return StepFlops(
-    prefix_flops=pair * (products.embedding.products - embedding + num_frozen * block),
+    prefix_flops=pair * (parts.embedding.products - embedding + frozen),
     online_forward_flops=pair * (embedding + active),
-    online_backward_flops=pair * (embedding + 2 * active),  # the images have no gradient
+    online_backward_flops=pair * (2 * (embedding + active) - without_gradient),
     target_forward_flops=has_target * pair * (embedding + active),
     global_forward_flops=compared * pair * (embedding + active),
     heads_forward_flops=pair * (branches * heads.shared + heads.online_only),
@@ -175,9 +179,9 @@ def executed_flops(config: Config, image_size: int, plan: StagePlan, batch_size:
   """Counts the matrix products of one client step, as this program executes them.
 
   Linear layers, the two attention products and the similarity matrices count; elementwise operations do not. The
-  backward pass is twice the forward pass of what is trained, except for the patch projection, whose input gradient is
-  not needed. A frozen embedding saves no such product: the lowest active block begins with a layer norm, whose scale
-  and bias need the input gradient of the product above it.
+  backward pass is twice the forward pass of what is trained, except for the lowest product, whose input gradient is not
+  needed: the patch projection or stem; else the first convolutions of a ResNet's lowest active block. A transformer's
+  has no such product: it begins with a layer norm, whose scale and bias need the input gradient of the product above.
 
   Args:
     config: the run.
@@ -188,6 +192,7 @@ def executed_flops(config: Config, image_size: int, plan: StagePlan, batch_size:
   return _step_flops(
     config,
     image_size,
+    plan,
     batch_size,
     num_frozen=plan.num_frozen,
     num_active=plan.shape.num_active,
@@ -206,6 +211,7 @@ def calibration_flops(config: Config, image_size: int, plan: StagePlan, batch_si
   return _step_flops(
     config,
     image_size,
+    plan,
     batch_size,
     num_frozen=0,
     num_active=plan.stop,

@@ -131,11 +131,16 @@ def step_memory(config: Config, image_size: int, plan: StagePlan, target: Target
 def calibration_memory(config: Config, image_size: int, batch_size: int) -> StepMemory:
   """Compiles one step of the server's calibration on `batch_size` images and returns its memory, that of every stage.
 
-  All blocks, and the optimizer's state for them, are held in every stage; those that do not exist yet are skipped.
+  Equal blocks, and the optimizer's state for them, are all held in every stage; those that do not exist yet are
+  skipped. Of unlike blocks it is the memory of the last stage.
   """
-  options = calibration.make_step_options(config, image_size, batch_size)
-  shape = calibration.stage_shape(options.model)
-  arguments = _abstract_arguments(options, image_size, (), lambda params, stop: stages.split(params, shape, 0, stop))
+  options, known = (
+    calibration.make_step_options(config, image_size, batch_size),
+    stages.make_plans(config)[-1].static_stop,
+  )
+  arguments = _abstract_arguments(
+    options, image_size, (), lambda params, stop: stages.split_existing(params, stop if known is None else known)
+  )
   return read_analysis(jax.jit(make_steps(options, 1), donate_argnums=0).lower(*arguments).compile())
 
 

@@ -78,7 +78,8 @@ def fit(config: Config, image_size: int, target: Target | None = None) -> Memory
   budget = config.client.client_memory_budget_mb * MEGABYTE
   batch = config.client.batch_size
   largest = config.client.micro_batch_size or batch
-  sizes = [size for size in range(1, largest + 1) if batch % size == 0]  # ascending
+  least = largest if config.model.uses_batch_statistics else 1  # statistics of a batch allow no pieces
+  sizes = [size for size in range(least, largest + 1) if batch % size == 0]  # ascending
 
   @functools.cache
   def peak(size: int, rematerialize: str, dtype: str) -> tuple[Config, int]:

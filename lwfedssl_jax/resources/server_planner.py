@@ -47,7 +47,8 @@ def fit(config: Config, image_size: int, batch_size: int) -> ServerPlan:
   """
   budget = config.method.server_memory_budget_mb * MEGABYTE
   largest = min(config.method.calibration_micro_batch_size or batch_size, batch_size)
-  sizes = [size for size in range(largest, 0, -1) if batch_size % size == 0]  # descending
+  least = largest if config.model.uses_batch_statistics else 1  # statistics of a batch allow no pieces
+  sizes = [size for size in range(largest, least - 1, -1) if batch_size % size == 0]  # descending
 
   @functools.cache
   def peak(size: int) -> tuple[Config, int]:

@@ -109,7 +109,7 @@ def test_finetuning_is_numpy_s(examples):
   params = make_params()
   trained, loss = finetune.train(apply, params, examples, CLASSES, 3, OPTIONS)
   expected, expected_loss = numpy_finetune(params, *examples, 3)
-  found, before = flatten(trained), flatten(finetune.init_params(params, CLASSES))
+  found, before = flatten(trained), flatten(finetune.init_params(params, WIDTH, CLASSES))
   assert found.keys() == expected.keys()
   for name, leaf in expected.items():
     assert np.abs(leaf - before[name]).max() > 0.02, name
@@ -142,7 +142,7 @@ def test_rate_rises_for_ten_epochs_and_falls_to_zero_by_the_fortieth(batch_size,
 def test_without_gradient_only_kernels_move_and_by_the_scheduled_decay(num_images):
   """A set smaller than a batch is one batch, and the rate follows what a batch really holds."""
   adamw = finetune.make_optimizer(OPTIONS, num_images)
-  trained = jax.tree.map(lambda leaf: leaf + 1, finetune.init_params(make_params(), CLASSES))
+  trained = jax.tree.map(lambda leaf: leaf + 1, finetune.init_params(make_params(), WIDTH, CLASSES))
   nothing, state, before = jax.tree.map(jnp.zeros_like, trained), adamw.init(trained), flatten(trained)
   for _ in range(2):  # the rate of the first step is zero
     updates, state = adamw.update(nothing, state, trained)
@@ -174,19 +174,17 @@ def test_a_set_smaller_than_a_batch_is_one_batch(examples):
 
 
 def test_the_head_s_product_is_float32_at_full_precision(examples):
-  trained = finetune.init_params(make_params(), CLASSES)
+  trained = finetune.init_params(make_params(), WIDTH, CLASSES)
 
-  def constant(params, images):
-    return jnp.ones((len(images), WIDTH))
-
-  equations = jax.make_jaxpr(lambda p: finetune.compute_logits(constant, p, examples[0]))(trained).eqns
+  embedded = jnp.ones((len(examples[0]), WIDTH))
+  equations = jax.make_jaxpr(lambda p: finetune.compute_logits(p['head'], embedded))(trained).eqns
   (product,) = (equation for equation in equations if equation.primitive.name == 'dot_general')
   assert set(product.params['precision']) == {jax.lax.Precision.HIGHEST}
   assert {variable.aval.dtype for variable in (*product.invars, *product.outvars)} == {jnp.dtype('float32')}
 
 
 def test_classes_are_those_of_the_trained_parameters(examples):
-  trained = finetune.init_params(make_params(), CLASSES)
+  trained = finetune.init_params(make_params(), WIDTH, CLASSES)
   trained['head'] = {
     'kernel': jnp.asarray(np.random.default_rng(5).normal(size=(WIDTH, CLASSES)), jnp.float32),
     'bias': jnp.array([0.0, 0.5, 1.0]),

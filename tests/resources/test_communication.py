@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lwfedssl_jax import stages
+from lwfedssl_jax import block_trees
 from lwfedssl_jax.catalog import HEAD_HIDDEN, PROJECTION_SIZE
 from lwfedssl_jax.config import Config, with_values
 from lwfedssl_jax.errors import UsageError
@@ -38,7 +38,7 @@ def test_component_params_are_those_of_the_model(encoder, objective):
   params = jax.eval_shape(make_encoder(config.model, 32).init, jax.random.key(0))
   depth = config.model.traits.depth
   expected = {'embedding': count(params['embedding'])}
-  expected |= {stages.block_name(i): count(params['blocks']) // depth for i in range(depth)}
+  expected |= {block_trees.block_name(i): count(params['blocks']) // depth for i in range(depth)}
   expected['norm'] = count(params['norm'])
   heads = {'projector': Head((HEAD_HIDDEN, HEAD_HIDDEN), PROJECTION_SIZE)}
   if objective != 'simclr':

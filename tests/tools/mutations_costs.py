@@ -30,7 +30,7 @@ ROWS = (
     'sent = np.ones_like(returned)[:, None] & has',
     ACCOUNTING,
   ),
-  ('resources/parameters.py', 'every block pays for all', "count('blocks') // depth", "count('blocks')", COMMUNICATION),
+  ('block_trees.py', 'every block pays for all', 'leaf[i : i + 1]', 'leaf', COMMUNICATION),
   ('resources/parameters.py', 'scales of a batch norm have products', 'if leaf.ndim == 2', 'if leaf.ndim', FLOPS),
   (
     'resources/communication.py',
@@ -43,11 +43,11 @@ ROWS = (
   (
     'resources/flops.py',
     'gradient of the image counted',
-    'pair * (embedding + 2 * active)',
+    'pair * (2 * (embedding + active) - without_gradient)',
     'pair * 2 * (embedding + active)',
     FLOPS,
   ),
-  ('resources/flops.py', 'products of the pool forgotten', 'active = blocks + pool', 'active = blocks', ENCODERS),
+  ('resources/flops.py', 'products of the pool forgotten', 'blocks + parts.pool.products', 'blocks', ENCODERS),
   (
     'resources/flops.py',
     'projections of the received model forgotten',

@@ -58,8 +58,8 @@ ROWS = (
   (
     'evaluation/finetune.py',
     'the encoder stays as it was',
-    "apply(trained['encoder'], images), head",
-    "apply(jax.lax.stop_gradient(trained['encoder']), images), head",
+    "run(trained['encoder'], views)",
+    "run(jax.lax.stop_gradient(trained['encoder']), views)",
     FINETUNE,
   ),
   ('evaluation/finetune.py', "the head's product at the device's precision", ", precision='highest'", '', FINETUNE),

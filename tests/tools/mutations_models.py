@@ -2,6 +2,7 @@
 
 VIT, HEADS, EXPORT = ('test_vit.py',), ('test_heads.py',), ('test_export.py',)
 ENCODERS = ('test_encoders.py',)
+RESNET, TREES = ('test_resnet.py',), ('test_block_trees.py',)
 
 ROWS = (
   ('models/vit.py', 'attention scores in bfloat16', ', preferred_element_type=jnp.float32', '', VIT),
@@ -53,7 +54,7 @@ ROWS = (
   ('models/heads.py', 'statistics of a batch in bfloat16', '    x = x.astype(jnp.float32)\n', '', HEADS),
   ('models/heads.py', 'products of the heads in float32', 'dtype=self.dtype, name', 'dtype=jnp.float32, name', HEADS),
   ('models/heads.py', 'variance too small', 'BATCH_NORM_EPSILON = 1e-5', 'BATCH_NORM_EPSILON = 1e-3', HEADS),
-  ('pretrained.py', 'loaded encoder forgets to normalize', 'augment.normalize(inputs)', 'inputs', EXPORT),
+  ('pretrained.py', 'loaded encoder forgets to normalize', 'return augment.normalize(', 'return (', EXPORT),
   (
     'pretrained.py',
     'random weights of one seed',
@@ -86,6 +87,59 @@ ROWS = (
     'if name in ENCODERS:',
     'if not name:',
     ('test_extending.py::test_a_name_that_is_taken_is_refused',),
+  ),
+  (
+    'models/normalization.py',
+    'padding counts in the mean',
+    'masked_mean(views.mean((2, 3)), mask)',
+    'views.mean((1, 2, 3))[:, None]',
+    RESNET,
+  ),
+  (
+    'models/normalization.py',
+    'the biased variance is remembered',
+    'MOMENTUM * unbiased',
+    'MOMENTUM * variances[:, 0]',
+    RESNET,
+  ),
+  (
+    'models/normalization.py',
+    'a gradient reaches the running mean',
+    "jax.lax.stop_gradient(self.param('running_mean'",
+    "(self.param('running_mean'",
+    RESNET,
+  ),
+  ('models/normalization.py', 'batches count more', 'MOMENTUM = 0.1', 'MOMENTUM = 0.2', RESNET),
+  ('models/resnet.py', 'fan in', "'fan_out'", "'fan_in'", RESNET),
+  ('models/resnet.py', 'an adapter without bias', " + layer['bias']", '', RESNET),
+  (
+    'models/resnet.py',
+    'a stride of the first stage',
+    '(1, *(2,) * (size.depth - 1))',
+    '(2, *(2,) * (size.depth - 1))',
+    RESNET,
+  ),
+  (
+    'trees.py',
+    'running variances are optimized',
+    "('running_mean', 'running_var')",
+    "('running_mean', 'nothing')",
+    RESNET,
+  ),
+  (
+    'federated/training_step.py',
+    'statistics stay as received',
+    'optax.apply_updates(params, updates) | statistics',
+    'optax.apply_updates(params, updates) | trees.split_statistics(state.params)[1]',
+    RESNET,
+  ),
+  ('block_trees.py', 'a stack is cut for the prefix', 'blocks if is_stacked(blocks) else first', 'first', TREES),
+  (
+    'stages.py',
+    'the adapter of the block below',
+    'int(start) + shape.num_active - 1',
+    'int(start) + shape.num_active - 2',
+    RESNET,
   ),
   ('config.py', 'every encoder has whole patches', 'self.traits.whole_patches and image_size', 'image_size', ENCODERS),
 )

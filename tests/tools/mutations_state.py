@@ -9,8 +9,8 @@ ROWS = (
   (
     'federated/server_optimizer.py',
     'a step away from the clients',
-    'jnp.subtract, global_params, aggregated',
-    'jnp.subtract, aggregated, global_params',
+    'jnp.subtract, before, mean',
+    'jnp.subtract, mean, before',
     OPTIMIZER,
   ),
   ('federated/server_optimizer.py', 'optax starts without tau', 'epsilon**2', '0.0', OPTIMIZER),

@@ -142,18 +142,18 @@ ROWS = (
   (
     'federated/aggregation_by_block.py',
     'who did not train a block counts',
-    'accepted = uploads.accepted[:, None] & jnp.zeros(',
-    'accepted = uploads.accepted[:, None] | jnp.zeros(',
+    'uploads.accepted[:, None] & trained',
+    'uploads.accepted[:, None] | trained',
     DEPTH_DROPOUT,
   ),
-  ('federated/ldawa.py', 'one cosine for all blocks', "startswith('blocks/')", "startswith('none')", LDAWA),
+  ('federated/ldawa.py', 'one cosine for all blocks', "is_stacked and path[0].key == 'blocks'", 'False', LDAWA),
   ('federated/ldawa.py', 'images count', 'jnp.minimum(num_images, 1)', 'num_images', LDAWA),
   ('stages.py', 'stages begin a round after each other', 'first_round=stage * rounds', 'first_round=stage', STAGES),
   (
     'stages.py',
     'methods run for different numbers of rounds',
-    'config.method.rounds_per_stage * (step // config.method.blocks_per_stage)',
-    'config.method.rounds_per_stage',
+    'config.effective_rounds_per_stage * (step // config.method.blocks_per_stage)',
+    'config.effective_rounds_per_stage',
     STAGES,
   ),
   (
@@ -165,13 +165,13 @@ ROWS = (
   ),
   ('stages.py', 'lowest active block labeled frozen', 'block < start', 'block <= start', TABLE),
   (
-    'stages.py',
+    'block_trees.py',
     'trained blocks are put back one too high',
-    'part.astype(leaf.dtype), start, 0)',
-    'part.astype(leaf.dtype), start + 1, 0)',
+    'new.astype(leaf.dtype), start, 0)',
+    'new.astype(leaf.dtype), start + 1, 0)',
     MERGE,
   ),
-  ('stages.py', 'new blocks copied from themselves', 'leaf[first - 1]', 'leaf[first]', STAGES),
+  ('block_trees.py', 'new blocks copied from themselves', 'set(leaf[start - 1])', 'set(leaf[start])', STAGES),
   (
     'stages.py',
     'calibration changes only what clients train',
@@ -262,8 +262,8 @@ ROWS = (
   (
     'federated/optimizer.py',
     'frozen layers move',
-    'block_decay) ** powers.get(name, 0), 0)',
-    'block_decay) ** powers.get(name, 0), 1)',
+    'block_decay) ** power, 0)',
+    'block_decay) ** power, 1)',
     BLOCK_RATES,
   ),
   (
