@@ -22,7 +22,7 @@ from lwfedssl_jax.federated import execution
 from lwfedssl_jax.resources import communication, planner
 
 # Of the memory budget, megabytes: copies of components, and what XLA's matrix products use besides a program's own
-# figure. A round needed up to 40 more than its program, docs/federation.md.
+# figure. A round needed up to 26 more than its program, docs/federation.md.
 RESERVE_MB = 48.0
 MOST_SAMPLES = 10**8  # images of a round over all local epochs, of which a program holds the indices
 
