@@ -112,7 +112,7 @@ def test_two_commands_pretrain_on_train_finetune_on_val_and_test_on_test(images,
     capsys, sweep.COMMAND, '--preset=v4_medmnist', *SMALLER, *images, '--vary=', *methods, f'--output={tmp_path}/runs'
   )
   table = [line for line in printed if line.startswith('| ')]
-  assert [line.split(' | ')[0] for line in table[-2:]] == ['| layerwise-seed0', '| end_to_end-seed0']
+  assert [line.split('|')[1].strip() for line in table[-2:]] == ['layerwise-seed0', 'end_to_end-seed0']
   printed = execute(
     capsys,
     evaluate.COMMAND,
