@@ -186,7 +186,7 @@ def test_identity_when_everything_is_off(images):
 )
 def test_what_has_no_probability_is_not_in_the_program(images, values):
   def size(config):
-    return len(str(jax.make_jaxpr(lambda key: augment.two_views(key, images, config))(jax.random.key(0))))
+    return len(str(jax.make_jaxpr(lambda key: augment.two_views(key, jnp.asarray(images), config))(jax.random.key(0))))
 
   assert size(AugmentConfig(**OFF)) < size(AugmentConfig(**{**OFF, **values}))
 

@@ -293,10 +293,9 @@ class KilledError(Exception):
   """Stands for SIGKILL."""
 
 
-@pytest.mark.parametrize('values', [FEDEMA, MOON], ids=['fedema', 'moon'])
-def test_a_run_that_is_killed_between_states_and_checkpoint_ends_with_the_same_bits(tmp_path, values):
+def test_a_run_that_is_killed_between_states_and_checkpoint_ends_with_the_same_bits(tmp_path):
   """The states of a round are on disk before its checkpoint: a resumed run must not see them."""
-  undisturbed = run(tmp_path / 'whole', **values)
+  undisturbed = run(tmp_path / 'whole', **FEDEMA)
   other = tmp_path / 'parts'
   for fatal in (1, 4):
 
@@ -308,7 +307,7 @@ def test_a_run_that_is_killed_between_states_and_checkpoint_ends_with_the_same_b
       train.train(in_process.make_config(other, **VALUES | values | {'resume': True}), on_row=kill)
     newest = max(int(path.name) for path in (other / client_store.FOLDER).glob('*/*'))
     assert newest <= fatal + 1
-  assert run(other, resume=True, **values)['params_sha256'] == undisturbed['params_sha256']
+  assert run(other, resume=True, **FEDEMA)['params_sha256'] == undisturbed['params_sha256']
   assert not (other / client_store.FOLDER).exists()  # of a finished run
   stateless = run(tmp_path / 'plain', **{k: v for k, v in values.items() if k == 'objective'})
   assert stateless['params_sha256'] != undisturbed['params_sha256']

@@ -209,5 +209,5 @@ def test_evaluation_reads_the_classes_below_the_client_folders(monkeypatch, fold
   )
   for flags in ([], [f'--dataset={folders}']):
     command.parse(evaluate.COMMAND, ['--workdir=x', *flags])
-    evaluate._evaluate('x', [0])
+    evaluate._evaluate('x', [0], from_scratch=False)
   assert [dataset.class_names for dataset in seen] == [('cat', 'dog'), ('a', 'b', 'c')]

@@ -7,6 +7,7 @@ import pytest
 
 from lwfedssl_jax import catalog
 from lwfedssl_jax.data import federated_dataset
+from lwfedssl_jax.deployment import members
 from lwfedssl_jax.deployment.local_training import LocalTraining
 from lwfedssl_jax.deployment.network import Network
 from lwfedssl_jax.deployment.server_options import ServerOptions
@@ -25,6 +26,12 @@ def two_blocks(tiny_library):
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(catalog.ENCODERS, 'vit_micro', dataclasses.replace(tiny.TINY, depth=2))
     yield
+
+
+@pytest.fixture(autouse=True)
+def asked_again_at_once(monkeypatch):
+  """A client that got lost is there again in the next round, as in the simulation, however short a round is."""
+  monkeypatch.setattr(members, 'ASK_AGAIN_SECONDS', 0.0)
 
 
 CASES = {

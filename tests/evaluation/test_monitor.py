@@ -16,14 +16,14 @@ from lwfedssl_jax.evaluation.monitor import Monitor
 ENCODER = Encoder(
   init=None,
   embed=lambda params, images: images.reshape(len(images), 1, 3) * params,
-  prefix=lambda blocks, tokens, count: tokens * jnp.where(jnp.arange(2) < count, blocks, 1).prod(),
+  prefix=lambda blocks, tokens, count: tokens * jnp.where(jnp.arange(2) < count, blocks['scale'], 1).prod(),
   blocks=None,
   pool=lambda params, tokens: tokens[:, 0] + params,
   depth=2,
   width=3,
   flops=None,
 )
-PARAMS = {'embedding': jnp.ones(3), 'blocks': jnp.array([2.0, 3.0]), 'norm': jnp.zeros(3)}
+PARAMS = {'embedding': jnp.ones(3), 'blocks': {'scale': jnp.array([2.0, 3.0])}, 'norm': jnp.zeros(3)}
 FACTOR = {1: 2, 2: 6}
 CONFIG = RunConfig(knn_bank_images=20, knn_test_images=12)
 

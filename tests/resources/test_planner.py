@@ -30,9 +30,9 @@ def test_demanding_stages_are_the_widest_of_each_shape():
   def shapes(method):
     return [(p.stage, p.shape) for p in planner.demanding_stages(make_plans(config_of(method=method)))]
 
-  assert shapes('layerwise') == [(1, (1, False)), (0, (1, True))]
-  assert shapes('prog_fedssl') == [(3, (4, True))]
-  assert shapes('end_to_end') == [(0, (4, True))]
+  assert shapes('layerwise') == [(1, (1, False, None)), (0, (1, True, None))]
+  assert shapes('prog_fedssl') == [(3, (4, True, None))]
+  assert shapes('end_to_end') == [(0, (4, True, None))]
 
 
 def test_as_many_clients_are_vmapped_as_fit(whole):

@@ -1,6 +1,6 @@
 """Programs compiled for an H100 that is not there (extra gpu-aot): bounds on memory, exact products, exchanges.
 
-TPUs' compiler is too big for CI (684 MB): `make test-targets` runs those tests.
+TPUs' compiler is too big for CI (684 MB): `make test-targets` runs those tests, and end to end's on an H100.
 """
 
 import importlib.util
@@ -55,6 +55,7 @@ def test_a_layerwise_step_on_an_h100():
   assert line.num_bytes <= 22 * GIGABYTE and line.num_kernels < 600
 
 
+@needs_tpu  # not for its compiler: half a minute more than CI has
 @pytest.mark.parametrize(('method', 'stage', 'limit_gb'), [('end_to_end', 1, 4.5), ('prog_fedssl', 6, 2.5)])
 def test_several_blocks_at_once_are_lean_on_an_h100(method, stage, limit_gb):
   config = config_of(method)
