@@ -304,12 +304,12 @@ def test_a_run_that_is_killed_between_states_and_checkpoint_ends_with_the_same_b
         raise KilledError
 
     with pytest.raises(KilledError):
-      train.train(in_process.make_config(other, **VALUES | values | {'resume': True}), on_row=kill)
+      train.train(in_process.make_config(other, **VALUES | FEDEMA | {'resume': True}), on_row=kill)
     newest = max(int(path.name) for path in (other / client_store.FOLDER).glob('*/*'))
     assert newest <= fatal + 1
   assert run(other, resume=True, **FEDEMA)['params_sha256'] == undisturbed['params_sha256']
   assert not (other / client_store.FOLDER).exists()  # of a finished run
-  stateless = run(tmp_path / 'plain', **{k: v for k, v in values.items() if k == 'objective'})
+  stateless = run(tmp_path / 'plain', **{k: v for k, v in FEDEMA.items() if k == 'objective'})
   assert stateless['params_sha256'] != undisturbed['params_sha256']
   rows = [metrics_writer.read_metrics(str(tmp_path / name)) for name in ('whole', 'plain')]
   traffic = [[(row['client_download_bytes'], row['client_upload_bytes']) for row in each] for each in rows]
