@@ -1,12 +1,13 @@
 """Aggregation of clients that trained different blocks: every block over those that trained it."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lwfedssl_jax import stages, trees
-from lwfedssl_jax.base import Array, Float, Integer, Params, Raveled
+from lwfedssl_jax.base import Array, Float, Integer, Params, Raveled, Scalar
 from lwfedssl_jax.federated import aggregation, optimizer
 from lwfedssl_jax.federated.aggregation import Aggregator, Tally, Uploads
 
@@ -27,6 +28,27 @@ class _State(NamedTuple):
   global_params: _Cut
 
 
+def _cut(raveler: trees.Raveler, tree: Params) -> _Cut:
+  rest = {name: part for name, part in tree.items() if name != 'blocks'}
+  return _Cut(jax.vmap(lambda block: raveler.ravel({'blocks': block}))(tree['blocks']), raveler.ravel(rest))
+
+
+def _join(raveler: trees.Raveler, active: Params, parts: _Cut) -> Raveled:
+  rest = {name: part for name, part in active.items() if name != 'blocks'}
+  one = {'blocks': jax.tree.map(lambda leaf: leaf[0], active['blocks'])}
+  blocks = jax.vmap(lambda vectors: raveler.unravel(vectors, one))(parts.blocks)
+  return raveler.ravel({name: (blocks | raveler.unravel(parts.rest, rest))[name] for name in active})
+
+
+def _finish_block(
+  aggregator: Aggregator, axis: str | None, num_returned: Scalar, state: Any, weights: Any, global_block: Raveled
+) -> Raveled:
+  sums = jnp.array([(weights > 0).sum(), weights.sum()])
+  count, weight = sums if axis is None else jax.lax.psum(sums, axis)
+  tally = Tally(count, num_returned - count, weight)
+  return aggregation.aggregate_or_keep(aggregator, state, weights > 0, tally, global_block)
+
+
 def by_block(aggregator: Aggregator, raveler: trees.Raveler, active: Params, axis: str | None = None) -> Aggregator:
   """Applies a rule of aggregation to every block and to the rest by itself.
 
@@ -42,21 +64,10 @@ def by_block(aggregator: Aggregator, raveler: trees.Raveler, active: Params, axi
   Returns:
     A rule on the raveled `active`. Its `Uploads` have `kept`, the numbers of the blocks that each client trained.
   """
-
-  def cut(tree: Params) -> _Cut:
-    rest = {name: part for name, part in tree.items() if name != 'blocks'}
-    return _Cut(jax.vmap(lambda block: raveler.ravel({'blocks': block}))(tree['blocks']), raveler.ravel(rest))
-
-  def join(parts: _Cut) -> Raveled:
-    rest = {name: part for name, part in active.items() if name != 'blocks'}
-    one = {'blocks': jax.tree.map(lambda leaf: leaf[0], active['blocks'])}
-    blocks = jax.vmap(lambda vectors: raveler.unravel(vectors, one))(parts.blocks)
-    return raveler.ravel({name: (blocks | raveler.unravel(parts.rest, rest))[name] for name in active})
-
   depth = jax.tree.leaves(active['blocks'])[0].shape[0]
 
   def init(global_params, num_clients):
-    parts = cut(raveler.unravel(global_params, active))
+    parts = _cut(raveler, raveler.unravel(global_params, active))
     return _State(
       jax.vmap(lambda block: aggregator.init(block, num_clients))(parts.blocks),
       aggregator.init(parts.rest, num_clients),
@@ -65,7 +76,7 @@ def by_block(aggregator: Aggregator, raveler: trees.Raveler, active: Params, axi
     )
 
   def add(state, uploads, first):
-    parts = jax.vmap(lambda vectors: cut(raveler.unravel(vectors, active)))(uploads.params)
+    parts = jax.vmap(lambda vectors: _cut(raveler, raveler.unravel(vectors, active)))(uploads.params)
     trained = jax.nn.one_hot(uploads.kept, depth, dtype=bool).any(axis=1)
     accepted = uploads.accepted[:, None] & trained
     weights = jnp.where(accepted, uploads.weights[:, None], 0)
@@ -80,21 +91,9 @@ def by_block(aggregator: Aggregator, raveler: trees.Raveler, active: Params, axi
     )
 
   def finish(state, accepted, tally):
-    returned = tally.num_accepted + tally.num_rejected
-
-    def finish_block(block_state, weights, global_block):
-      sums = jnp.array([(weights > 0).sum(), weights.sum()])
-      count, weight = sums if axis is None else jax.lax.psum(sums, axis)
-      return aggregation.aggregate_or_keep(
-        aggregator, block_state, weights > 0, Tally(count, returned - count, weight), global_block
-      )
-
-    return join(
-      _Cut(
-        jax.vmap(finish_block, in_axes=(0, 1, 0))(state.blocks, state.weights, state.global_params.blocks),
-        aggregator.finish(state.rest, accepted, tally),
-      )
-    )
+    finish_block = functools.partial(_finish_block, aggregator, axis, tally.num_accepted + tally.num_rejected)
+    blocks = jax.vmap(finish_block, in_axes=(0, 1, 0))(state.blocks, state.weights, state.global_params.blocks)
+    return _join(raveler, active, _Cut(blocks, aggregator.finish(state.rest, accepted, tally)))
 
   return aggregator._replace(init=init, add=add, finish=finish, returns_mean=False)
 

@@ -18,10 +18,10 @@ from lwfedssl_jax.stages import StagePlan
 
 
 def _draw(
-  depth: int, seed: Integer, round_num: Integer, client_id: Integer, stop: Integer, num_new: Integer, num_kept: Integer
+  depth: int, seed: Integer, round_num: Integer, client_id: Integer, numbers: Int[Array, '3']
 ) -> Bool[Array, ' L']:
-  """Marks the blocks that a client keeps."""
-  block = jnp.arange(depth)
+  """Marks the blocks that a client keeps; `numbers` are the plan's stop, num_new and num_kept."""
+  block, (stop, num_new, num_kept) = jnp.arange(depth), numbers
   drawn = jax.random.uniform(rng.key(seed, rng.Stream.DEPTH_DROPOUT, round_num, client_id), (depth,))
   order = jnp.where(block >= stop, 2, jnp.where(block >= stop - num_new, -1, drawn))  # new, earlier, absent
   rank = jnp.zeros(depth, jnp.int32).at[jnp.argsort(order)].set(block)
@@ -29,9 +29,9 @@ def _draw(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _draw_all(depth, seed, round_nums, client_ids, stops, num_new, num_kept):
-  of_clients = jax.vmap(functools.partial(_draw, depth), in_axes=(None, None, 0, None, None, None))
-  return jax.vmap(of_clients, in_axes=(None, 0, 0, 0, 0, 0))(seed, round_nums, client_ids, stops, num_new, num_kept)
+def _draw_all(depth, seed, round_nums, client_ids, numbers):
+  of_clients = jax.vmap(functools.partial(_draw, depth), in_axes=(None, None, 0, None))
+  return jax.vmap(of_clients, in_axes=(None, 0, 0, 0))(seed, round_nums, client_ids, numbers)
 
 
 def draw_kept(
@@ -47,7 +47,7 @@ def draw_kept(
   """
   numbers = np.array([(plan.stop, plan.num_new, plan.num_kept) for plan in plans], np.int32).reshape(-1, 3)
   return np.asarray(
-    _draw_all(plans[0].depth, seed, np.asarray(round_nums, np.int32), np.asarray(client_ids, np.int32), *numbers.T)
+    _draw_all(plans[0].depth, seed, np.asarray(round_nums, np.int32), np.asarray(client_ids, np.int32), numbers)
   )
 
 

@@ -66,6 +66,23 @@ def make_round(
     parts: replace the configured ones.
   """
   parts = parts or make_parts(config, image_size, placement)
+  body = _make_body(config, placement, client_steps, parts)
+  run = functools.partial(jax.jit, static_argnums=0, donate_argnums=1)(shard_round(body, placement))
+
+  def arguments(params, plan, inputs):
+    if plan.keep and inputs.clients.kept is None:
+      raise ValueError('expected the blocks that each client keeps')
+    return (plan.shape, params, np.int32(plan.start), np.int32(plan.stop), inputs)
+
+  return FederatedRound(
+    apply=lambda params, plan, inputs: run(*arguments(params, plan, inputs)),
+    lower=lambda params, plan, inputs: run.lower(*arguments(params, plan, inputs)),
+    body=body,
+  )
+
+
+def _make_body(config: Config, placement: Placement, client_steps: int, parts: RoundParts) -> Function:
+  """Builds (stage shape, params, start, stop, inputs) -> (params, RoundMetrics): Algorithm 1's loop over a round."""
   raveler, axis = parts.client_update.options.model.raveler, placement.axis
 
   def body(
@@ -99,15 +116,4 @@ def make_round(
       Losses(*mean), trained.losses.total, trained.accepted, distance, calibrated, server_state, trained.states
     )
 
-  run = functools.partial(jax.jit, static_argnums=0, donate_argnums=1)(shard_round(body, placement))
-
-  def arguments(params, plan, inputs):
-    if plan.keep and inputs.clients.kept is None:
-      raise ValueError('expected the blocks that each client keeps')
-    return (plan.shape, params, np.int32(plan.start), np.int32(plan.stop), inputs)
-
-  return FederatedRound(
-    apply=lambda params, plan, inputs: run(*arguments(params, plan, inputs)),
-    lower=lambda params, plan, inputs: run.lower(*arguments(params, plan, inputs)),
-    body=body,
-  )
+  return body
