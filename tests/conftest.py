@@ -1,16 +1,14 @@
 """Fixtures that several files share: a tiny library, and tiny rounds that are compiled once a session."""
 
 import functools
-import importlib.metadata
 import os
 
 os.environ.setdefault(
   'JAX_PLATFORMS', 'cpu'
 )  # beside the CUDA plugin, which compiles for GPUs in tests; for commands too
 
-if importlib.metadata.version('jaxlib').startswith('0.10.'):  # later ones end at a flag that they do not know
-  # A third of XLA's time to compile for a CPU; programs compute the same and run slower.
-  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_cpu_use_fusion_emitters=false'.strip()
+# A third of XLA's time to compile for a CPU; programs compute the same and run slower.
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_cpu_use_fusion_emitters=false'.strip()
 
 import jax
 import jax.numpy as jnp
