@@ -7,9 +7,6 @@ os.environ.setdefault(
   'JAX_PLATFORMS', 'cpu'
 )  # beside the CUDA plugin, which compiles for GPUs in tests; for commands too
 
-# A third of XLA's time to compile for a CPU; programs compute the same and run slower.
-os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_cpu_use_fusion_emitters=false'.strip()
-
 import jax
 import jax.numpy as jnp
 import numpy as np
