@@ -4,7 +4,7 @@ import typing
 
 
 class ConfigFields(typing.TypedDict, total=False):
-  """Every field of every group in `config.py`, by name; a test holds names and types equal to the groups'."""
+  """Every field of every group in `config_groups.py`, by name; a test holds names and types equal to the groups'."""
 
   # ModelConfig
   encoder: str

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lwfedssl_jax import stages
-from lwfedssl_jax.config import MethodConfig
+from lwfedssl_jax.config_groups import MethodConfig
 from lwfedssl_jax.federated import aggregation
 from lwfedssl_jax.federated.aggregation import Uploads
 

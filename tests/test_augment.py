@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import ndimage
 
-from lwfedssl_jax.config import AugmentConfig
+from lwfedssl_jax.config_groups import AugmentConfig
 from lwfedssl_jax.data import augment, randaugment
 from lwfedssl_jax.errors import UsageError
 from tests.reference import naive_augment

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from lwfedssl_jax.config import AugmentConfig
+from lwfedssl_jax.config_groups import AugmentConfig
 from lwfedssl_jax.data import augment
 from tests.reference import naive_augment
 

@@ -8,6 +8,7 @@ import pytest
 from lwfedssl_jax import UsageError, block_trees, stages, trees
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.catalog import MethodTraits, register_method
+from lwfedssl_jax.config_groups import MethodConfig
 from lwfedssl_jax.deployment import server_options
 from lwfedssl_jax.federated import aggregation, depth_dropout
 from lwfedssl_jax.federated.aggregation import Uploads
@@ -102,7 +103,7 @@ KEPT, IMAGES = np.array([[0], [1], [1], [0]]), np.array([1, 2, 1, 4])
 def aggregate(name, returned, axis=None):
   """Aggregates the clients one after the other, or two on each of two devices; returns both blocks and the norm."""
   raveler = trees.make_raveler()
-  rule = by_block(aggregation.make_aggregator(configs.MethodConfig(aggregation=name), axis), raveler, ACTIVE, axis)
+  rule = by_block(aggregation.make_aggregator(MethodConfig(aggregation=name), axis), raveler, ACTIVE, axis)
 
   def on_device(rows, kept, images, accepted):
     weights = aggregation.client_weights(images, accepted, axis)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lwfedssl_jax.config import MethodConfig
+from lwfedssl_jax.config_groups import MethodConfig
 from lwfedssl_jax.federated import aggregation, divergence
 from lwfedssl_jax.federated.aggregation import Uploads
 

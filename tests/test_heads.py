@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lwfedssl_jax.config import ObjectiveConfig
+from lwfedssl_jax.config_groups import ObjectiveConfig
 from lwfedssl_jax.models.heads import Head, MaskedBatchNorm, masked_mean
 from lwfedssl_jax.objectives import make_objective
 

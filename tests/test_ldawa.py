@@ -7,6 +7,7 @@ import pytest
 
 from lwfedssl_jax import config as configs
 from lwfedssl_jax import trees
+from lwfedssl_jax.config_groups import MethodConfig
 from lwfedssl_jax.federated import aggregation, ldawa
 from lwfedssl_jax.federated.aggregation import Uploads
 
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.usefixtures('tiny_library')
 
 def aggregate(clients, received, num_images, returned, stage_round, fedavg_rounds=0, raveler=trees.make_raveler()):
   """Aggregates one client after the other, as a round does."""
-  config = configs.MethodConfig(aggregation='ldawa', ldawa_fedavg_rounds=fedavg_rounds)
+  config = MethodConfig(aggregation='ldawa', ldawa_fedavg_rounds=fedavg_rounds)
   rule = aggregation.make_aggregator(config)
   sizes = aggregation.weigh_clients(rule, jnp.array(num_images), stage_round)
   weights, accepted = aggregation.client_weights(sizes, jnp.array(returned)), jnp.array(returned)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lwfedssl_jax.config import PartitionConfig
+from lwfedssl_jax.config_groups import PartitionConfig
 from lwfedssl_jax.data import partition
 from lwfedssl_jax.data.partition import class_counts, partition_images
 from lwfedssl_jax.errors import UsageError

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lwfedssl_jax import rng
-from lwfedssl_jax.config import PartitionConfig
+from lwfedssl_jax.config_groups import PartitionConfig
 from lwfedssl_jax.data import partition
 from lwfedssl_jax.evaluation import protocols
 

@@ -7,6 +7,7 @@ import pytest
 
 from lwfedssl_jax import config as configs
 from lwfedssl_jax import objectives
+from lwfedssl_jax.config_groups import ObjectiveConfig
 from lwfedssl_jax.objectives import losses
 from lwfedssl_jax.resources import communication, costs
 
@@ -25,7 +26,7 @@ def test_golden_example_on_three_numbers():
 
 
 def test_both_views_predict_each_other():
-  objective = objectives.make_objective(configs.ObjectiveConfig(objective='simsiam'))
+  objective = objectives.make_objective(ObjectiveConfig(objective='simsiam'))
   heads = objective.init(jax.random.key(0), 5)
   assert heads.keys() == set(objective.head_names) == {'projector', 'predictor'}
   assert objective.update_target is None and objective.online_only == ('predictor',)

@@ -7,7 +7,7 @@ import pytest
 from scipy.special import erf, softmax
 
 from lwfedssl_jax.catalog import ENCODERS, VitTraits
-from lwfedssl_jax.config import ModelConfig
+from lwfedssl_jax.config_groups import ModelConfig
 from lwfedssl_jax.models import make_encoder
 from lwfedssl_jax.models.vit import Attention, make_vit, position_table
 

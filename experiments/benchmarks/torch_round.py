@@ -12,7 +12,8 @@ import torch
 from torch.utils import data
 from torchvision.transforms import v2
 
-from lwfedssl_jax.config import AugmentConfig, Config
+from lwfedssl_jax.config import Config
+from lwfedssl_jax.config_groups import AugmentConfig
 from lwfedssl_jax.data import augment
 from lwfedssl_jax.stages import StagePlan
 

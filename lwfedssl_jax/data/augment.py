@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lwfedssl_jax.base import Array, Bool, Float, Int, Integer, Key, Number, UInt8
-from lwfedssl_jax.config import AugmentConfig
+from lwfedssl_jax.config_groups import AugmentConfig
 
 NUM_DRAWS = 33
 CROP_TRIES = 10

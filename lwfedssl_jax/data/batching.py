@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lwfedssl_jax.base import Array, Bool, Int, Key
-from lwfedssl_jax.config import ClientConfig
+from lwfedssl_jax.config_groups import ClientConfig
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:

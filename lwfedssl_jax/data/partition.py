@@ -16,7 +16,7 @@ import numpy as np
 
 from lwfedssl_jax import rng
 from lwfedssl_jax.base import Float, Int
-from lwfedssl_jax.config import PartitionConfig
+from lwfedssl_jax.config_groups import PartitionConfig
 from lwfedssl_jax.errors import UsageError
 
 Labels = Int[np.ndarray, ' N']

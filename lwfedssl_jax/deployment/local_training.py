@@ -11,7 +11,8 @@ import numpy as np
 
 from lwfedssl_jax import rng, stages
 from lwfedssl_jax.base import Float, Params, PyTree, UInt8
-from lwfedssl_jax.config import Config, RunConfig
+from lwfedssl_jax.config import Config
+from lwfedssl_jax.config_groups import RunConfig
 from lwfedssl_jax.data import batching
 from lwfedssl_jax.deployment import components
 from lwfedssl_jax.federated import client_state, client_update

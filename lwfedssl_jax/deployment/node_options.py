@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from lwfedssl_jax.config import MOST_PIXELS
+from lwfedssl_jax.config_groups import MOST_PIXELS
 from lwfedssl_jax.options import Validated, option
 
 

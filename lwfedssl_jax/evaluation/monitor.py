@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from lwfedssl_jax import rng
 from lwfedssl_jax.base import Encoder, Float, Int, Params, UInt8
-from lwfedssl_jax.config import RunConfig
+from lwfedssl_jax.config_groups import RunConfig
 from lwfedssl_jax.data.sources import ImageDataset
 from lwfedssl_jax.evaluation import embeddings, knn
 

@@ -17,7 +17,7 @@ import optax
 from lwfedssl_jax import trees
 from lwfedssl_jax.base import Array, Bool, Float, Int, Integer, Number, Params, Raveled, Scalar, Shaped, Stacked
 from lwfedssl_jax.catalog import AGGREGATIONS
-from lwfedssl_jax.config import MethodConfig
+from lwfedssl_jax.config_groups import MethodConfig
 from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.federated import ldawa
 

@@ -14,7 +14,8 @@ import optax
 
 from lwfedssl_jax import rng, trees
 from lwfedssl_jax.base import Array, Bool, Images, Int, Integer, Key, Raveled
-from lwfedssl_jax.config import AugmentConfig, Config
+from lwfedssl_jax.config import Config
+from lwfedssl_jax.config_groups import AugmentConfig
 from lwfedssl_jax.data import augment, batching
 from lwfedssl_jax.federated import client_state, execution, privacy, training_step
 from lwfedssl_jax.federated.client_state import ClientState

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lwfedssl_jax import block_trees, trees
 from lwfedssl_jax.base import Array, Int, Integer, Params
-from lwfedssl_jax.config import MethodConfig
+from lwfedssl_jax.config_groups import MethodConfig
 
 
 def scale_tensors(client_params: Params, global_params: Params) -> Params:

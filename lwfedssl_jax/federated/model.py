@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lwfedssl_jax import stages, trees
 from lwfedssl_jax.base import Encoder, Key, Objective, Params
-from lwfedssl_jax.config import ModelConfig, ObjectiveConfig
+from lwfedssl_jax.config_groups import ModelConfig, ObjectiveConfig
 from lwfedssl_jax.models import make_encoder
 from lwfedssl_jax.models.blocks import BlockExecution
 from lwfedssl_jax.objectives import make_objective

@@ -12,7 +12,7 @@ import optax
 
 from lwfedssl_jax import trees
 from lwfedssl_jax.base import PyTree, Raveled, Scalar
-from lwfedssl_jax.config import MethodConfig
+from lwfedssl_jax.config_groups import MethodConfig
 from lwfedssl_jax.federated import model as models
 from lwfedssl_jax.federated.model import Model
 from lwfedssl_jax.stages import StageShape

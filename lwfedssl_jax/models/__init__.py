@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from lwfedssl_jax.base import Encoder
 from lwfedssl_jax.catalog import ENCODERS, EncoderTraits, ResnetTraits, VitTraits
-from lwfedssl_jax.config import ModelConfig
+from lwfedssl_jax.config_groups import ModelConfig
 from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.models import blocks, resnet, resnet_export, vit, vit_export
 from lwfedssl_jax.models.blocks import BlockExecution

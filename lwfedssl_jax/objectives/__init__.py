@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from lwfedssl_jax.base import Objective
 from lwfedssl_jax.catalog import HEAD_HIDDEN, OBJECTIVES, PROJECTION_SIZE, ObjectiveTraits
-from lwfedssl_jax.config import ObjectiveConfig
+from lwfedssl_jax.config_groups import ObjectiveConfig
 from lwfedssl_jax.errors import UsageError
 from lwfedssl_jax.models.heads import Head
 from lwfedssl_jax.objectives.byol import make_byol

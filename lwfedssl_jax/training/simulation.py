@@ -10,7 +10,7 @@ import numpy as np
 
 from lwfedssl_jax import devices, rng
 from lwfedssl_jax.base import Params
-from lwfedssl_jax.config import RunConfig
+from lwfedssl_jax.config_groups import RunConfig
 from lwfedssl_jax.data import batching
 from lwfedssl_jax.federated import client_state, round_loader, sampling
 from lwfedssl_jax.federated import round as rounds

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from lwfedssl_jax import config as configs
 from lwfedssl_jax import options, tables
 from lwfedssl_jax.config import Config
+from lwfedssl_jax.config_groups import DataConfig
 from lwfedssl_jax.data import batching, federated_dataset, sources
 from lwfedssl_jax.data.federated_dataset import FederatedDataset
 from lwfedssl_jax.errors import StorageError, UsageError
@@ -134,7 +135,7 @@ def plan(
 
 
 @functools.lru_cache(maxsize=2)
-def _dataset(data: configs.DataConfig, image_size: int, client_folders: bool) -> sources.ImageDataset:
+def _dataset(data: DataConfig, image_size: int, client_folders: bool) -> sources.ImageDataset:
   return sources.load(
     data.dataset,
     image_size=image_size,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lwfedssl_jax.base import Encoder
-from lwfedssl_jax.config import RunConfig
+from lwfedssl_jax.config_groups import RunConfig
 from lwfedssl_jax.data.sources import ImageDataset
 from lwfedssl_jax.evaluation import embeddings, knn
 from lwfedssl_jax.evaluation.monitor import Monitor

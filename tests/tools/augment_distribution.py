@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from lwfedssl_jax.config import AugmentConfig
+from lwfedssl_jax.config_groups import AugmentConfig
 from lwfedssl_jax.data import augment
 from tests.reference import naive_augment
 

@@ -141,5 +141,11 @@ ROWS = (
     'int(start) + shape.num_active - 2',
     RESNET,
   ),
-  ('config.py', 'every encoder has whole patches', 'self.traits.whole_patches and image_size', 'image_size', ENCODERS),
+  (
+    'config_groups.py',
+    'every encoder has whole patches',
+    'self.traits.whole_patches and image_size',
+    'image_size',
+    ENCODERS,
+  ),
 )
