@@ -36,3 +36,32 @@ def test_every_step_of_a_call_has_views_of_its_own():
   assert batch.views.shape == (3, 2, 4, 8, 8, 3)
   assert batch.mask.shape == (3, 4)
   assert isinstance(lowered, jax.stages.Lowered)
+
+
+def test_a_pytorch_round_takes_a_client_s_steps_and_averages(monkeypatch):
+  """Two clients of five images in batches of two, two epochs: four steps each; every step adds one to all parameters."""
+  torch = pytest.importorskip('torch')
+  pytest.importorskip('torchvision')
+  from experiments.benchmarks import torch_round, torch_step
+
+  config = configure(
+    method='layerwise', encoder='vit_micro', image_size=8, patch_size=4, batch_size=2, num_clients=2, local_epochs=2
+  )
+  plan, seen = make_plans(config)[1], []
+  prefix, online, predictor = modules = torch_step.make_modules(config, plan)
+  monkeypatch.setattr(torch_step, 'make_modules', lambda *arguments: modules)
+
+  def step(client, views):
+    seen.append((client, tuple(views.shape), float(views.min()), float(views.max())))
+    with torch.no_grad():
+      for parameter in client.modules.parameters():
+        parameter.add_(1)
+
+  monkeypatch.setattr(torch_step.Client, 'step', step)
+  before = [[p.detach().clone() for p in part.parameters()] for part in modules]
+  torch_round.make_round(config, plan, 5)()
+  assert [shape for _, shape, *_ in seen] == [(4, 3, 8, 8)] * 8
+  assert len({id(client) for client, *_ in seen}) == 2
+  assert all(-1 <= low < high <= 1 for *_, low, high in seen)
+  for part, old, moved in zip((prefix, online, predictor), before, (0, 4, 4), strict=True):
+    assert all(torch.allclose(p, q + moved) for p, q in zip(part.parameters(), old, strict=True))
