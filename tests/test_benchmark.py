@@ -39,7 +39,7 @@ def test_every_step_of_a_call_has_views_of_its_own():
 
 
 def test_a_pytorch_round_takes_a_client_s_steps_and_averages(monkeypatch):
-  """Two clients of five images in batches of two, two epochs: four steps each; every step adds one to all parameters."""
+  """Two clients of five images, batches of two, two epochs: four steps, each of which adds one to all parameters."""
   torch = pytest.importorskip('torch')
   pytest.importorskip('torchvision')
   from experiments.benchmarks import torch_round, torch_step
