@@ -97,10 +97,11 @@ def shift_hue(image: Float[Array, 'H W 3'], shift: Number) -> Float[Array, 'H W 
   value, low = image.max(-1), image.min(-1)
   chroma = value - low
   safe = jnp.where(chroma > 0, chroma, 1)
-  sextant = jnp.where(
-    value == red, (green - blue) / safe, jnp.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
-  )
-  sextant = sextant + 6 * shift
+  # Compared with each other, not with `value`: a compiler that computes a channel twice, once for its maximum, may
+  # round it twice, and no channel would be the largest.
+  is_red, is_green = (red >= green) & (red >= blue), green >= blue
+  after_green = jnp.where(is_green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
+  sextant = jnp.where(is_red, (green - blue) / safe, after_green) + 6 * shift
 
   def channel(n):
     return n + sextant - 6 * jnp.floor((n + sextant) / 6)  # a remainder, by cheaper operations than %
