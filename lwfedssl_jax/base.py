@@ -7,15 +7,33 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped, UInt8
 
-if TYPE_CHECKING:  # jaxtyping's PyTree is anything to a type checker
+if TYPE_CHECKING:
   Params = dict[str, Any]
   Labels = dict[str, Any]
 else:
-  Params = PyTree[Float[Array | np.ndarray, '...']]  # a tree of parameters, float32
-  Labels = PyTree[Int[Array, '...']]  # ABSENT, FROZEN or ACTIVE, see stages.py
+
+  class _Leaves(type):
+    """The type of trees whose leaves are arrays of a kind. jaxtyping's PyTree[...] takes milliseconds a check."""
+
+    def __instancecheck__(cls, tree) -> bool:
+      leaves = jax.tree.leaves(tree)
+      return all(isinstance(x, Array | np.ndarray) and jnp.issubdtype(x.dtype, cls.kind) for x in leaves)
+
+  class Params(metaclass=_Leaves):
+    """A tree of parameters, float32."""
+
+    kind = jnp.floating
+
+  class Labels(metaclass=_Leaves):
+    """A tree of ABSENT, FROZEN or ACTIVE, see stages.py."""
+
+    kind = jnp.integer
+
+
 Raveled = dict[str, Float[Array, ' _']]  # a tree as a few vectors, see trees.py
 Stacked = dict[str, Float[Array, 'K _']]  # those of K clients
 Images = UInt8[Array, 'N H W C']

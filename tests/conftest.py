@@ -1,11 +1,18 @@
 """Fixtures that several files share: a tiny library, and tiny rounds that are compiled once a session."""
 
 import functools
+import importlib.metadata
 import os
+import platform
 
-os.environ.setdefault(
-  'JAX_PLATFORMS', 'cpu'
-)  # beside the CUDA plugin, which compiles for GPUs in tests; for commands too
+# For the commands that tests start, too. The CUDA plugin compiles for GPUs in tests; they run on the CPU.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+if importlib.metadata.version('jaxlib') < '0.11' and platform.machine() == 'x86_64':
+  # XLA's emitters before its MLIR ones compile a round in a third of the time. Programs that fuse differently agree to
+  # the bit under them where no multiplication and addition become one instruction, as AVX has none. Later versions
+  # have the MLIR emitters only; the tests pass under those, too.
+  older = '--xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX'
+  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {older}'
 
 import jax
 import jax.numpy as jnp

@@ -23,6 +23,7 @@ VALUES = {
   'learning_rate': 8e-3,
   'calibration_epochs': 1,
   'calibration_batch_size': 8,
+  'checkpoint_every': 4,  # at the ends of stages
   'knn_bank_images': 60,
   'knn_test_images': 40,
   'jitter_probability': 0.0,  # a third less to compile

@@ -74,7 +74,7 @@ def kill_until_done(workdir, kills, longest, generator):
   moments, tries = collections.Counter(), 0
   while moments.total() < kills:
     process, tries = start(workdir), tries + 1
-    if tries % 2 == 0:
+    if tries % 2 == 1:
       for line in process.stdout:  # wait for a round, then strike within a fraction of the next
         if line.startswith('round '):
           break
