@@ -36,7 +36,7 @@ else:
 
 Raveled = dict[str, Float[Array, ' _']]  # a tree as a few vectors, see trees.py
 Stacked = dict[str, Float[Array, 'K _']]  # those of K clients
-Images = UInt8[Array, 'N H W C']
+Images = UInt8[Array, 'N *pixels']  # (N, H, W, 3), or flat, (N, H*W*3)
 Projections = Float[Array, '2 B P']  # of both views
 Mask = Bool[Array, ' B']  # the valid samples of a batch
 Scalar = Float[Array, '']

@@ -58,7 +58,7 @@ def test_a_client_s_images_are_its_own_in_their_order_wherever_they_come_from(sh
     assert steps == sorted(steps, reverse=True)
     for slot, client in enumerate(batch.client_ids):
       own = np.asarray(batch.clients.image_ids)[slot, : int(batch.clients.num_images[slot])]
-      assert images[own, 0, 0, 0].tolist() == data.client_images[client].tolist()
+      assert images[own, 0].tolist() == data.client_images[client].tolist()
       position = participation.client_ids[round_num].tolist().index(client)
       assert bool(batch.clients.returned[slot]) == participation.returned[round_num][position]
   source.close()
@@ -74,7 +74,7 @@ def test_streaming_holds_twice_the_most_images_of_a_round_and_no_more():
   source, _, participation, placement = make(smallest_budget())
   assert placement.streams
   most = max(sum(SIZES[client] for client in ids) for ids in participation.client_ids)
-  assert source.load(0).images.shape == (most, 16, 16, 3)
+  assert source.load(0).images.shape == (most, IMAGE_BYTES)
   assert 0 <= smallest_budget() - 2 * most * IMAGE_BYTES < 1000
   source.close()
 

@@ -83,7 +83,7 @@ def _round_case(config: Config, plan: StagePlan, each: int) -> Case:
   generator = np.random.default_rng(0)
 
   def images(count):
-    return jnp.asarray(generator.integers(0, 256, (count, size, size, 3), np.uint8))
+    return jnp.asarray(generator.integers(0, 256, (count, 3 * size**2), np.uint8))
 
   num_server = each if config.uses_calibration else 0
   model = make_model(config.model, config.objective, size)

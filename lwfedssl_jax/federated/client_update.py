@@ -5,6 +5,7 @@ vmap, no mesh.
 The simulator maps it over clients; a deployment calls it on one client's own images.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,7 +27,10 @@ from lwfedssl_jax.stages import StageParams
 
 
 class ClientData(NamedTuple):
-  """A client's images: the first `num_images` of `image_ids`, indices into `images`; padding follows."""
+  """A client's images: the first `num_images` of `image_ids`, indices into `images`; padding follows.
+
+  Images may be flat. A TPU pads the two last axes of an array to tiles, (N, H, W, 3) to four times its size.
+  """
 
   images: Images
   image_ids: Int[Array, ' M']
@@ -207,7 +211,9 @@ def make_view_drawer(pipeline: Pipeline, config: AugmentConfig, axis: str | None
       count = batches.ids.shape[1] // jax.lax.axis_size(axis)
       piece = (jax.lax.axis_index(axis) * count, count)
     key = jax.random.fold_in(batches.key, index)
-    views = pipeline.two_views(key, batches.images[batches.ids[index]], config, piece)
+    taken = batches.images[batches.ids[index]]
+    side = math.isqrt(math.prod(taken.shape[1:]) // 3)
+    views = pipeline.two_views(key, taken.reshape(-1, side, side, 3), config, piece)
     return Batch(views, batches.mask[index])
 
   return draw

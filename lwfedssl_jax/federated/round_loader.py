@@ -21,6 +21,11 @@ from lwfedssl_jax.federated.sampling import Participation
 MEGABYTE = 10**6
 
 
+def flatten(images: UInt8[np.ndarray, 'N H W C']) -> UInt8[np.ndarray, 'N F']:
+  """Returns images as devices hold them, a row each; `ClientData` says why."""
+  return images.reshape(len(images), math.prod(images.shape[1:]))
+
+
 def client_capacity(data: FederatedDataset, batch_size: int) -> int:
   """Returns the width of `ClientSlots.image_ids`: the largest client's images, padded."""
   return batching.padded_capacity(data.max_client_images, batch_size)
@@ -55,7 +60,7 @@ class RoundLoader:
     if placement.streams:
       self._capacity = self.max_device_images()
     else:
-      self._images = devices.replicate(placement.mesh, data.dataset.train_images)
+      self._images = devices.replicate(placement.mesh, flatten(data.dataset.train_images))
 
   def close(self) -> None:
     """Stops the background copy."""
@@ -135,7 +140,7 @@ class RoundLoader:
 
   def _stream(self, image_ids: Int[np.ndarray, 'S M'], num_images: Int[np.ndarray, ' S']) -> Images:
     """Copies the images of the slots to their devices; afterwards `image_ids` count within the device's part."""
-    per_device, source = len(num_images) // self._layout.num_devices, self._data.dataset.train_images
+    per_device, source = len(num_images) // self._layout.num_devices, flatten(self._data.dataset.train_images)
     wanted: list[list[np.ndarray]] = [[] for _ in range(self._layout.num_devices)]
     for slot, count in enumerate(num_images):
       part = wanted[slot // per_device]
@@ -144,7 +149,7 @@ class RoundLoader:
       image_ids[slot] = 0
       image_ids[slot, :count] = first + np.arange(count)
 
-    def copy(index: Any) -> UInt8[np.ndarray, 'N H W C']:
+    def copy(index: Any) -> UInt8[np.ndarray, 'N F']:
       chosen = np.concatenate(wanted[(index[0].start or 0) // self._capacity])
       images = np.zeros((self._capacity, *source.shape[1:]), np.uint8)
       np.take(source, chosen, axis=0, out=images[: len(chosen)])

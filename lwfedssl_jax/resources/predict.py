@@ -146,7 +146,7 @@ def lower_round(
   model = make_model(config.model, config.objective, image_size)
 
   def images(count):
-    return struct((count, image_size, image_size, 3), np.uint8)
+    return struct((count, 3 * image_size**2), np.uint8)
 
   inputs = RoundInputs(
     jax.eval_shape(lambda: jax.random.key(0)),

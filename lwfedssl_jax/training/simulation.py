@@ -46,7 +46,7 @@ class Simulation:
     )
     self._seed_key = jax.jit(rng.attempt_key, static_argnums=1, out_shardings=setup.sharding)
     server_images = data.server_images if config.uses_calibration else data.server_images[:0]
-    self._server_images = devices.replicate(setup.mesh, server_images)
+    self._server_images = devices.replicate(setup.mesh, round_loader.flatten(server_images))
     self._ledger = accounting.start_ledger(setup.payload, config.effective_num_clients)
     self.server_state: Any = None
     self._store = ClientStore(config.run.workdir) if config.uses_client_state else None
