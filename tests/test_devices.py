@@ -31,7 +31,7 @@ def report():
   return found
 
 
-@pytest.mark.parametrize('case', ['lw_fedssl', 'median', 'layerwise'])
+@pytest.mark.parametrize('case', ['lw_fedssl', 'median', 'layerwise', 'states'])
 def test_four_devices_give_one_device_s_result(report, case):
   found = report[case]
   assert found['moved'] > 0.5
@@ -44,6 +44,13 @@ def test_four_devices_give_one_device_s_result(report, case):
   assert 1 < len(found['accepted'][0]) < 6  # somebody did not return
   if case == 'lw_fedssl':
     np.testing.assert_allclose(*found['calibration'], rtol=1e-5)
+
+
+def test_what_the_server_and_the_clients_keep_is_one_device_s(report):
+  """FedYogi's moments and, client by client, FedEMA's parameters and target branch."""
+  found = report['states']
+  assert found['states'][0] == found['states'][1] > 2
+  assert found['states_differ'] < 1e-5
 
 
 def test_calibration_in_micro_batches_on_four_devices_gives_one_device_s_result(report):
