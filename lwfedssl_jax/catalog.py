@@ -68,7 +68,7 @@ AGGREGATIONS = ['mean', 'median', 'trimmed_mean', 'ldawa']  # federated.aggregat
 SERVER_OPTIMIZERS = {'none': 1.0, 'fedavgm': 1.0, 'fedadam': 0.01, 'fedyogi': 0.01}
 CLIENT_UPDATES = ('global', 'fedu', 'fedema')
 REMATERIALIZE = ('none', 'elementwise', 'all')  # ever less is kept
-ATTENTION = ('plain', 'cudnn')  # of transformer blocks
+ATTENTION = ('plain', 'heads_first', 'cudnn')  # of transformer blocks
 AUTO = 'auto'  # chosen by federated/execution.py
 
 

@@ -281,8 +281,9 @@ class ClientConfig(Validated):
   )
   attention: str = option(
     catalog.AUTO,
-    "attention of clients and server: plain, or cuDNN's fused kernel; auto: cudnn in bfloat16 on GPUs of compute "
-    'capability 8.0 and newer, else plain',
+    'attention of clients and server: plain; heads_first, which computes queries, keys and values as (batch, heads, '
+    "tokens, size); or cuDNN's fused kernel; auto: cudnn in bfloat16 on GPUs of compute capability 8.0 and newer, "
+    'heads_first on TPUs, else plain',
     choices=(catalog.AUTO, *catalog.ATTENTION),
   )
   learning_rate: float = option(2e-3, 'base learning rate of AdamW per 256 images (times batch_size / 256)', above=0)

@@ -56,7 +56,8 @@ BFLOAT16 = {'encoder': 'vit_tiny', 'compute_dtype': 'bfloat16'}
     ('gpu', '9.0', BFLOAT16 | {'compute_dtype': 'float32'}, 'plain'),
     ('gpu', '9.0', BFLOAT16 | {'attention': 'plain'}, 'plain'),
     ('cpu', None, BFLOAT16, 'plain'),
-    ('tpu', None, BFLOAT16, 'plain'),
+    ('tpu', None, BFLOAT16, 'heads_first'),
+    ('tpu', None, BFLOAT16 | {'attention': 'plain'}, 'plain'),
   ],
   ids=str,
 )
@@ -71,7 +72,7 @@ def test_attention_is_fused_where_cudnn_has_a_kernel(monkeypatch, backend, capab
 @pytest.mark.parametrize('platform', [None, 'tpu'])
 def test_cudnn_where_there_is_none_is_refused(platform):
   config = configs.with_values(configs.Config(), BFLOAT16 | {'attention': 'cudnn'})
-  with pytest.raises(UsageError, match='--attention: expected plain or auto where there is no GPU'):
+  with pytest.raises(UsageError, match='--attention: expected another one where there is no GPU'):
     execution.resolve(config, platform)
 
 
@@ -95,6 +96,26 @@ def test_jax_s_attention_is_the_plain_one(dtype, tolerance):
 
   for found, expected in zip(run('xla'), run('plain')):
     np.testing.assert_allclose(found.astype(jnp.float32), expected.astype(jnp.float32), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize(('dtype', 'tolerance'), [('float32', 1e-5), ('bfloat16', 0.03)])
+def test_heads_first_is_plain_attention(dtype, tolerance):
+  """The same parameters, the same function, and the same gradients."""
+  x = jax.random.normal(jax.random.key(0), (3, 5, 8)).astype(dtype)
+  params = vit.Attention(2, jnp.dtype(dtype)).init(jax.random.key(1), x)
+  params = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(2), leaf.shape) / 3, params)
+
+  def run(implementation):
+    def loss(params):
+      result = vit.Attention(2, jnp.dtype(dtype), implementation).apply(params, x)
+      assert result.dtype == dtype
+      return jnp.square(result.astype(jnp.float32)).sum(), result
+
+    return jax.jit(jax.grad(loss, has_aux=True))(params)
+
+  for found, expected in zip(jax.tree.leaves(run('heads_first')), jax.tree.leaves(run('plain'))):
+    scale = float(jnp.abs(expected.astype(jnp.float32)).max())
+    np.testing.assert_allclose(found.astype(jnp.float32), expected.astype(jnp.float32), atol=tolerance * scale)
 
 
 def test_every_block_uses_the_chosen_attention(monkeypatch):

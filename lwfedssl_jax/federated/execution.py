@@ -33,7 +33,7 @@ def resolve(config: Config, platform: str | None = None) -> Config:
     UsageError: --attention=cudnn where there is no such kernel.
   """
   if config.client.attention == 'cudnn' and not has_fused_attention(config, platform):
-    raise UsageError('--attention: expected plain or auto where there is no GPU with cuDNN or no bfloat16, got cudnn')
+    raise UsageError('--attention: expected another one where there is no GPU with cuDNN or no bfloat16, got cudnn')
   return _choose(config, platform)
 
 
@@ -50,10 +50,16 @@ def _choose(config: Config, platform: str | None = None) -> Config:
     {
       'rematerialize': chosen(config.client.rematerialize, most),
       'calibration_rematerialize': chosen(config.method.calibration_rematerialize, config.model.traits.depth),
-      'attention': attention if attention != AUTO else 'cudnn' if has_fused_attention(config, platform) else 'plain',
+      'attention': attention if attention != AUTO else _best_attention(config, platform),
       'unroll_blocks': (platform or jax.default_backend()) != CPU if unroll is None else unroll,
     },
   )
+
+
+def _best_attention(config: Config, platform: str | None) -> str:
+  if has_fused_attention(config, platform):
+    return 'cudnn'
+  return 'heads_first' if (platform or jax.default_backend()) == 'tpu' else 'plain'
 
 
 def has_fused_attention(config: Config, platform: str | None) -> bool:

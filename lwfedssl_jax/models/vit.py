@@ -75,23 +75,40 @@ class Embedding(nn.Module):
     return (tokens.astype(table.dtype) + table).astype(self.dtype)
 
 
+class HeadsFirst(nn.Module):
+  """Queries, keys and values of H heads of size E, (B, T, D) -> three (B, H, T, E): `Linear` by a product each."""
+
+  num_heads: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'B T D']) -> tuple[Float[Array, 'B H T E'], ...]:
+    width, heads = x.shape[-1], self.num_heads
+    kernel = self.param('kernel', KERNEL_INIT, (width, 3 * width))
+    bias = self.param('bias', nn.initializers.zeros, (3 * width,)).reshape(3, heads, 1, width // heads)
+    kernels = kernel.astype(self.dtype).reshape(width, 3, heads, width // heads)
+    products = (jnp.einsum('btd,dhe->bhte', x.astype(self.dtype), kernels[:, i]) for i in range(3))
+    return tuple((product.astype(bias.dtype) + bias[i]).astype(self.dtype) for i, product in enumerate(products))
+
+
 def attend(
-  q: Float[Array, 'B T H E'], k: Float[Array, 'B T H E'], v: Float[Array, 'B T H E'], implementation: str
+  q: Float[Array, 'B *TH E'], k: Float[Array, 'B *TH E'], v: Float[Array, 'B *TH E'], implementation: str
 ) -> Float[Array, 'B T H E']:
   """Attends over tokens, H heads of size E; the softmax is float32.
 
   Args:
-    q: queries.
-    k: keys.
-    v: values.
-    implementation: `plain`, or one of `jax.nn.dot_product_attention`: `cudnn` is a fused kernel that never writes the
-      (T, T) scores to memory, for GPUs in bfloat16.
+    q: queries, (B, T, H, E); with `heads_first`, (B, H, T, E).
+    k: keys, as q.
+    v: values, as q.
+    implementation: `plain`, `heads_first`, or one of `jax.nn.dot_product_attention`: `cudnn` is a fused kernel that
+      never writes the (T, T) scores to memory, for GPUs in bfloat16.
   """
-  if implementation != 'plain':
+  if implementation not in ('plain', 'heads_first'):
     return jax.nn.dot_product_attention(q, k, v, implementation=cast(Literal['xla', 'cudnn'], implementation))
-  scores = jnp.einsum('bqhe,bkhe->bhqk', q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+  query, key = ('bqhe', 'bkhe') if implementation == 'plain' else ('bhqe', 'bhke')
+  scores = jnp.einsum(f'{query},{key}->bhqk', q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
   weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-  return jnp.einsum('bhqk,bkhe->bqhe', weights, v)
+  return jnp.einsum(f'bhqk,{key}->bqhe', weights, v)
 
 
 class Attention(nn.Module):
@@ -108,8 +125,12 @@ class Attention(nn.Module):
     def linear(width, name):
       return Linear(width, self.dtype, name=name)
 
-    qkv = linear(3 * d, 'qkv')(x).reshape(b, t, 3, self.num_heads, d // self.num_heads)
-    attended = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], self.implementation)
+    if self.implementation == 'heads_first':
+      q, k, v = HeadsFirst(self.num_heads, self.dtype, name='qkv')(x)
+    else:
+      qkv = linear(3 * d, 'qkv')(x).reshape(b, t, 3, self.num_heads, d // self.num_heads)
+      q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    attended = attend(q, k, v, self.implementation)
     return linear(d, 'projection')(attended.reshape(b, t, d))
 
 
