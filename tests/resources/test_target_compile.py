@@ -69,13 +69,20 @@ def test_a_round_on_eight_h100s():
 
 @needs_tpu
 def test_a_layerwise_step_on_a_tpu():
-  line = check_step(targets.load('tpu-v5e'), 1.0)
-  assert line.num_bytes <= 20 * GIGABYTE
+  line = check_step(targets.load('tpu-v5e'), 0.8)
+  assert line.num_bytes <= 12 * GIGABYTE  # 18 where 64 numbers of a head are padded to 128
+
+
+@needs_tpu
+def test_a_layerwise_round_on_a_tpu():
+  config = config_of('layerwise', client_chunk=1)
+  found = predict.predict_round(config, 32, make_plans(config)[-1], targets.load('tpu-v5e'), 1, 50_000)
+  assert found.peak_bytes <= 1.05 * GIGABYTE  # 1.6 where its images are padded
 
 
 @needs_tpu
 def test_a_round_on_four_tpus():
-  check_round(targets.load('tpu-v5e:2x2'), 4, 4.0)
+  check_round(targets.load('tpu-v5e:2x2'), 4, 2.0)
 
 
 @needs_tpu
