@@ -3,6 +3,7 @@
 import functools
 import importlib.metadata
 import os
+import pathlib
 import platform
 
 # For the commands that tests start, too. The CUDA plugin compiles for GPUs in tests; they run on the CPU.
@@ -65,6 +66,7 @@ SLOW = (
   'test_properties.py',
   'test_randaugment.py',
 )
+MOST_MEMORY_MAPS = 25_000
 ROUNDS = ('test_contract.py', 'test_naive_round.py', 'test_by_hand.py')  # the same rounds: one worker compiles them
 
 
@@ -106,6 +108,15 @@ def compilation(tmp_path_factory):
     jax.config.update('jax_compilation_cache_dir', compiled)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
     yield
+
+
+@pytest.fixture(scope='module', autouse=True)
+def few_memory_maps():
+  """Forgets compiled programs before they have all 65,530 memory maps of a process on Linux; beyond, XLA crashes."""
+  yield
+  maps = pathlib.Path('/proc/self/maps')
+  if maps.exists() and maps.read_text().count('\n') > MOST_MEMORY_MAPS:
+    jax.clear_caches()
 
 
 @pytest.fixture
