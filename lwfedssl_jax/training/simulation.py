@@ -26,7 +26,7 @@ from lwfedssl_jax.workdir.client_store import ClientStore
 
 POLL_SECONDS = 0.002
 
-# Runs that differ only in RunConfig (seed, workdir, ...) share a compiled round. Two are kept: a CPU's program takes about
+# Runs that differ only in RunConfig (seed, workdir, ...) share a compiled round. Two are kept: a program for CPUs takes
 # a thousand of the 65,530 memory maps of a process on Linux, and a progressive method has one for every stage.
 _shared_round = functools.lru_cache(maxsize=2)(rounds.make_round)
 
