@@ -73,6 +73,7 @@ def parse(command: Command, arguments: Sequence[str]) -> None:
   for name in command.flags:
     command.flags[name].unparse()
   files, own = presets.split(presets.expand(arguments) if command.has_config else arguments)
+  presets.check_lists(own)
   try:
     left = command.flags(['program', *presets.read(files, command.flags), *own])
   except OSError as error:

@@ -57,6 +57,14 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
   )
 
 
+def check_lists(arguments: Sequence[str]) -> None:
+  """Raises UsageError where a command line repeats a flag that is a list: in absl the last one alone would count."""
+  for flag, separator in (('methods', ','), ('vary', ';')):
+    count = sum(value is not None for _, value in _read_values(flag, arguments))
+    if count > 1:
+      raise UsageError(f'--{flag}: expected one, whose parts are separated by {separator!r}, got {count} of them')
+
+
 def read(files: Sequence[str], values: absl_flags.FlagValues) -> list[str]:
   """Replaces files of flags (`--flagfile=PATH`) by their lines, as far as a command of these flags can use them.
 

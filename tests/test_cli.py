@@ -287,6 +287,11 @@ MISTAKES_OF_OTHERS = (
   ('export', ('--workdir={tmp}/none',), '--workdir: expected the folder of a run, there is no {tmp}/none'),
   ('sweep', (), '--output: expected a folder'),
   ('sweep', ('--output={tmp}', '--vary=nonsense=1'), '--vary: expected FLAG=VALUE'),
+  (
+    'sweep',
+    ('--output={tmp}', '--vary=batch_size=4,8', '--vary', 'seed=1'),
+    "--vary: expected one, whose parts are separated by ';', got 2 of them",
+  ),
   ('sweep', ('--output={tmp}', '--methods=magic'), '--method: expected one of'),
   ('sweep', ('--output={tmp}', '--workdir={tmp}'), '--workdir: expected none'),
   ('sweep', ('--output={tmp}', '--seeds=x'), '--seeds: expected whole numbers'),
