@@ -72,7 +72,7 @@ def test_attention_is_fused_where_cudnn_has_a_kernel(monkeypatch, backend, capab
 @pytest.mark.parametrize('platform', [None, 'tpu'])
 def test_cudnn_where_there_is_none_is_refused(platform):
   config = configs.with_values(configs.Config(), BFLOAT16 | {'attention': 'cudnn'})
-  with pytest.raises(UsageError, match='--attention: expected another one where there is no GPU'):
+  with pytest.raises(UsageError, match='--attention: expected auto, plain or heads_first without'):
     execution.resolve(config, platform)
 
 

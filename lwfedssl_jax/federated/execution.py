@@ -33,7 +33,9 @@ def resolve(config: Config, platform: str | None = None) -> Config:
     UsageError: --attention=cudnn where there is no such kernel.
   """
   if config.client.attention == 'cudnn' and not has_fused_attention(config, platform):
-    raise UsageError('--attention: expected another one where there is no GPU with cuDNN or no bfloat16, got cudnn')
+    raise UsageError(
+      '--attention: expected auto, plain or heads_first without a GPU with cuDNN, or without bfloat16, got cudnn'
+    )
   return _choose(config, platform)
 
 
