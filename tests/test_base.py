@@ -21,5 +21,5 @@ def test_a_tree_with_another_leaf_is_not(leaf):
 
 
 def test_functions_refuse_what_is_no_parameters():
-  with pytest.raises(Exception, match='violates type hint'):
+  with pytest.raises(Exception, match='Type-check error'):
     trees.overlay({'a': 'x'}, {})
