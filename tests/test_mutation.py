@@ -1,6 +1,7 @@
 """The mutation tool on a tiny project: a failure counts only where tests run, and pass without the mutation."""
 
 import re
+import subprocess
 import sys
 
 import pytest
@@ -102,6 +103,16 @@ def test_command_ends_with_1_unless_all_are_killed(trial, monkeypatch, capsys):
   said = capsys.readouterr().out
   assert '2 of 3 killed' in said and 'SURVIVED: sums.py: swapped' in said
   assert exit_code('nonsense') == 2
+
+
+def test_no_listed_mutation_names_what_does_not_exist(tmp_path):
+  """Such a change fails by a NameError wherever it is executed, which says nothing of the tests."""
+  for number, one in enumerate(mutations.MUTATIONS):
+    source = (mutation.ROOT / mutation.PACKAGE / one.path).read_text(encoding='utf-8')
+    (tmp_path / f'{number}.py').write_text(source.replace(one.old, one.new), encoding='utf-8')
+  rules = ('--isolated', '--no-cache', '--select=F821,E9', '--output-format=concise')
+  found = subprocess.run([sys.executable, '-m', 'ruff', 'check', *rules, tmp_path], capture_output=True, text=True)
+  assert found.returncode == 0, found.stdout
 
 
 def test_every_listed_mutation_applies_and_names_tests_that_exist():

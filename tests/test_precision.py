@@ -72,6 +72,33 @@ def test_gelu_and_its_derivative_in_float32():
   np.testing.assert_allclose(jax.vmap(jax.grad(vit.gelu))(jnp.float32(x)), slope, rtol=1e-6, atol=1e-6)
 
 
+def attend_by_jax(q, k, v):
+  scores = jnp.einsum('bhqe,bhke->bhqk', q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+  return jnp.einsum('bhqk,bhke->bqhe', jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
+
+
+def test_attention_in_bfloat16_keeps_no_float32_weights():
+  """The gradient is as near to float32's as that of jax's softmax, which keeps float32 weights for it."""
+  wide = jax.random.normal(jax.random.key(0), (4, 2, 3, 16, 8))
+  q, k, v = narrow = (2 * wide[:3]).astype(BFLOAT16)
+  cotangent = wide[3].swapaxes(1, 2)
+
+  def gradient(attend, rows):
+    return jax.grad(lambda rows: (attend(*rows) * cotangent.astype(rows.dtype)).sum())(rows)
+
+  def attend(q, k, v):
+    return vit.attend(q, k, v, 'heads_first')
+
+  weights = (2, 3, 16, 16)
+  kept = {leaf.dtype for leaf in jax.tree.leaves(jax.vjp(attend, q, k, v)[1]) if leaf.shape == weights}
+  assert kept == {jnp.dtype(BFLOAT16)}
+  exact = np.asarray(gradient(attend_by_jax, narrow.astype(jnp.float32)), np.float64)
+  ours, theirs = (relative_error(gradient(function, narrow), exact) for function in (attend, attend_by_jax))
+  assert theirs > 1e-3  # bfloat16 rounds
+  assert ours < 1.2 * theirs
+  np.testing.assert_array_equal(attend(q, k, v), attend_by_jax(q, k, v))
+
+
 def relative_error(found, exact):
   return np.linalg.norm(np.float64(found) - exact) / np.linalg.norm(exact)
 

@@ -5,6 +5,7 @@ Dosovitskiy et al. 2021 (arXiv 2010.11929), pre-norm; sizes of DeiT-Tiny (arXiv 
 The position table is learned. Its initial values are random (timm) or 2-D sines and cosines (MoCo v3).
 """
 
+import functools
 from typing import Any, Literal, cast
 
 import jax
@@ -91,6 +92,29 @@ class HeadsFirst(nn.Module):
     return tuple((product.astype(bias.dtype) + bias[i]).astype(self.dtype) for i, product in enumerate(products))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def narrow_softmax(scores: Float[Array, '... T'], dtype: Any) -> Float[Array, '... T']:
+  """Softmax over the last axis, computed in float32, the scores' dtype, and returned in `dtype`.
+
+  The derivative is that of `jax.nn.softmax`, evaluated at what is returned. For the backward pass the forward pass
+  stores that array only, which the weighted sum of the values stores too, and not a second one in float32.
+  """
+  return jax.nn.softmax(scores, axis=-1).astype(dtype)
+
+
+def _narrow_softmax_forward(scores: Array, dtype: Any) -> tuple[Array, Array]:
+  weights = narrow_softmax(scores, dtype)
+  return weights, weights
+
+
+def _narrow_softmax_backward(dtype: Any, weights: Array, cotangent: Array) -> tuple[Array]:
+  wide, cotangent = weights.astype(jnp.float32), cotangent.astype(jnp.float32)
+  return (wide * (cotangent - (wide * cotangent).sum(axis=-1, keepdims=True)),)
+
+
+narrow_softmax.defvjp(_narrow_softmax_forward, _narrow_softmax_backward)
+
+
 def attend(
   q: Float[Array, 'B *TH E'], k: Float[Array, 'B *TH E'], v: Float[Array, 'B *TH E'], implementation: str
 ) -> Float[Array, 'B T H E']:
@@ -107,7 +131,7 @@ def attend(
     return jax.nn.dot_product_attention(q, k, v, implementation=cast(Literal['xla', 'cudnn'], implementation))
   query, key = ('bqhe', 'bkhe') if implementation == 'plain' else ('bhqe', 'bhke')
   scores = jnp.einsum(f'{query},{key}->bhqk', q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+  weights = jax.nn.softmax(scores, axis=-1) if scores.dtype == v.dtype else narrow_softmax(scores, v.dtype)
   return jnp.einsum(f'bhqk,{key}->bqhe', weights, v)
 
 

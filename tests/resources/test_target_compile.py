@@ -77,7 +77,7 @@ def test_a_layerwise_step_on_a_tpu():
 def test_a_layerwise_round_on_a_tpu():
   config = config_of('layerwise', client_chunk=1)
   found = predict.predict_round(config, 32, make_plans(config)[-1], targets.load('tpu-v5e'), 1, 50_000)
-  assert found.peak_bytes <= 1.05 * GIGABYTE  # 1.6 where its images are padded
+  assert found.peak_bytes <= 1.0 * GIGABYTE  # 1.6 where its images are padded
 
 
 @needs_tpu

@@ -107,7 +107,7 @@ ROWS = (
   ('evaluation/embeddings.py', 'deviation of rows of any length', 'rows.std(axis=0)', 'embeddings.std(axis=0)', KNN),
   ('evaluation/knn.py', 'neighbors weighted too evenly', 'TEMPERATURE = 0.1', 'TEMPERATURE = 0.5', KNN),
   ('evaluation/knn.py', 'half as many neighbors', 'NEIGHBORS = 200', 'NEIGHBORS = 100', KNN),
-  ('evaluation/knn.py', 'length of the query counts', 'unit(queries)\n', 'queries\n', KNN),
+  ('evaluation/knn.py', 'length of the query counts', ', _unit(queries)\n', ', queries\n', KNN),
   (
     'evaluation/linear.py',
     'penalty chosen on what was fitted',

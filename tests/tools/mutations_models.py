@@ -9,8 +9,8 @@ ROWS = (
   (
     'models/vit.py',
     'softmax in bfloat16',
-    'jax.nn.softmax(scores, axis=-1)',
-    'jax.nn.softmax(scores.astype(self.dtype), axis=-1)',
+    'jax.nn.softmax(scores, axis=-1).astype(dtype)',
+    'jax.nn.softmax(scores.astype(dtype), axis=-1)',
     VIT,
   ),
   (

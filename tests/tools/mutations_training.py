@@ -78,7 +78,7 @@ ROWS = (
     'objectives/alignment.py',
     'second view aligned with the first one received',
     'pairwise(local[1], global_projections[1], mask)',
-    'pairwise(local[1], received[0], mask)',
+    'pairwise(local[1], global_projections[0], mask)',
     LOSSES,
   ),
   (
@@ -399,6 +399,20 @@ ROWS = (
     'gelu in the dtype of its input',
     'wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))',
     'wide = x',
+    PRECISION,
+  ),
+  (
+    'models/vit.py',
+    'derivative of the softmax without its sum',
+    '(wide * (cotangent - (wide * cotangent).sum(axis=-1, keepdims=True)),)',
+    '(wide * cotangent,)',
+    PRECISION,
+  ),
+  (
+    'models/vit.py',
+    'float32 weights of attention kept for the backward pass',
+    'if scores.dtype == v.dtype else narrow_softmax(scores, v.dtype)',
+    '.astype(v.dtype)',
     PRECISION,
   ),
   (
