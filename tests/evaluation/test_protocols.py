@@ -90,9 +90,13 @@ def test_labels_are_drawn_by_class_and_seed():
   assert protocols.label_subset(labels, 1.0, seed=5).tolist() == list(range(163))
 
 
-def test_seeds_draw_other_labels_and_the_deviation_is_the_sample_s(dataset):
+def test_seeds_draw_other_labels_and_the_deviation_is_the_sample_s():
+  images, labels = colored_images(390, 0)
+  noisy = np.random.default_rng(1).permutation(labels)  # the images tell nothing, so that accuracies differ
+  dataset = ImageDataset('noise', images[:300], noisy[:300], images[300:], noisy[300:], ('red', 'green', 'blue'))
   found = evaluate(dataset, 'linear', label_fraction=0.02, seeds=(0, 1, 2))
   values = [run['accuracy'] for run in found['runs']]
+  assert len(set(values)) > 1, values
   assert found['mean']['accuracy'] == pytest.approx(np.mean(values))
   assert found['std']['accuracy'] == pytest.approx(np.std(values, ddof=1))
   assert [run['num_labels'] for run in found['runs']] == [6, 6, 6]

@@ -220,6 +220,21 @@ def test_depth_dropout_by_hand():
   np.testing.assert_array_equal(again.upload_bytes.sum(axis=1), [1_101_011, 1_101_101])
 
 
+def test_expected_downloads_with_depth_dropout_by_hand():
+  """Both clients take part in two rounds a stage and keep the new block and one earlier block at random.
+
+  A frozen block is fetched in the first round that keeps it. A client that does not keep it in a round still holds it.
+  """
+  config = configure(method='layerwise', num_clients=2, depth_dropout_keep=2, **MICRO)
+  columns = accounting.expected_traffic(config, 16).download_bytes.T
+  fetched = dict(zip(comm.component_params(config, 16), columns / columns.max(axis=1, keepdims=True)))
+  # Stage 3 keeps blocks 0 and 1 with probability 1/2, stage 4 keeps blocks 0 to 2 with 1/3. An active block is fetched
+  # in both rounds of its stage.
+  np.testing.assert_allclose(2 * fetched['block_00'], [2, 1, 0, 0])
+  np.testing.assert_allclose(2 * fetched['block_01'], [0, 2, 1 / 2 + 1 / 4, 1 / 4 * (1 / 3 + 2 / 9)])
+  np.testing.assert_allclose(2 * fetched['block_02'], [0, 0, 2, 1 / 3 + 2 / 9])
+
+
 @pytest.mark.parametrize('keep', [0, 2])
 @pytest.mark.parametrize('method', ['lw_fedssl', 'layerwise', 'prog_fedssl'])
 def test_expectation_is_the_mean_of_the_ledger_over_draws(method, keep):
