@@ -1,6 +1,7 @@
 """Kills a run at random moments, again and again, resumes it each time, and compares the end with an undisturbed run.
 
     python -m tests.tools.soak --kills=40 --folder=runs/soak
+    python -m tests.tools.soak --kills=40 -- --objective=byol --client_update=fedema     # flags of the run
 
 Prints when each kill fell and one JSON line last; exit code 1 if anything differs.
 """
@@ -39,8 +40,8 @@ RUN = [
 ]
 
 
-def start(workdir):
-  command = [sys.executable, '-m', 'experiments.pretrain', *RUN, f'--workdir={workdir}', '--resume']
+def start(workdir, flags=()):
+  command = [sys.executable, '-m', 'experiments.pretrain', *RUN, *flags, f'--workdir={workdir}', '--resume']
   return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -69,11 +70,11 @@ def moment(workdir):
   return 'between a row and its checkpoint' if rows > saved else 'start, compiling, in a round or evaluating'
 
 
-def kill_until_done(workdir, kills, longest, generator):
+def kill_until_done(workdir, kills, longest, generator, flags=()):
   """Kills a run that is alive `kills` times after random delays; every other one is aimed at what follows a round."""
   moments, tries = collections.Counter(), 0
   while moments.total() < kills:
-    process, tries = start(workdir), tries + 1
+    process, tries = start(workdir, flags), tries + 1
     if tries % 2 == 1:
       for line in process.stdout:  # wait for a round, then strike within a fraction of the next
         if line.startswith('round '):
@@ -92,7 +93,7 @@ def kill_until_done(workdir, kills, longest, generator):
       finished = workdir.with_name(f'{workdir.name}-{tries}')
       os.rename(workdir, finished)  # the next kills start anew
       compare(finished, workdir.with_name('undisturbed'))
-  finish(start(workdir))
+  finish(start(workdir, flags))
   return moments
 
 
@@ -115,12 +116,15 @@ def main():
   parser.add_argument('--longest', type=float, default=20.0, help='seconds before a blind kill, at most')
   parser.add_argument('--folder', default='runs/soak')
   parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('flags', nargs='*', help='more flags of the run, after --')
   options = parser.parse_args()
   folder = pathlib.Path(options.folder)
   folder.mkdir(parents=True)
   begin = time.time()
-  finish(start(folder / 'undisturbed'))
-  moments = kill_until_done(folder / 'killed', options.kills, options.longest, random.Random(options.seed))
+  finish(start(folder / 'undisturbed', options.flags))
+  moments = kill_until_done(
+    folder / 'killed', options.kills, options.longest, random.Random(options.seed), options.flags
+  )
   compare(folder / 'killed', folder / 'undisturbed')
   print(
     json.dumps(
