@@ -62,7 +62,11 @@ _DEVICES = absl_flags.DEFINE_integer(
   flag_values=FLAGS,
 )
 _IMAGES = absl_flags.DEFINE_integer(
-  'target_images', 50_000, "--target: training images of that round, the server's among them", 1, flag_values=FLAGS
+  'target_images',
+  50_000,
+  "--target: training images of that round and of a run, the server's among them",
+  1,
+  flag_values=FLAGS,
 )
 _LARGEST = absl_flags.DEFINE_boolean(
   'largest_batch', False, '--target: find the largest batch whose steps fit, too', flag_values=FLAGS
@@ -94,7 +98,7 @@ def _predict(config: Config, methods: Sequence[str]) -> dict[str, Any]:
   target, image_size = targets.load(_TARGET.value, max(1, _DEVICES.value)), config.model.image_size
   target.make_mesh(_DEVICES.value)  # an error before the first minute of compilation
   wanted = flags.whole_numbers('stages', _STAGES.value)
-  steps, rounds, batches = [], [], {}
+  steps, rounds, whole_runs, batches = [], [], [], {}
   runs = [configs.with_values(config, {'method': method}) for method in methods]
   plans = {run.method.method: make_plans(run) for run in runs}
   most = max(map(len, plans.values()))
@@ -107,9 +111,14 @@ def _predict(config: Config, methods: Sequence[str]) -> dict[str, Any]:
       plan = planner.fit(run, image_size, target)
       run = plan.config
       print(f'{method}: {planner.describe(plan)}', flush=True)
-    chosen = [stage for stage in plans[method] if stage.stage + 1 in wanted]
-    found = predict.predict_steps(run, image_size, target, chosen) if chosen or not wanted else []
-    steps += found
+    chosen = [stage for stage in plans[method] if not wanted or stage.stage + 1 in wanted]
+    found = predict.predict_steps(run, image_size, target, chosen) if chosen else []
+    if wanted:
+      steps += found
+    else:
+      shown = predict.last_of_each_shape(plans[method])
+      steps += [step for step, plan in zip(found, chosen) if plan in shown]
+      whole_runs.append(predict.predict_run(run, found, _IMAGES.value))
     if _DEVICES.value:
       peak = None if wanted else max(step.peak_bytes for step in found)
       run = predict.resolve_chunk(run, image_size, target, _IMAGES.value, peak)
@@ -118,8 +127,8 @@ def _predict(config: Config, methods: Sequence[str]) -> dict[str, Any]:
       batches[method] = planner.largest_batch(run, image_size, target.memory_bytes, target)
       print(f'{method}: largest batch that fits {target.name}: {batches[method]} images', flush=True)
   if _FORMAT.value == 'table':
-    print(target_tables.to_text(target, steps, rounds), flush=True)
-  return {**target_tables.to_json(target, steps, rounds), **({'largest_batch': batches} if batches else {})}
+    print(target_tables.to_text(target, steps, rounds, whole_runs), flush=True)
+  return {**target_tables.to_json(target, steps, rounds, whole_runs), **({'largest_batch': batches} if batches else {})}
 
 
 def main() -> dict[str, Any]:

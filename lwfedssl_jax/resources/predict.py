@@ -66,6 +66,23 @@ class RoundPrediction(NamedTuple):
   exchanged: list[Collective]
 
 
+class RunPrediction(NamedTuple):
+  """The clients' training of a whole run on one device of a target.
+
+  Attributes:
+    method: of the run.
+    num_images: training images, the server's among them.
+    num_steps: of all clients in all rounds.
+    seconds: the sum of the steps' least times (`Roofline.seconds`); None where the compiler refuses one. Augmentation,
+      calibration and evaluation are not in it.
+  """
+
+  method: str
+  num_images: int
+  num_steps: int
+  seconds: float | None
+
+
 def last_of_each_shape(plans: Sequence[StagePlan]) -> tuple[StagePlan, ...]:
   """Returns the stages that differ as programs, of equal ones the last, which has most frozen blocks."""
   return tuple({plan.shape: plan for plan in plans}.values())
@@ -100,6 +117,29 @@ def predict_steps(
     line = roofline.estimate(text, target.peaks, plan.num_frozen)
     found.append(StepPrediction(method, plan.stage, step.peak_bytes, fits, step, line))
   return found
+
+
+def predict_run(config: Config, steps: Sequence[StepPrediction], num_images: int) -> RunPrediction:
+  """Adds up a run's client steps; clients hold equal shares of the training images.
+
+  Args:
+    config: the run.
+    steps: of every stage, in order: `predict_steps` of all plans.
+    num_images: training images, the server's among them.
+  """
+  each, _ = _share_images(config, num_images)
+  per_client = config.client.local_epochs * batching.steps_per_epoch(each, config.client.batch_size)
+  counts = [plan.num_rounds * config.effective_clients_per_round * per_client for plan in make_plans(config)]
+  lines = [step.roofline for step in steps]
+  seconds = [count * line.seconds for count, line in zip(counts, lines, strict=True) if line is not None]
+  total = sum(seconds) if len(seconds) == len(counts) else None
+  return RunPrediction(config.method.method, num_images, sum(counts), total)
+
+
+def _share_images(config: Config, num_images: int) -> tuple[int, int]:
+  """Returns how many of a run's training images each client has, and the server."""
+  of_server = 0 if config.data.auxiliary_dataset else int(num_images * config.data.auxiliary_fraction)
+  return max(1, (num_images - of_server) // config.effective_num_clients), of_server
 
 
 def resolve_chunk(
@@ -139,8 +179,7 @@ def lower_round(
   """
   config, mesh = execution.resolve(config, target.platform), target.make_mesh(num_devices)
   placement, batch = Placement(mesh), config.client.batch_size
-  server_images = 0 if config.data.auxiliary_dataset else int(num_images * config.data.auxiliary_fraction)
-  each = max(1, (num_images - server_images) // config.effective_num_clients)
+  each, server_images = _share_images(config, num_images)
   slots = scheduling.run_layout(config, num_devices).slots
   struct: Any = jax.ShapeDtypeStruct  # stands for an array
   model = make_model(config.model, config.objective, image_size)

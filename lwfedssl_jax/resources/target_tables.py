@@ -7,7 +7,7 @@ import jax
 
 from lwfedssl_jax import tables
 from lwfedssl_jax.resources import collectives
-from lwfedssl_jax.resources.predict import RoundPrediction, StepPrediction
+from lwfedssl_jax.resources.predict import RoundPrediction, RunPrediction, StepPrediction
 from lwfedssl_jax.resources.targets import Target
 
 FIT, NO_FIT = 'yes', 'no'
@@ -68,17 +68,37 @@ def _round_rows(found: Sequence[RoundPrediction]) -> list[list[str]]:
   return rows
 
 
-def to_text(target: Target, steps: Sequence[StepPrediction], found: Sequence[RoundPrediction]) -> str:
-  """Returns the tables: steps, where their time would go, rounds."""
+def _run_rows(runs: Sequence[RunPrediction]) -> list[list[str]]:
+  rows = [['method', 'images', 'steps', 'at least minutes']]
+  for run in runs:
+    minutes = '-' if run.seconds is None else f'{run.seconds / 60:,.1f}'
+    rows.append([run.method, f'{run.num_images:,}', f'{run.num_steps:,}', minutes])
+  return rows
+
+
+def to_text(
+  target: Target,
+  steps: Sequence[StepPrediction],
+  found: Sequence[RoundPrediction] = (),
+  runs: Sequence[RunPrediction] = (),
+) -> str:
+  """Returns the tables: steps, where their time would go, rounds, runs."""
   parts = [describe(target), '', 'one client step', '', tables.markdown(_step_rows(steps)), '']
   if any(step.roofline is not None for step in steps):
     parts += ['share of the least time by kind of operation, percent', '', tables.markdown(_share_rows(steps)), '']
   if found:
     parts += ['one round, per device', '', tables.markdown(_round_rows(found)), '']
+  if runs:
+    parts += ['client steps of a whole run, one device', '', tables.markdown(_run_rows(runs)), '']
   return '\n'.join(parts)
 
 
-def to_json(target: Target, steps: Sequence[StepPrediction], found: Sequence[RoundPrediction]) -> dict[str, Any]:
+def to_json(
+  target: Target,
+  steps: Sequence[StepPrediction],
+  found: Sequence[RoundPrediction] = (),
+  runs: Sequence[RunPrediction] = (),
+) -> dict[str, Any]:
   """Returns the same figures."""
 
   def step_fields(step: StepPrediction) -> dict[str, Any]:
@@ -96,4 +116,5 @@ def to_json(target: Target, steps: Sequence[StepPrediction], found: Sequence[Rou
     'memory_bandwidth': target.peaks.memory_bandwidth,
     'steps': [step_fields(step) for step in steps],
     'rounds': [{**one._asdict(), 'exchanged': [part._asdict() for part in one.exchanged]} for one in found],
+    'runs': [run._asdict() for run in runs],
   }

@@ -9,6 +9,7 @@ from lwfedssl_jax import UsageError
 from lwfedssl_jax import config as configs
 from lwfedssl_jax.resources import memory, planner, predict, target_tables, targets
 from lwfedssl_jax.resources.memory import StepMemory
+from lwfedssl_jax.resources.roofline import Roofline
 from lwfedssl_jax.resources.targets import OutOfMemoryError, Peaks, Target
 
 MY_GPU = """
@@ -116,9 +117,37 @@ def test_what_does_not_fit_has_a_row(monkeypatch):
   monkeypatch.setattr(memory, 'compile_client_step', refuse)
   (step, _) = predict.predict_steps(config_of(), 16, CHIP)
   assert not step.fits and step.roofline is None
-  text = target_tables.to_text(CHIP, [step], [])
+  text = target_tables.to_text(CHIP, [step])
   assert '| layerwise | 1     | 17.000  | no   | -' in text and 'not run' in text
-  assert target_tables.to_json(CHIP, [step], [])['steps'][0]['peak_bytes'] == 17_000_000_000
+  assert target_tables.to_json(CHIP, [step])['steps'][0]['peak_bytes'] == 17_000_000_000
+
+
+def step_of(stage, seconds):
+  line = None if seconds is None else Roofline(0.0, 0.0, 0.0, 0.0, seconds, 1, {})
+  return predict.StepPrediction('lw_fedssl', stage, 0, line is not None, None, line)
+
+
+def test_a_run_takes_as_long_as_its_steps():
+  """3 of 4 clients a round, 90 of 400 images each, 3 batches of 30 in each of 2 epochs; 4 stages of 5 rounds."""
+  run = config_of(
+    method='lw_fedssl',
+    num_clients=4,
+    clients_per_round=3,
+    batch_size=30,
+    local_epochs=2,
+    rounds_per_stage=5,
+    auxiliary_fraction=0.1,
+  )
+  steps = 2 * 3
+  found = predict.predict_run(run, [step_of(stage, 0.1 + stage) for stage in range(4)], 400)
+  assert found == ('lw_fedssl', 400, 4 * 5 * 3 * steps, pytest.approx(5 * 3 * steps * 6.4))
+  text = target_tables.to_text(CHIP, [], runs=[found])
+  assert [cell.strip() for cell in text.splitlines()[-1].split('|')[1:-1]] == ['lw_fedssl', '400', '360', '9.6']
+  refused = predict.predict_run(run, [*(step_of(stage, 0.1) for stage in range(3)), step_of(3, None)], 400)
+  assert refused.seconds is None and target_tables.to_text(CHIP, [], runs=[refused]).rstrip().endswith(
+    '| -                |'
+  )
+  assert target_tables.to_json(CHIP, [], runs=[found])['runs'][0]['num_steps'] == 360
 
 
 @pytest.fixture
