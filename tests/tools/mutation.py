@@ -84,10 +84,15 @@ def read_outcome(code: int, report: pathlib.Path, said: str) -> Outcome:
   if code not in (ALL_PASSED, SOME_FAILED):
     return Outcome(DID_NOT_RUN, f'exit code {code}: {said}')
   if code == SOME_FAILED:
-    return Outcome(FAILED, said) if complaints else Outcome(DID_NOT_RUN, said)
+    return Outcome(FAILED, first_line(complaints[0])) if complaints else Outcome(DID_NOT_RUN, said)
   if all(case.find('skipped') is not None for case in cases):
     return Outcome(DID_NOT_RUN, f'every test was skipped: {said}')
   return Outcome(PASSED)
+
+
+def first_line(complaint: xml.etree.ElementTree.Element) -> str:
+  """Returns what a test failed by: an AssertionError, or an error that any call would have met."""
+  return ((complaint.get('message') or '').splitlines() or ['no message'])[0][:100]
 
 
 def run_tests(folder: pathlib.Path, tests: Sequence[str], timeout: float, cache: str) -> Outcome:
@@ -158,7 +163,7 @@ def try_mutation(trial: Trial, mutation: Mutation) -> Outcome:
       return Outcome(NOT_APPLIED, f'its old text occurs {source.count(mutation.old)} times')
     path.write_text(source.replace(mutation.old, mutation.new), encoding='utf-8')
     outcome = run_tests(pathlib.Path(folder), mutation.tests, trial.timeout, trial.cache)
-  return {PASSED: Outcome(SURVIVED), FAILED: Outcome(KILLED)}.get(outcome.kind, outcome)
+  return {PASSED: Outcome(SURVIVED), FAILED: Outcome(KILLED, outcome.why)}.get(outcome.kind, outcome)
 
 
 def try_all(trial: Trial, mutations: Sequence[Mutation]) -> bool:
