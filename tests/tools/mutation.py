@@ -84,15 +84,15 @@ def read_outcome(code: int, report: pathlib.Path, said: str) -> Outcome:
   if code not in (ALL_PASSED, SOME_FAILED):
     return Outcome(DID_NOT_RUN, f'exit code {code}: {said}')
   if code == SOME_FAILED:
-    return Outcome(FAILED, first_line(complaints[0])) if complaints else Outcome(DID_NOT_RUN, said)
+    return Outcome(FAILED, shorten(complaints[0])) if complaints else Outcome(DID_NOT_RUN, said)
   if all(case.find('skipped') is not None for case in cases):
     return Outcome(DID_NOT_RUN, f'every test was skipped: {said}')
   return Outcome(PASSED)
 
 
-def first_line(complaint: xml.etree.ElementTree.Element) -> str:
+def shorten(complaint: xml.etree.ElementTree.Element) -> str:
   """Returns what a test failed by: an AssertionError, or an error that any call would have met."""
-  return ((complaint.get('message') or '').splitlines() or ['no message'])[0][:100]
+  return ' '.join(complaint.get('message', '').split())[:100]
 
 
 def run_tests(folder: pathlib.Path, tests: Sequence[str], timeout: float, cache: str) -> Outcome:
