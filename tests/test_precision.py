@@ -10,6 +10,7 @@ from scipy import special
 
 from lwfedssl_jax.evaluation import knn
 from lwfedssl_jax.models import vit
+from lwfedssl_jax.models.blocks import BlockExecution, rematerialize
 from lwfedssl_jax.objectives import losses
 
 BFLOAT16 = jnp.bfloat16
@@ -97,6 +98,14 @@ def test_attention_in_bfloat16_keeps_no_float32_weights():
   assert theirs > 1e-3  # bfloat16 rounds
   assert ours < 1.2 * theirs
   np.testing.assert_array_equal(attend(q, k, v), attend_by_jax(q, k, v))
+
+
+def test_a_lean_block_in_bfloat16_keeps_weights_of_attention_and_no_scores():
+  block, tokens = vit.Block(2, 2, BFLOAT16), jnp.ones((3, 16, 8), BFLOAT16)
+  params = block.init(jax.random.key(0), tokens)
+  lean = rematerialize(block.apply, BlockExecution('elementwise'))
+  kept = [leaf for leaf in jax.tree.leaves(jax.vjp(lean, params, tokens)[1]) if leaf.shape == (3, 2, 16, 16)]
+  assert [leaf.dtype for leaf in kept] == [BFLOAT16]
 
 
 def relative_error(found, exact):

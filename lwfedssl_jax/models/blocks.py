@@ -14,7 +14,8 @@ class BlockExecution(NamedTuple):
 
   Attributes:
     rematerialize: what of a block is computed again when it is needed: 'none'; 'elementwise', all but the results of
-      matrix products, which are kept; 'all', of which only the input is kept.
+      matrix products, which are kept (in bfloat16 the weights of attention, not their float32 scores); 'all', of which
+      only the input is kept.
     unrolled: one copy of the program per block instead of a loop, which stacks what every block keeps in one array:
       writing and reading slices of it is a fifth of the memory traffic on a GPU (docs/accelerators.md).
     attention: `plain` or an `implementation` of `jax.nn.dot_product_attention`; frozen blocks too.
@@ -51,8 +52,19 @@ def compose(encoder: Encoder) -> Function:
   return train
 
 
-def _save_products(primitive: Any, *_: Any, **__: Any) -> bool:
-  return primitive in (jax.lax.dot_general_p, jax.lax.conv_general_dilated_p)
+KEPT = 'kept'  # what a block keeps for its backward pass besides products: `jax.ad_checkpoint.checkpoint_name`
+
+
+def _is_product(primitive: Any, *operands: Any, preferred_element_type: Any = None, **_: Any) -> bool:
+  """Whether a result is that of a product, in the type of its operands: of wider ones a block keeps what follows."""
+  if primitive not in (jax.lax.dot_general_p, jax.lax.conv_general_dilated_p):
+    return False
+  return preferred_element_type in (None, operands[0].dtype)
+
+
+_save_products = jax.checkpoint_policies.save_from_both_policies(
+  _is_product, jax.checkpoint_policies.save_only_these_names(KEPT)
+)
 
 
 def rematerialize(apply_block: Function, execution: BlockExecution) -> Function:

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from lwfedssl_jax.base import Array, Encoder, EncoderFlops, Float, Function, Key, Params, PartFlops
 from lwfedssl_jax.catalog import VitTraits
-from lwfedssl_jax.models.blocks import BlockExecution, stack_blocks
+from lwfedssl_jax.models.blocks import KEPT, BlockExecution, stack_blocks
 
 LAYER_NORM_EPSILON = 1e-6
 POSITION_DEVIATION = 0.02
@@ -103,7 +104,7 @@ def narrow_softmax(scores: Float[Array, '... T'], dtype: Any) -> Float[Array, '.
 
 
 def _narrow_softmax_forward(scores: Array, dtype: Any) -> tuple[Array, Array]:
-  weights = narrow_softmax(scores, dtype)
+  weights = checkpoint_name(narrow_softmax(scores, dtype), KEPT)
   return weights, weights
 
 

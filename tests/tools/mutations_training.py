@@ -416,6 +416,13 @@ ROWS = (
     PRECISION,
   ),
   (
+    'models/blocks.py',
+    'lean blocks keep float32 scores',
+    'return preferred_element_type in (None, operands[0].dtype)',
+    'return True',
+    PRECISION,
+  ),
+  (
     'models/vit.py',
     'bias added in the compute dtype',
     '(product.astype(bias.dtype) + bias)',
