@@ -100,6 +100,8 @@ ENTRY %main (a: f32[3]) -> f32[3] {
   %all-gather-start.1 = ((f32[2]{0}, f32[4,2]{1,0}), (f32[16]{0}, f32[32,2]{1,0})) all-gather-start(%y, %z)
   %reduce-scatter-start = ((f32[196608]{0}), f32[24576]{0}) reduce-scatter-start(%g), to_apply=%add
   %collective-permute-start = (f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%h)
+  %all-reduce-start = ((f32[12]{0}), f32[12]{0}) all-reduce-start(%i), to_apply=%add
+  %all-reduce-start.1 = ((f32[2]{0}, f32[]), (f32[2]{0}, f32[])) all-reduce-start(%j, %k), to_apply=%add
 }
 """
   found = collectives.read_collectives(text)
@@ -108,4 +110,6 @@ ENTRY %main (a: f32[3]) -> f32[3] {
     ('all-gather', 4 * (16 + 64), False),
     ('reduce-scatter', 98_304, False),
     ('collective-permute', 32, False),
+    ('all-reduce', 48, False),  # as of jax 0.12; before, an all-reduce's shape is its results
+    ('all-reduce', 12, False),
   ]

@@ -49,7 +49,8 @@ def read_collectives(hlo_text: str) -> list[Collective]:
       in_entry = line.startswith('ENTRY')
     elif match := _OPERATION.search(line):
       shapes = match['shapes']
-      if match['start'] and match['kind'] != 'all-reduce':  # (operands, results, ...); an all-reduce has results only
+      # (operands, results, ...); an all-reduce has results only, before jax 0.12
+      if match['start'] and (match['kind'] != 'all-reduce' or shapes.startswith('((')):
         shapes = _tuple_elements(shapes)[1]
       sizes = [
         _BYTES.get(dtype, 0) * math.prod(int(n) for n in shape.split(',') if n)
