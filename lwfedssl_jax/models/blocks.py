@@ -55,13 +55,11 @@ def compose(encoder: Encoder) -> Function:
 KEPT = 'kept'  # what a block keeps for its backward pass besides products: `jax.ad_checkpoint.checkpoint_name`
 
 
-def _is_product(primitive: Any, *operands: Any, preferred_element_type: Any = None, **_: Any) -> bool:
-  """Whether a result is that of a product, in the type of its operands: of wider ones a block keeps what follows."""
-  if primitive not in (jax.lax.dot_general_p, jax.lax.conv_general_dilated_p):
-    return False
-  return preferred_element_type in (None, operands[0].dtype)
+def _is_product(primitive: Any, *_: Any, **__: Any) -> bool:
+  return primitive in (jax.lax.dot_general_p, jax.lax.conv_general_dilated_p)
 
 
+# Of a product of which only the named result is needed, the scores of attention, the backward pass keeps the latter.
 _save_products = jax.checkpoint_policies.save_from_both_policies(
   _is_product, jax.checkpoint_policies.save_only_these_names(KEPT)
 )

@@ -416,10 +416,10 @@ ROWS = (
     PRECISION,
   ),
   (
-    'models/blocks.py',
+    'models/vit.py',
     'lean blocks keep float32 scores',
-    'return preferred_element_type in (None, operands[0].dtype)',
-    'return True',
+    'checkpoint_name(narrow_softmax(scores, dtype), KEPT)',
+    'narrow_softmax(scores, dtype)',
     PRECISION,
   ),
   (
