@@ -18,6 +18,7 @@ from experiments import command as commands
 from experiments import flags, presets, sweep
 from lwfedssl_jax import UsageError, catalog, run_evaluation
 from lwfedssl_jax import config as configs
+from lwfedssl_jax.resources import predict, roofline, targets
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -369,6 +370,31 @@ def test_resources_of_one_method_as_table_and_plots(tmp_path, command):
   found = json.loads(result.stdout.splitlines()[-1])['methods']
   assert list(found) == ['layerwise'] and found['layerwise']['peak_memory_bytes'] > 1e6
   assert len(list((tmp_path / 'plots').glob('*.png'))) == 3
+
+
+def test_resources_for_a_target_show_a_step_of_each_shape_and_the_whole_run(monkeypatch, command):
+  chip = targets.Target('chip', 'a chip', 'gpu', (), 1000, targets.Peaks({'float32': 1e12}, 1e9), {})
+  line = roofline.Roofline(0.0, 0.0, 0.0, 0.0, 0.5, 1, {})
+  asked = []
+
+  def predict_steps(config, image_size, target, plans):
+    asked.append([plan.stage + 1 for plan in plans])
+    return [predict.StepPrediction(config.method.method, plan.stage, 10, True, None, line) for plan in plans]
+
+  monkeypatch.setattr(targets, 'load', lambda *_: chip)
+  monkeypatch.setattr(targets.Target, 'make_mesh', lambda *_: None)
+  monkeypatch.setattr(predict, 'predict_steps', predict_steps)
+  size = ('--encoder=vit_micro', '--image_size=8', '--batch_size=50', '--num_clients=2', '--rounds_per_stage=3')
+  run = (*size, '--local_epochs=1', '--method=layerwise', '--auxiliary_fraction=0', '--target=chip')
+  result = command('resources', *run, '--target_images=200')
+  assert result.returncode == 0, result.stderr
+  found = json.loads(result.stdout.splitlines()[-1])
+  assert [step['stage'] + 1 for step in found['steps']] == [1, 4]
+  # Four stages of three rounds, two clients of 100 images, two batches each, half a second a step.
+  assert found['runs'] == [{'method': 'layerwise', 'num_images': 200, 'num_steps': 48, 'seconds': 24.0}]
+  found = json.loads(command('resources', *run, '--stages=2').stdout.splitlines()[-1])
+  assert [step['stage'] + 1 for step in found['steps']] == [2] and found['runs'] == []
+  assert asked == [[1, 2, 3, 4], [2]]
 
 
 def test_benchmark_compares_every_case_with_end_to_end(command):
